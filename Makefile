@@ -1,0 +1,39 @@
+# `make help` lists what there is. Everything runs in .venv, which the first run creates.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := $(if $(COURSE_VENV),$(COURSE_VENV),.venv)
+RUN := $(VENV)/bin/python
+NB ?= 01
+.DEFAULT_GOAL := help
+.PHONY: help setup lab test course notebook notebooks save doctor
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## create or update .venv (the other commands do it themselves)
+	@$(if $(PYTHON),,echo "No Python 3.11 or later was found. Get one from https://www.python.org/downloads/ and name it: make lab PYTHON=/path/to/python3" >&2; exit 1)
+	@"$(PYTHON)" tools/bootstrap.py
+
+lab: setup ## open JupyterLab at a notebook: NB=01
+	@$(RUN) -m course_utils doctor
+	@$(RUN) tools/lab.py "$$($(RUN) tools/notebooks.py path $(NB))" $(LAB_OPTIONS)
+
+test: setup ## check the code, the unit tests and every notebook
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m pytest
+
+course: setup ## run every notebook in order, into build/course/*.html
+	@$(RUN) tools/notebooks.py run
+
+notebook: setup ## run one notebook, into build/course/: NB=01
+	@$(RUN) tools/notebooks.py run $(NB)
+
+notebooks: setup ## write notebooks/*.ipynb anew from their sources, keeping saved outputs
+	@$(RUN) tools/notebooks.py build
+
+save: setup ## run one notebook and keep its outputs in notebooks/: NB=01
+	@$(RUN) tools/notebooks.py save $(NB)
+
+doctor: setup ## what this machine has, and what the course would use
+	@$(RUN) -m course_utils doctor

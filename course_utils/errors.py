@@ -1,0 +1,35 @@
+"""The errors of the course: each says what was asked for and what is possible instead."""
+
+from __future__ import annotations
+
+
+class CourseError(Exception):
+    """Any error the course raises on purpose; its text is meant for the learner."""
+
+
+class UnknownName(CourseError, LookupError):
+    """A model, data set, role or option that the course does not know."""
+
+
+class GatedModel(CourseError):
+    """A model whose licence has to be accepted on the hub first."""
+
+
+class HubUnreachable(CourseError):
+    """Something that only the hub has, while the hub cannot be reached."""
+
+
+class ChecksumMismatch(CourseError):
+    """A downloaded file that is not the one the catalogue describes."""
+
+
+class NotEnoughDisk(CourseError):
+    """A download that would not fit on the disk."""
+
+
+class NotEnoughMemory(CourseError):
+    """A model that would not fit into memory."""
+
+
+class UnsafeFormat(CourseError):
+    """Weights that would have to be unpickled, or a model that brings code of its own."""

@@ -1,0 +1,377 @@
+"""Models and tokenizers by role or id: embedded, from the local cache, or from the hub.
+
+`load_model("chat")` gives what the machine's tier calls for and prints what that was. Introduced
+in notebook 01.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import re
+import struct
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    __version__,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from course_utils import embedded, hub
+from course_utils.catalog import catalog, near_matches, unknown
+from course_utils.errors import (
+    GatedModel,
+    HubUnreachable,
+    NotEnoughMemory,
+    UnknownName,
+    UnsafeFormat,
+)
+from course_utils.hardware import Hardware, detect, pick_attention, pick_dtype, tier
+from course_utils.quantization import (
+    BYTES_PER_PARAMETER,
+    keep_weights_trainable,
+    quantization_config,
+)
+
+SOURCES = ("auto", "embedded", "cache", "hub")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# While a model loads, some tensors exist twice; this covers it for models of the course's sizes.
+_LOADING_OVERHEAD = 1.1
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from: `where` is embedded, cache, hub or folder."""
+
+    id: str
+    revision: str
+    folder: Path
+    where: str
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.id}, {self.where}" + (f" ({self.note})" if self.note else "")
+
+
+_remembered: dict[tuple[str, str, bool], Origin] = {}
+
+
+def forget() -> None:
+    """Forget which sources were taken, and whether the hub answered: ask anew next time."""
+    _remembered.clear()
+    hub.forget_probe()
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no warnings of the libraries while a model is being put together."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    level = transformers_logging.get_verbosity()
+    noisy = logging.getLogger("bitsandbytes")
+    noisy_level = noisy.level
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        noisy.setLevel(noisy_level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _embedded_origin(role_name: str, why: str = "") -> Origin:
+    role = catalog().roles[role_name]
+    entry = embedded.spec(role.embedded)
+    note = "; ".join(filter(None, (why, role.embedded_note, entry.note)))
+    return Origin(entry.stands_for, entry.version, embedded.ensure(entry.name), "embedded", note)
+
+
+def _from_hub(candidates: list[str], *, role: bool, cache_only: bool, weights: bool) -> Origin:
+    """The first of some hub ids that this machine can have."""
+    models = catalog().models
+    refused = ""
+    for model_id in candidates:
+        known = models.get(model_id)
+        revision = known.revision if known else "main"
+        folder = hub.cached(model_id, revision, weights=weights)
+        if folder:
+            return Origin(model_id, revision, folder, "cache")
+        if cache_only:
+            continue
+        if not hub.reachable():
+            raise HubUnreachable("the hub is out of reach")
+        if known and known.gated and not hub.has_access(model_id):
+            refused = hub.gated_help(model_id)
+            continue
+        try:
+            folder = hub.download(model_id, revision, weights=weights)
+        except UnknownName as error:
+            near = near_matches(model_id, list(models))
+            hint = f" Did you mean {', '.join(near)}?" if near else ""
+            raise UnknownName(f"{error}{hint}") from None
+        note = f"no access to {candidates[0]}" if refused and role else ""
+        return Origin(model_id, revision, folder, "hub", note)
+    if refused:
+        raise GatedModel(refused)
+    raise HubUnreachable(
+        f"{', '.join(candidates)} is not whole in the cache of this machine"
+        if len(candidates) == 1
+        else f"none of {', '.join(candidates)} is in the cache of this machine"
+    )
+
+
+def resolve(
+    name: str | Path,
+    source: str = "auto",
+    *,
+    weights: bool = True,
+    fallback: bool = True,
+    hardware: Hardware | None = None,
+) -> Origin:
+    """Decide where a model comes from, and have its files on disk.
+
+    Args:
+        name: a role ("base", "chat"), a hub id, or the folder of a saved model.
+        source: "auto" takes the embedded model for a role on the CPU tier, else the hub's;
+            "embedded", "cache" and "hub" insist.
+        weights: without them, the configuration and the tokenizer are enough.
+        fallback: where the hub is out of reach, take the embedded model of the same kind.
+        hardware: another machine to decide for.
+
+    Raises:
+        UnknownName: a role or id that neither catalogue nor hub knows, or another source.
+        GatedModel: no access to a gated model that was asked for by id.
+        HubUnreachable: out of reach, and no fallback.
+        UnsafeFormat, NotEnoughDisk, ChecksumMismatch: what was found is refused.
+    """
+    if source not in SOURCES:
+        raise unknown("source", source, list(SOURCES))
+    roles, models = catalog().roles, catalog().models
+    key = str(name)
+    if key not in roles and (Path(key) / "config.json").is_file():
+        return Origin(key, "", Path(key), "folder")
+    if hardware is None:
+        # A tokenizer comes from where its model came from, whatever has changed since.
+        for earlier in ((key, source, True), (key, source, weights)):
+            if earlier in _remembered:
+                return _remembered[earlier]
+
+    is_role = key in roles
+    kind = key if is_role else (models[key].kind if key in models else None)
+    if not is_role and kind is None and not _HUB_ID.fullmatch(key):
+        raise unknown("model", key, [*roles, *models])
+    level = tier(hardware).value
+
+    if source == "embedded" or (source == "auto" and is_role and level == "cpu"):
+        own = {entry.stands_for for entry in catalog().embedded.values()}
+        if not is_role and key not in own:
+            raise unknown("embedded model", key, [*roles, *own])
+        origin = _embedded_origin(kind)
+    else:
+        candidates = roles[key].by_tier[level] if is_role else [key]
+        try:
+            origin = _from_hub(
+                candidates, role=is_role, cache_only=source == "cache", weights=weights
+            )
+        except HubUnreachable as error:
+            if kind is None:
+                raise unknown(
+                    "model", key, [*roles, *models], f"It might be on the hub, but {error}."
+                ) from None
+            if not fallback or source == "cache":
+                raise HubUnreachable(
+                    f'{key}: {error}. `source="embedded"` works without it.'
+                ) from None
+            instead = "" if is_role else f"in place of {key}, "
+            origin = _embedded_origin(kind, f"{instead}because {error}")
+    if hardware is None:
+        _remembered[key, source, weights] = origin
+    return origin
+
+
+def _tensor_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors in a folder's safetensors, read from the headers alone."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in folder.glob("model*.safetensors"):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items()}
+    return shapes
+
+
+def weight_bytes(folder: Path, dtype: torch.dtype, quantization: str | None = None) -> int:
+    """Bytes that a saved model's weights take once loaded.
+
+    Args:
+        folder: where its safetensors are.
+        dtype: of weights that are not quantized.
+        quantization: one of `quantization.NAMES`, which the linear layers between the embeddings
+            and the output layer take.
+    """
+    total = 0.0
+    for name, shape in _tensor_sizes(folder).items():
+        inner = len(shape) == 2 and not re.search(r"embed|wte|lm_head", name)
+        each = BYTES_PER_PARAMETER[quantization] if quantization and inner else dtype.itemsize
+        total += math.prod(shape) * each
+    return int(total)
+
+
+def check_memory(
+    folder: Path,
+    dtype: torch.dtype,
+    quantization: str | None,
+    free_bytes: int,
+    what: str,
+    where: str = "RAM",
+) -> None:
+    """Refuse a model whose weights would not fit.
+
+    Raises:
+        NotEnoughMemory: with the quantizations and the course's models that would fit.
+    """
+    needed = weight_bytes(folder, dtype, quantization) * _LOADING_OVERHEAD
+    if needed <= free_bytes:
+        return
+    smaller = {
+        name: weight_bytes(folder, dtype, name) * _LOADING_OVERHEAD
+        for name in ("8bit", "nf4")
+        if name != quantization
+    }
+    fits = [f'quantization="{n}" ({b / 1e9:.1f} GB)' for n, b in smaller.items() if b <= free_bytes]
+    fits += [
+        entry.id
+        for entry in sorted(catalog().models.values(), key=lambda entry: -entry.parameters)
+        if entry.parameters * dtype.itemsize * _LOADING_OVERHEAD <= free_bytes
+    ][:3]
+    raise NotEnoughMemory(
+        f"{what} needs about {needed / 1e9:.1f} GB of {where} to load, and "
+        f"{free_bytes / 1e9:.1f} GB are free. What would fit: {'; '.join(fits) or 'nothing'}."
+    )
+
+
+def _check_loadable(folder: Path, what: str) -> None:
+    """Refuse pickles, and models that would have to bring code of their own."""
+    hub.check_formats([path.name for path in folder.iterdir()], what)
+    config = json.loads((folder / "config.json").read_text())
+    model_type = config.get("model_type", "")
+    if model_type in CONFIG_MAPPING_NAMES:
+        return
+    if "auto_map" in config:
+        raise UnsafeFormat(
+            f"{what} (model type {model_type!r}) runs only with code from its own repository, "
+            "which the course never executes. Take a model that transformers knows by itself."
+        )
+    raise UnknownName(f"transformers {__version__} does not know the model type {model_type!r}.")
+
+
+def _refuse_unsafe(options: dict[str, Any]) -> None:
+    """Refuse options that would execute or unpickle what was downloaded."""
+    if options.pop("trust_remote_code", False):
+        raise UnsafeFormat(
+            "trust_remote_code would execute code from the model's repository on this machine; "
+            "the course never does. Take a model that transformers knows by itself."
+        )
+    if options.pop("use_safetensors", True) is False or options.pop("weights_only", True) is False:
+        raise UnsafeFormat("The course loads safetensors only: unpickling can run any code.")
+
+
+def load_model(
+    name: str | Path = "chat",
+    quantization: str | BitsAndBytesConfig | None = None,
+    *,
+    source: str = "auto",
+    dtype: torch.dtype | None = None,
+    attn_implementation: str | None = None,
+    fallback: bool = True,
+    quiet: bool = False,
+    **options: Any,
+) -> PreTrainedModel:
+    """A causal language model in eval mode, on the GPU where there is one.
+
+    Args:
+        name: a role ("base", "chat"), a hub id, or the folder of a saved model.
+        quantization: None, "8bit", "nf4", "fp4", "nf4-double", "fp4-double", or a
+            `BitsAndBytesConfig`.
+        source: "auto", "embedded", "cache" or "hub"; see `resolve`.
+        dtype: of the weights; by default what the hardware computes in (`pick_dtype`).
+        attn_implementation: by default `pick_attention`'s.
+        fallback: whether the embedded model may stand in where the hub is out of reach.
+        quiet: do not print which model was taken.
+        options: further arguments of `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        UnknownName, GatedModel, HubUnreachable, NotEnoughDisk, NotEnoughMemory,
+        ChecksumMismatch, UnsafeFormat: see `resolve`; each says what is possible instead.
+    """
+    _refuse_unsafe(options)
+    hardware = detect()
+    chosen = pick_dtype(hardware)
+    dtype, reason = (chosen.value, chosen.reason) if dtype is None else (dtype, "as asked")
+    if isinstance(quantization, str):
+        plain, config = quantization, quantization_config(quantization, dtype)
+    else:
+        plain, config = None, quantization
+
+    origin = resolve(name, source, fallback=fallback)
+    what = f"{origin.id} in {plain or str(dtype).removeprefix('torch.')}"
+    _check_loadable(origin.folder, origin.id)
+    if hardware.device == "cuda":
+        check_memory(origin.folder, dtype, plain, torch.cuda.mem_get_info()[0], what, "GPU memory")
+    else:
+        check_memory(origin.folder, dtype, plain, psutil.virtual_memory().available, what)
+    if config is not None or hardware.device == "cuda":
+        options.setdefault("device_map", {"": hardware.device})
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(
+            origin.folder,
+            dtype=dtype,
+            quantization_config=config,
+            attn_implementation=attn_implementation or pick_attention(hardware).value,
+            use_safetensors=True,
+            local_files_only=True,
+            **options,
+        )
+        if config is not None:
+            keep_weights_trainable(model)
+    # Adapters that are saved later name their base by this: the id, not a path of this machine.
+    model.name_or_path = model.config._name_or_path = origin.id
+    if not quiet:
+        print(f"{name}: {origin}")
+        how = f"{plain} weights, computing in " if plain else ""
+        print(f"      {how}{str(dtype).removeprefix('torch.')}: {reason}")
+    return model.eval()
+
+
+def load_tokenizer(
+    name: str | Path = "chat", *, source: str = "auto", fallback: bool = True, **options: Any
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that `load_model` gives for the same `name` and `source`.
+
+    Args and errors are those of `load_model`; `options` go to `AutoTokenizer.from_pretrained`.
+    """
+    _refuse_unsafe(options)
+    origin = resolve(name, source, weights=False, fallback=fallback)
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(origin.folder, local_files_only=True, **options)
+    tokenizer.name_or_path = origin.id
+    return tokenizer

@@ -1,0 +1,227 @@
+"""Asking a model in one line: `ask = runner("chat")`, then `ask("Tell me …")`.
+
+Introduced in notebook 01. What it hides is `tokenizer.apply_chat_template` and `model.generate`,
+which the notebooks show by themselves where they are the subject.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import (
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextStreamer,
+)
+
+from course_utils.catalog import catalog
+from course_utils.loading import load_model, load_tokenizer, resolve
+
+PROMPT = "{prompt}"
+_BATCH = 8
+
+# Runners only read, so those of the same weights share them.
+_shared: weakref.WeakValueDictionary[tuple, PreTrainedModel] = weakref.WeakValueDictionary()
+
+
+class Reply(str):
+    """What a model wrote, with what is known of it.
+
+    Attributes:
+        tokens: the number of new tokens, the end token included.
+        finished: whether the model ended it itself, rather than running out of tokens.
+        seconds: how long it took; for a list of prompts, the batch's time.
+    """
+
+    tokens: int
+    finished: bool
+    seconds: float
+
+    def __new__(cls, text: str, tokens: int, finished: bool, seconds: float) -> Reply:
+        reply = super().__new__(cls, text)
+        reply.tokens, reply.finished, reply.seconds = tokens, finished, seconds
+        return reply
+
+
+class _CallbackStreamer(TextStreamer):
+    """Hands each finished piece of text on, instead of printing it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, receive: Callable[[str], None]):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.receive = receive
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.receive(text)
+
+
+class Runner:
+    """A model with its tokenizer, ready to be asked. Made by `runner`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template: bool | str = True,
+        **defaults: Any,
+    ):
+        self.model = model
+        self.tokenizer = copy.deepcopy(tokenizer)
+        self.tokenizer.padding_side = "left"  # a reply begins where its prompt ends
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.template = template
+        self.defaults = defaults
+
+    def prompt(
+        self, text: str, *, template: bool | str | None = None, system: str | None = None
+    ) -> str:
+        """The text that the model really gets for a question.
+
+        Args:
+            text: the question.
+            template: True for the model's own chat template, False for none, or a text with
+                `{prompt}` in it, such as `"[INST] {prompt} [/INST]"`; None for the runner's own.
+            system: a system message; only the chat template has a place for it.
+
+        Raises:
+            ValueError: no chat template, no `{prompt}`, or a system message without a template.
+        """
+        template = self.template if template is None else template
+        if template is not True and system is not None:
+            raise ValueError("A system message needs the chat template: template=True.")
+        if template is False:
+            return text
+        if isinstance(template, str):
+            if PROMPT not in template:
+                raise ValueError(f"The template {template!r} has no {PROMPT} in it.")
+            return template.replace(PROMPT, text)
+        if self.tokenizer.chat_template is None:
+            raise ValueError(
+                f"{self.model.name_or_path} has no chat template, as base models often don't. "
+                f"Use template=False, or a text with {PROMPT} in it."
+            )
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages.append({"role": "user", "content": text})
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+
+    def __call__(
+        self,
+        prompts: str | list[str],
+        *,
+        template: bool | str | None = None,
+        system: str | None = None,
+        stream: bool | Callable[[str], None] = False,
+        seed: int | None = None,
+        **generation: Any,
+    ) -> Reply | list[Reply]:
+        """Ask: one prompt gives one reply, a list gives a list.
+
+        Args:
+            prompts: a question, or a list of them.
+            template, system: see `prompt`.
+            stream: print the reply while it is written, or hand its pieces to a function.
+            seed: for sampling; the random state outside stays as it was.
+            generation: `max_new_tokens` (128), `temperature` (0: always the likeliest token),
+                and all else that `transformers.GenerationConfig` knows.
+
+        Raises:
+            ValueError: an empty prompt, a temperature below 0, an unknown generation option.
+        """
+        many = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = [self.prompt(text, template=template, system=system) for text in many]
+        if empty := [index for index, text in enumerate(texts) if not text]:
+            raise ValueError(f"An empty prompt gives a model nothing to go on (prompt {empty[0]}).")
+        config = self._generation_config(generation)
+        size = 1 if stream else _BATCH
+        replies: list[Reply] = []
+        cuda = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(cuda):
+            if seed is not None:
+                torch.manual_seed(seed)
+            for start in range(0, len(texts), size):
+                replies += self._generate(texts[start : start + size], config, stream)
+        return replies[0] if isinstance(prompts, str) else replies
+
+    def _generation_config(self, options: dict[str, Any]) -> GenerationConfig:
+        options = {"max_new_tokens": 128, "temperature": 0.0, **self.defaults, **options}
+        temperature = options.pop("temperature")
+        if temperature < 0:
+            raise ValueError(f"temperature is {temperature}; 0 or more is possible.")
+        config = copy.deepcopy(self.model.generation_config)
+        known = config.to_dict()
+        if wrong := [name for name in options if name not in known and not hasattr(config, name)]:
+            raise ValueError(f"GenerationConfig has no option {', '.join(wrong)}.")
+        # A hub model's own sampling settings must not leak into a greedy reply.
+        config.update(temperature=None, top_p=None, top_k=None, do_sample=temperature > 0)
+        if temperature > 0:
+            config.update(temperature=temperature)
+        config.update(pad_token_id=self.tokenizer.pad_token_id, max_length=None, **options)
+        return config
+
+    @torch.inference_mode()
+    def _generate(
+        self, texts: list[str], config: GenerationConfig, stream: bool | Callable[[str], None]
+    ) -> list[Reply]:
+        # A rendered template holds its special tokens already.
+        batch = self.tokenizer(
+            texts, return_tensors="pt", padding=True, add_special_tokens=False
+        ).to(self.model.device)
+        streamer = None
+        if callable(stream):
+            streamer = _CallbackStreamer(self.tokenizer, stream)
+        elif stream:
+            streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        start = time.perf_counter()
+        output = self.model.generate(**batch, generation_config=config, streamer=streamer)
+        seconds = time.perf_counter() - start
+        ends = config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        replies = []
+        for row in output[:, batch["input_ids"].shape[1] :].tolist():
+            stop = next((i for i, token in enumerate(row) if token in ends), None)
+            count = len(row) if stop is None else stop + 1
+            text = self.tokenizer.decode(row[:count], skip_special_tokens=True)
+            replies.append(Reply(text, count, stop is not None, seconds))
+        return replies
+
+
+def runner(
+    name: str = "chat",
+    quantization: str | BitsAndBytesConfig | None = None,
+    *,
+    template: bool | str | None = None,
+    source: str = "auto",
+    **defaults: Any,
+) -> Runner:
+    """A model to be asked.
+
+    Args:
+        name, quantization, source: see `loading.load_model`, whose errors are raised too.
+        template: what is put around a prompt unless a call says otherwise; by default the chat
+            template for a chat model, nothing for a base model.
+        defaults: generation options for each call, such as `max_new_tokens`.
+    """
+    origin = resolve(name, source)
+    tokenizer = load_tokenizer(name, source=source)
+    if template is None:
+        known = catalog().models.get(origin.id)
+        kind = name if name in catalog().roles else known.kind if known else None
+        template = tokenizer.chat_template is not None and kind != "base"
+    key = (str(origin.folder), str(quantization))
+    model = _shared.get(key)
+    if model is None:
+        model = load_model(name, quantization, source=source)
+        _shared[key] = model
+    else:
+        print(f"{name}: {origin}; it is in memory already")
+    return Runner(model, tokenizer, template=template, **defaults)
