@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import platform
 import shutil
-import sys
 import textwrap
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
@@ -52,8 +51,6 @@ def _machine(hw: Hardware) -> list[Finding]:
 
     features = ", ".join(shown_features(hw)) or "none that matter here"
     python = Finding("machine", "Python", platform.python_version())
-    if sys.version_info < (3, 11):
-        python = replace(python, status=MISSING, fix="install Python 3.11 or later")
     ram = Finding("machine", "RAM", f"{hw.ram_gb:.1f} GB, {hw.ram_free_gb:.1f} GB free")
     if hw.ram_gb < _LEAST_RAM_GB:
         ram = replace(ram, status=MISSING, fix=f"at least {_LEAST_RAM_GB:.0f} GB")

@@ -1,0 +1,678 @@
+# %% [markdown]
+# # 01 · Base or chat?
+#
+# **You will learn** what a language model really computes, why a base model rambles where a chat
+# model answers, what a chat template does, and when fine-tuning is the right tool.
+#
+# **You need** Python, and a rough idea of what a neural network is.
+#
+# **It takes** about 40 minutes of reading and trying. The cells themselves run in about a minute on
+# two CPU cores; on GPUs, not yet measured.
+
+# %% [markdown]
+# ## The machine at hand
+#
+# The same notebook runs on a laptop and on a data-centre GPU. What changes is looked up, and
+# printed with its reason.
+
+# %%
+from course_utils import describe
+
+print(describe())
+
+# %% [markdown]
+# Now two models. `runner` finds one that suits this machine and hands back something that can be
+# asked. It says what it took, because that matters for everything you will see.
+#
+# **If the line below says "embedded"**: there is one small model that travels with the course,
+# SmolLM2-135M-Instruct, and it has to play both parts. As *chat* it gets its chat template; as
+# *base* it gets the bare text. A true base model never saw a chat at all; this one did, and where
+# that shows, the text says so. With a GPU and the Hugging Face hub you get a true pair.
+
+# %%
+from course_utils import runner
+
+base = runner("base")
+chat = runner("chat")
+
+# %% [markdown]
+# ## 1. One job: the next token
+#
+# A language model does a single thing. It reads a text and gives every token of its vocabulary a
+# probability of coming next. A token is a piece of text: a word, part of a word, a comma.
+#
+# **Guess first.** The text is `The capital of France is`. Put what you think is the likeliest
+# next token into `guess`, and how sure the model is into `sure`. Mind the leading blank: it belongs
+# to the token.
+
+# %%
+text = "The capital of France is"
+
+guess = " the"
+sure = 0.5
+
+# %%
+import pandas as pd
+import torch
+
+model, tokenizer = base.model, base.tokenizer
+
+
+@torch.inference_mode()
+def next_token_probabilities(text):
+    """One probability for each token of the vocabulary: shape (vocabulary size,)."""
+    inputs = tokenizer(text, return_tensors="pt").to(model.device)
+    logits = model(**inputs).logits  # (1, tokens of the text, vocabulary size)
+    return logits[0, -1].float().softmax(dim=-1).cpu()
+
+
+probabilities = next_token_probabilities(text)
+top = probabilities.topk(5)
+best = tokenizer.decode(top.indices[0])
+mine = probabilities[tokenizer(guess, add_special_tokens=False)["input_ids"][0]]
+print(f"The model's first choice is {best!r}, with probability {top.values[0]:.2f}.")
+print(f"Your guess {guess!r} has {mine:.2f}; you said {sure:.2f} for the first choice.")
+
+assert abs(probabilities.sum() - 1) < 1e-3
+assert best == " Paris"
+
+# %% [markdown]
+# So a fact sits in there, as a number: after these words, *Paris* is likely.
+#
+# A text grows by repeating this. Take a token, append it, ask again. Here are four steps. At each
+# one the likeliest token is taken, which is called *greedy* decoding. Change `sentence` to one of
+# your own and run the cell again.
+
+# %%
+import matplotlib.pyplot as plt
+
+from course_utils.display import BLUE, GREEN, GREY, ORANGE, text_table, use_style
+
+use_style()
+sentence = "The dog chased the"
+
+figure, axes = plt.subplots(1, 4, figsize=(12, 3.1), sharex=True)
+grown = sentence
+for step, axis in enumerate(axes, start=1):
+    top = next_token_probabilities(grown).topk(6)
+    tokens = [tokenizer.decode(index) for index in top.indices]
+    bars = axis.barh([repr(token) for token in tokens], top.values, color=GREY)
+    bars[0].set_color(BLUE)
+    axis.invert_yaxis()
+    axis.grid(axis="x")
+    axis.set_title(f"step {step}: …{grown[-16:]}", fontsize=10)
+    axis.set_xlabel("probability")
+    grown += tokens[0]
+plt.show()
+print(grown)
+
+# %% [markdown]
+# `model.generate` does exactly this loop, only faster, because it keeps what it has computed for
+# the earlier tokens.
+
+# %%
+inputs = tokenizer(sentence, return_tensors="pt").to(model.device)
+generated = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+print(tokenizer.decode(generated[0]))
+
+assert tokenizer.decode(generated[0], skip_special_tokens=True).endswith(grown[-12:])
+
+# %% [markdown]
+# ## 2. Why a base model rambles
+#
+# Before you run the next cell: what does a model that only continues texts do with a list of
+# homework questions? Does it answer them?
+
+# %%
+homework = (
+    "What is the capital of Kenya?\nWhat is the capital of France?\nWhat is the capital of Peru?\n"
+)
+reply = base(homework, max_new_tokens=40)
+print(homework + reply)
+
+questions_back = reply.count("?")
+assert questions_back >= 2
+
+# %% [markdown]
+# More questions. That is not a mistake: where such a list stood on the web, more questions
+# followed. A base model has read billions of pages and continues in their manner. It was never told
+# that a question is a request.
+#
+# Now one request, `Tell me how to train my dog to sit`, and one question. A text on the web may
+# also simply end here, and a model that was trained on chats ends readily. So the end token is
+# barred (`min_new_tokens`) to see what the model has to say.
+
+# %%
+prompts = ["Tell me how to train my dog to sit", "What is the capital of Mexico?"]
+
+for prompt in prompts:
+    print(f"▶ {prompt}", end="")
+    base(prompt, stream=True, max_new_tokens=80, min_new_tokens=80)
+    print()
+
+# %% [markdown]
+# It goes somewhere: into another text, or round in circles. Larger base models do the same, only
+# in better prose. Now the chat model, streaming as in a chat window:
+
+# %%
+for prompt in prompts:
+    print(f"▶ {prompt}")
+    chat(prompt, stream=True, max_new_tokens=120)
+    print()
+
+# %% [markdown]
+# Side by side, with two more prompts. (A small model gets things wrong; look at *what kind of text*
+# each writes.)
+
+# %%
+more = [*prompts, "Why is the sky blue?", "Translate to French: Good morning"]
+side_by_side = pd.DataFrame(
+    {
+        "prompt": more,
+        "base": base(more, max_new_tokens=40, min_new_tokens=40),
+        "chat": chat(more, max_new_tokens=60),
+    }
+)
+text_table(side_by_side)
+
+# %% [markdown]
+# ## 3. What triggers the response
+#
+# What did `chat` do that `base` did not? It put the prompt into a *chat template* before the model
+# saw it. Here is what was really sent:
+
+# %%
+print(chat.prompt("What is the capital of Mexico?"))
+
+# %% [markdown]
+# The template marks who speaks, and ends with an open turn for the assistant. During its training
+# the model saw nearly every answer right after such a mark, so the mark is what triggers one.
+#
+# `runner` hides only two calls of transformers. Here they are, in full:
+
+# %%
+messages = [{"role": "user", "content": "What is the capital of France?"}]
+inputs = chat.tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+).to(chat.model.device)
+output = chat.model.generate(**inputs, max_new_tokens=30, do_sample=False)
+answer = chat.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+print(answer)
+
+assert answer == chat("What is the capital of France?", max_new_tokens=30)
+
+# %% [markdown]
+# **Guess first.** Take one and the same chat model and sixteen questions about capitals. Ask with
+# its own template, with another model's, and with none. How many right answers of 16 does each
+# get?
+
+# %%
+my_guess = {"own": 16, "another's": 8, "none": 4}
+
+# %%
+capitals = {
+    "France": "Paris",
+    "Japan": "Tokyo",
+    "Kenya": "Nairobi",
+    "Mexico": "Mexico City",
+    "Italy": "Rome",
+    "Spain": "Madrid",
+    "Germany": "Berlin",
+    "Egypt": "Cairo",
+    "Canada": "Ottawa",
+    "Australia": "Canberra",
+    "Cuba": "Havana",
+    "Poland": "Warsaw",
+    "Greece": "Athens",
+    "Norway": "Oslo",
+    "Peru": "Lima",
+    "India": "New Delhi",
+}
+questions = [f"What is the capital of {country}?" for country in capitals]
+
+# Llama 2's template begins with [INST]; where that is the model's own, take a third one.
+inst_is_own = "[INST]" in chat.tokenizer.chat_template
+another = "### Question: {prompt}\n### Answer:" if inst_is_own else "[INST] {prompt} [/INST]"
+templates = {"own": True, "another's": another, "none": False}
+
+
+def count_right(replies):
+    """How many replies name the capital that was asked for."""
+    return sum(city in reply for city, reply in zip(capitals.values(), replies, strict=True))
+
+
+rows = []
+for name, template in templates.items():
+    replies = chat(questions, template=template, max_new_tokens=30)
+    rows.append(
+        {
+            "template": name,
+            "your guess": my_guess[name],
+            "right of 16": count_right(replies),
+            "empty replies": sum(reply.strip() == "" for reply in replies),
+            "reply about Kenya": replies[2],
+        }
+    )
+by_template = pd.DataFrame(rows).set_index("template")
+by_template
+
+# %%
+small = chat.model.num_parameters() < 1e9
+right = by_template["right of 16"]
+assert right["own"] == right.max()
+if small:  # a large model often understands a wrong template too
+    assert right["own"] >= right["another's"] + 5
+    assert right["own"] >= right["none"] + 5
+
+# %% [markdown]
+# The same weights, the same questions. What happened to the empty replies? Look at the first step:
+# how likely is it that the reply *ends* before it has begun?
+
+# %%
+end = chat.tokenizer.eos_token_id
+
+
+@torch.inference_mode()
+def first_step(template):
+    """The probability of the end token as a reply's first token, for each question."""
+    result = []
+    for question in questions:
+        text = chat.prompt(question, template=template)
+        inputs = chat.tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        logits = chat.model(**inputs.to(chat.model.device)).logits[0, -1].float()
+        result.append(logits.softmax(dim=-1)[end].item())
+    return result
+
+
+ends = {name: first_step(template) for name, template in templates.items()}
+
+figure, axis = plt.subplots(figsize=(7, 2.6))
+for row, values in enumerate(ends.values()):
+    axis.plot(
+        values, [row] * len(values), "o", alpha=0.5, markersize=9, color=(BLUE, ORANGE, GREEN)[row]
+    )
+axis.set_yticks(range(len(ends)), list(ends))
+axis.set_ylim(-0.5, 2.5)
+axis.invert_yaxis()
+axis.set_xlim(-0.02, 1)
+axis.grid(axis="x")
+axis.set_xlabel("probability that the reply ends at once (a dot for each question)")
+axis.set_ylabel("template")
+axis.set_title("Without its template, the model is silent")
+plt.show()
+
+if small:
+    assert max(ends["own"]) < 0.1 < min(ends["none"])
+
+# %% [markdown]
+# And is the knowledge gone without the template? Bar the end token, and see.
+
+# %%
+replies = chat(questions, template=False, max_new_tokens=30, min_new_tokens=30)
+print(f"{count_right(replies)} of 16 name the capital:")
+for question, reply in list(zip(questions, replies, strict=True))[:4]:
+    print(f"  {question} → {reply.strip()[:70]!r}")
+
+assert count_right(replies) > right["none"] or not small
+
+# %% [markdown]
+# Part of it was there all along. **A template adds no knowledge; it brings out the behaviour of
+# answering.** Keep this picture: most of this course is about putting such behaviour into a model.
+
+# %% [markdown]
+# ### Try it yourself
+#
+# Any model, any template, any temperature. Temperature scales the probabilities: at 0 the likeliest
+# token is always taken, at 1 tokens are drawn as likely as the model says, above 1 the unlikely ones
+# get a chance.
+
+# %%
+from course_utils.widgets import playground
+
+playground({"base": base, "chat": chat}, templates)
+
+# %%
+# The same without a widget: change anything and run the cell again.
+print(
+    chat(
+        "What is the capital of Mexico?",
+        template=templates["own"],
+        temperature=0.7,
+        seed=1,
+        max_new_tokens=80,
+    )
+)
+
+# %% [markdown]
+# ## 4. Behaviour or knowledge? Prompt, retrieve or fine-tune?
+#
+# Fine-tuning can change two things in a model: its **behaviour** (answer consistently, keep to a
+# format, take a tone) and its **knowledge** (new concepts, corrected facts). But it is not the only
+# way, and rarely the first to try. Three small experiments.
+#
+# **Facts.** Here is a library that does not exist. What does the model say about it?
+
+# %%
+import re
+
+facts = {
+    "The Marlow Lane Library closes at 14:15 on Saturday.": "14:15",
+    "Visitors of the Marlow Lane Library may borrow 7 books at a time.": "7",
+    "The librarian of the Marlow Lane Library is Ines Okafor.": "Okafor",
+    "The reading room of the Marlow Lane Library has 42 seats.": "42",
+    "The cat of the Marlow Lane Library is called Biscuit.": "Biscuit",
+    "The Marlow Lane Library was designed by the architect Clara Voss.": "Voss",
+    "A lost card of the Marlow Lane Library costs 3 euros.": "3",
+    "The garden of the Marlow Lane Library is famous for its plum trees.": "plum",
+}
+asked = [
+    "When does the Marlow Lane Library close on Saturday?",
+    "How many books may visitors of the Marlow Lane Library borrow at a time?",
+    "Who is the librarian of the Marlow Lane Library?",
+    "How many seats does the reading room of the Marlow Lane Library have?",
+    "What is the name of the cat of the Marlow Lane Library?",
+    "Which architect designed the Marlow Lane Library?",
+    "How much does a lost card of the Marlow Lane Library cost?",
+    "What trees is the garden of the Marlow Lane Library famous for?",
+]
+
+closed_book = chat(asked, max_new_tokens=40)
+for question, reply in list(zip(asked, closed_book, strict=True))[3:6]:
+    print(f"{question}\n  → {reply}\n")
+
+# %% [markdown]
+# Fluent, confident, invented: a *hallucination*. A model says what is likely, and knows of no
+# difference between likely and true.
+#
+# Retrieval helps: look the fact up, and put it into the prompt. Real systems search with embeddings
+# over millions of passages; for eight sentences, counting shared words will do.
+
+
+# %%
+def words(text):
+    """The set of words in a text, in lower case."""
+    return set(re.findall(r"\w+", text.lower()))
+
+
+def retrieve(question):
+    """The fact that shares the most words with a question."""
+    return max(facts, key=lambda fact: len(words(fact) & words(question)))
+
+
+open_book = chat([f"{retrieve(q)}\n\n{q}" for q in asked], max_new_tokens=40)
+
+
+def with_fact(replies):
+    """How many replies contain the fact asked for."""
+    pairs = zip(facts.values(), replies, strict=True)
+    return sum(re.search(rf"\b{re.escape(fact)}\b", reply) is not None for fact, reply in pairs)
+
+
+print(f"fact in the reply: without retrieval {with_fact(closed_book)} of 8, ", end="")
+print(f"with it {with_fact(open_book)} of 8")
+text_table(pd.DataFrame({"question": asked, "without": closed_book, "with": open_book}))
+
+# %%
+assert with_fact(closed_book) <= 2
+assert with_fact(open_book) >= with_fact(closed_book) + 4
+
+# %% [markdown]
+# **Format.** Suppose that a program reads the replies, and needs the city's name and nothing else.
+# Will asking for it do? And what if we show examples instead, to the bare model, as a text to be
+# continued?
+
+# %%
+examples = (
+    "Question: What is the capital of Austria?\nAnswer: Vienna\n\n"
+    "Question: What is the capital of Chile?\nAnswer: Santiago\n\n"
+)
+ways = {
+    "question alone": (questions, True),
+    "told: name only": ([f"{q} Answer with the name of the city only." for q in questions], True),
+    "shown: two examples, no template": (
+        [f"{examples}Question: {q}\nAnswer:" for q in questions],
+        False,
+    ),
+}
+
+
+def first_line(reply):
+    """What a program would read: the first line, without a full stop."""
+    return reply.strip().split("\n")[0].removesuffix(".")
+
+
+rows = []
+for way, (texts, template) in ways.items():
+    replies = chat(texts, template=template, max_new_tokens=25)
+    exact = sum(first_line(r) == city for r, city in zip(replies, capitals.values(), strict=True))
+    rows.append(
+        {
+            "way": way,
+            "names the city": count_right(replies),
+            "and nothing else": exact,
+            "first reply": first_line(replies[0]),
+        }
+    )
+by_way = pd.DataFrame(rows).set_index("way")
+by_way
+
+# %%
+exact = by_way["and nothing else"]
+assert exact["shown: two examples, no template"] > exact["question alone"]
+
+# %% [markdown]
+# Showing works where asking fails, at least at this size: a larger chat model does what it is told
+# more often. But examples cost tokens in every single call, and nothing *guarantees* the format.
+#
+# When the facts are the problem, retrieve. When a prompt with examples does the job, be glad. When
+# neither is reliable, or the prompt has grown to pages, fine-tune: put the behaviour into the
+# weights. They also combine.
+#
+# | | prompting | retrieval | fine-tuning |
+# |---|---|---|---|
+# | good for | trying things, general tasks | facts that are many, new or private | a behaviour, format or tone that must hold each time |
+# | data needed | none, or a few examples | documents | hundreds of examples and up |
+# | cost before | minutes | an index | a training run |
+# | cost per call | the prompt's tokens | the passages' tokens | none on top |
+# | when facts change | edit the prompt | edit the documents | train again |
+# | goes wrong by | ignored instructions, invention | the wrong passage found | forgetting, overfitting, invention all the same |
+#
+# ### What do people tune for? Reading or writing
+#
+# Nearly all tasks are text in, text out. It helps to tell two kinds apart. **Extraction** reads
+# much and writes little: keywords, a category, a summary. **Expansion** reads little and writes
+# much: an email, a story, code. Count the tokens.
+
+# %%
+paragraph = (
+    "The old mill by the river was turned into a small museum last spring. It shows tools, letters "
+    "and photographs from two centuries, and on Sundays a baker lights the oven. Visitors praise "
+    "the bread, the kind guides and the quiet garden, and most of them say they will come back."
+)
+tasks = {
+    "extraction": f"{paragraph}\n\nGive this text a title.",
+    "expansion": "Write an email that invites a friend to a picnic on Sunday.",
+}
+rows = []
+for kind, prompt in tasks.items():
+    reply = chat(prompt, max_new_tokens=160, repetition_penalty=1.1)
+    tokens_in = len(chat.tokenizer(prompt)["input_ids"])
+    rows.append({"kind": kind, "tokens in": tokens_in, "tokens out": reply.tokens, "reply": reply})
+by_kind = pd.DataFrame(rows)
+text_table(by_kind)
+
+# %%
+ratio = (by_kind["tokens out"] / by_kind["tokens in"]).tolist()
+print(f"tokens out per token in: extraction {ratio[0]:.1f}, expansion {ratio[1]:.1f}")
+
+assert ratio[0] < 1 < ratio[1]
+
+# %% [markdown]
+# ## 5. Three ways to tune
+#
+# They differ in what an example looks like, and in what the loss is computed on.
+#
+# - **Self-supervised**: a text, nothing else. Every token is a target. For taking on a style, a
+#   language, a field.
+# - **Supervised**: a prompt and the response wanted. Only the response is a target. For teaching a
+#   model to respond; most of this course.
+# - **Reinforcement-based**: responses are *compared*, by people or by a reward model, and the model
+#   is moved towards the better ones (PPO with a reward model; DPO straight from the pairs). For what
+#   is easier to judge than to write.
+#
+# Here is one example under the first two. The loss of a token is −log of the probability it got;
+# a dash means that it is no target.
+
+
+# %%
+@torch.inference_mode()
+def token_losses(text):
+    """The tokens of a text and the loss of each; the first has none, as nothing precedes it."""
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    logits = model(ids.to(model.device)).logits[0].float().cpu()
+    losses = torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="none")
+    return [tokenizer.decode(token) for token in ids[0]], [None, *losses.tolist()]
+
+
+question, response = "Question: What is the capital of Norway?\nAnswer:", " Oslo"
+tokens, losses = token_losses(question + response)
+prompt_length = len(tokenizer(question, add_special_tokens=False)["input_ids"])
+
+
+def shown(loss, target=True):
+    return f"{loss:.2f}" if loss is not None and target else "–"
+
+
+pd.DataFrame(
+    {
+        "self-supervised": [shown(loss) for loss in losses],
+        "supervised": [shown(loss, i >= prompt_length) for i, loss in enumerate(losses)],
+    },
+    index=[repr(token) for token in tokens],
+).T
+
+# %%
+self_supervised = sum(losses[1:]) / len(losses[1:])
+supervised = sum(losses[prompt_length:]) / len(losses[prompt_length:])
+print(f"mean loss: self-supervised {self_supervised:.2f} over {len(losses) - 1} targets, ", end="")
+print(f"supervised {supervised:.2f} over {len(losses) - prompt_length}")
+
+assert len(losses) - prompt_length < len(losses) - 1
+
+# %% [markdown]
+# For the third way, one number per *pair*: how much likelier is the better response than the worse?
+# Preference tuning raises that margin.
+
+
+# %%
+def log_probability(prompt, response):
+    """The log-probability of a response after a prompt: minus the sum of its tokens' losses."""
+    start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    return -sum(token_losses(prompt + response)[1][start:])
+
+
+better, worse = " Oslo", " Bergen"
+margin = log_probability(question, better) - log_probability(question, worse)
+print(f"log p({better!r}) − log p({worse!r}) = {margin:.2f}")
+
+assert margin > 0
+
+# %% [markdown]
+# ## 6. The steps of a project
+#
+# 1. **Say what is wanted.** Pick one task; find, by prompting a large model, whether it is feasible
+#    at all.
+# 2. **Collect data.** Real inputs, good responses; a few hundred that are right beat thousands that
+#    are so-so. Set a test split aside *now*.
+# 3. **Measure the untuned model** on that split. Without this number nothing that follows means
+#    anything.
+# 4. **Tune a small model first.** It shows in minutes whether data and template are right.
+# 5. **Evaluate**: look at replies, not only at the loss.
+# 6. **Go back to 2.** What it gets wrong tells which data are missing. Then more data, or a larger
+#    model.
+# 7. **Deploy and watch**, and keep what users really ask: that is the next data set.
+#
+# Data preparation is where projects differ. Training and evaluation look much the same each time.
+
+# %% [markdown]
+# ## Take away
+#
+# - A language model gives each token a probability of coming next. All else is built on that.
+# - A base model continues texts; it does not answer. Questions are continued by questions.
+# - The chat template is part of the model: the wrong one can silence it.
+# - A template brings out behaviour that tuning put in. It adds no knowledge.
+# - Facts: retrieve. Format and behaviour: try a prompt, then fine-tune.
+
+# %% [markdown]
+# ## Exercises
+#
+# **01.1 · Change a formula.** Write `with_temperature(logits, temperature)`: the probabilities from
+# which a token is drawn at that temperature. At temperature 0 all of it goes to the likeliest
+# token.
+
+
+# %% tags=["exercise"]
+def with_temperature(logits, temperature):
+    """Logits of shape (vocabulary size,) to probabilities of the same shape."""
+    ### BEGIN SOLUTION
+    if temperature == 0:
+        return torch.nn.functional.one_hot(logits.argmax(), len(logits)).to(logits.dtype)
+    return (logits / temperature).softmax(dim=-1)
+    ### END SOLUTION
+
+
+# %%
+from course_utils.exercises import check
+
+check("01.1", with_temperature)
+
+# %% [markdown]
+# **01.2 · Write a template by hand.** In ChatML, a message is `<|im_start|>`, the role, a line break,
+# the text, `<|im_end|>` and a line break. Write `chatml(system, question)`: a system message, the
+# user's question, and the assistant's turn opened.
+
+
+# %% tags=["exercise"]
+def chatml(system, question):
+    """The prompt, as one text."""
+    ### BEGIN SOLUTION
+    return (
+        f"<|im_start|>system\n{system}<|im_end|>\n"
+        f"<|im_start|>user\n{question}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    ### END SOLUTION
+
+
+# %%
+check("01.2", chatml)
+
+# %% [markdown]
+# **01.3 · Alone.** Without any template, get the model to answer a word with its opposite, and
+# nothing else: `fast` → `slow`. Write `opposite_prompt(word)`. Five right of ten will do.
+
+
+# %% tags=["exercise"]
+def opposite_prompt(word):
+    """A raw text that the model continues with the opposite of a word."""
+    ### BEGIN SOLUTION
+    pairs = {"big": "small", "wet": "dry", "happy": "sad"}
+    lines = [f"The opposite of {one} is {other}." for one, other in pairs.items()]
+    return "\n".join([*lines, f"The opposite of {word} is"])
+    ### END SOLUTION
+
+
+# %%
+check("01.3", opposite_prompt, chat)
+
+# %% [markdown]
+# Solutions: `notebooks/solutions/01_base_vs_chat.py`.
+#
+# ## To read
+#
+# - Ouyang et al., [Training language models to follow instructions with human
+#   feedback](https://arxiv.org/abs/2203.02155): how a base model became an assistant.
+# - The transformers guide to [chat
+#   templates](https://huggingface.co/docs/transformers/chat_templating).
+# - Allal et al., [SmolLM2](https://arxiv.org/abs/2502.02737): how the small model of this notebook
+#   was made.

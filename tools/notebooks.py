@@ -1,0 +1,261 @@
+"""Build, run and keep the course's notebooks.
+
+A notebook's source is `notebooks/solutions/NN_name.py` (jupytext's percent format). From it come
+`notebooks/NN_name.ipynb`, with the solutions cut out and the Colab cells put in, and, by running
+that, its saved outputs.
+
+    notebooks.py build          write every .ipynb anew, keeping the outputs of unchanged cells
+    notebooks.py check          say which .ipynb differs from its source; status 1 if any
+    notebooks.py save NB        run one and keep its outputs in notebooks/
+    notebooks.py run [NB ...]   run them into build/course/*.html; status 1 if a cell failed
+    notebooks.py path NB        where a notebook is
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbconvert import HTMLExporter
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+SOURCES = NOTEBOOKS / "solutions"
+COURSE = ROOT / "build" / "course"
+CELL_TIMEOUT_S = 1800
+
+_SOLUTION = re.compile(
+    r"^(?P<indent>[ \t]*)### BEGIN SOLUTION\n.*?^[ \t]*### END SOLUTION[^\n]*$", re.M | re.S
+)
+_BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
+_COLAB_CELL = """\
+# On Colab, this cell fetches and installs the course. Anywhere else it does nothing.
+import subprocess
+import sys
+from pathlib import Path
+
+if "google.colab" in sys.modules and not Path("{folder}").exists():
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", "{repository}"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "./{folder}"], check=True)"""
+
+
+def repository() -> str:
+    """The repository's address, from the one place that holds it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project["urls"]["Repository"]
+
+
+def sources() -> list[Path]:
+    """Every notebook's source, in the course's order."""
+    return sorted(SOURCES.glob("[0-9]*.py"))
+
+
+def find(number: str) -> Path:
+    """The source of a notebook by its number, such as `01` or `03.1`, or the start of its name.
+
+    Raises:
+        SystemExit: there is none; the known ones are named.
+    """
+    known = sources()
+    found = [path for path in known if re.match(rf"0?{re.escape(number)}(_|$)", path.stem)]
+    found = found or [path for path in known if path.stem.startswith(number)]
+    if len(found) != 1:
+        names = ", ".join(path.stem for path in known)
+        raise SystemExit(f"No notebook {number!r}. There are: {names}.")
+    return found[0]
+
+
+def target(source: Path) -> Path:
+    """The notebook that a source makes."""
+    return NOTEBOOKS / f"{source.stem}.ipynb"
+
+
+def cut_solutions(code: str) -> str:
+    """Replace each solution by `...`, at its own indentation."""
+    return _SOLUTION.sub(lambda match: f"{match['indent']}...  # your code here", code)
+
+
+def colab_cells(name: str) -> list[NotebookNode]:
+    """The badge and the set-up cell that every notebook gets below its title."""
+    address = repository()
+    path = address.removeprefix("https://github.com/")
+    link = f"https://colab.research.google.com/github/{path}/blob/main/notebooks/{name}.ipynb"
+    code = _COLAB_CELL.format(repository=address, folder=path.split("/")[-1])
+    return [
+        new_markdown_cell(f"[![Open in Colab]({_BADGE})]({link})"),
+        new_code_cell(code, metadata={"tags": ["colab-setup"]}),
+    ]
+
+
+def build(source: Path) -> NotebookNode:
+    """The notebook of a source, without outputs."""
+    script = jupytext.read(source)
+    title, *rest = script.cells
+    cells = [title, *colab_cells(source.stem), *rest]
+    seen: set[str] = set()
+    made = []
+    for cell in cells:
+        text = cut_solutions(cell.source) if cell.cell_type == "code" else cell.source
+        # A cell's id follows from its text, so that an inserted cell changes no other.
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        name = next(digest[i : i + 8] for i in range(50) if digest[i : i + 8] not in seen)
+        seen.add(name)
+        make = new_code_cell if cell.cell_type == "code" else new_markdown_cell
+        tags = cell.metadata.get("tags")
+        made.append(make(text, id=name, metadata={"tags": tags} if tags else {}))
+    metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    return new_notebook(cells=made, metadata=metadata)
+
+
+def write(notebook: NotebookNode, path: Path) -> None:
+    """Write a notebook in one step, so that a kill leaves the old one whole."""
+    nbformat.validate(notebook)
+    partial = path.with_suffix(".partial")
+    partial.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def signature(notebook: NotebookNode) -> list[tuple[str, str, str]]:
+    """What a source decides of a notebook: each cell's id, kind and text, tags included."""
+    return [
+        (cell.id, cell.cell_type, cell.source + str(cell.metadata.get("tags", "")))
+        for cell in notebook.cells
+    ]
+
+
+def stale(source: Path) -> bool:
+    """Whether the notebook of a source is missing, or is not what the source says."""
+    path = target(source)
+    if not path.exists():
+        return True
+    return signature(nbformat.read(path, as_version=4)) != signature(build(source))
+
+
+def rebuild(source: Path) -> None:
+    """Write a notebook anew; a cell whose text did not change keeps its outputs."""
+    made = build(source)
+    path = target(source)
+    if path.exists():
+        old = {cell.id: cell for cell in nbformat.read(path, as_version=4).cells}
+        for cell in made.cells:
+            if cell.cell_type == "code" and cell.id in old:
+                cell.outputs = old[cell.id].outputs
+                cell.execution_count = old[cell.id].execution_count
+    write(made, path)
+
+
+def execute(notebook: NotebookNode, label: str) -> str:
+    """Run a notebook in place, with progress; returns "ok" or what went wrong, in a line."""
+    bar = tqdm(
+        total=sum(cell.cell_type == "code" for cell in notebook.cells),
+        desc=label,
+        unit="cell",
+        bar_format="{desc} {bar:20} {n_fmt}/{total_fmt} {elapsed}",
+    )
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_TIMEOUT_S,
+        resources={"metadata": {"path": str(NOTEBOOKS)}},
+        coalesce_streams=True,
+        store_widget_state=False,
+        record_timing=False,
+        extra_arguments=["--log-level=40"],  # else each kernel warns of unencrypted loopback
+        on_cell_executed=lambda cell, cell_index, execute_reply: bar.update(),
+    )
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        tqdm.write(str(error), file=sys.stderr)
+        return f"{error.ename}: {error.evalue}".splitlines()[0]
+    except CellTimeoutError:
+        return f"a cell ran longer than {CELL_TIMEOUT_S // 60} minutes"
+    except DeadKernelError:
+        return "the kernel died (out of memory?)"
+    finally:
+        bar.close()
+    return "ok"
+
+
+def save(source: Path) -> None:
+    """Run a notebook and keep its outputs; nothing is written where a cell fails."""
+    notebook = build(source)
+    outcome = execute(notebook, source.stem)
+    if outcome != "ok":
+        raise SystemExit(f"{source.stem}: {outcome}")
+    write(notebook, target(source))
+
+
+def summary(rows: list[dict[str, object]]) -> str:
+    """The table of a run: notebook, minutes, outcome."""
+    width = max(len(str(row["notebook"])) for row in rows)
+    lines = [f"{'notebook':<{width}}  minutes  outcome"]
+    lines += [
+        f"{row['notebook']:<{width}}  {row['minutes']:>7.1f}  {row['outcome']}" for row in rows
+    ]
+    total = sum(float(str(row["minutes"])) for row in rows)
+    return "\n".join([*lines, f"{'all':<{width}}  {total:>7.1f}"])
+
+
+def run(chosen: list[Path]) -> int:
+    """Run notebooks into `build/course`, each a page; one that fails does not stop the rest."""
+    COURSE.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, object]] = []
+    for source in chosen:
+        notebook = build(source)
+        start = time.monotonic()
+        outcome = execute(notebook, source.stem)
+        minutes = (time.monotonic() - start) / 60
+        page, _ = HTMLExporter().from_notebook_node(
+            notebook, resources={"metadata": {"name": source.stem}}
+        )
+        (COURSE / f"{source.stem}.html").write_text(page, encoding="utf-8")
+        rows.append({"notebook": source.stem, "minutes": round(minutes, 2), "outcome": outcome})
+        (COURSE / "summary.json").write_text(json.dumps(rows, indent=1))
+    print(f"\n{summary(rows)}\n\nPages: {COURSE.relative_to(ROOT)}/*.html")
+    return int(any(row["outcome"] != "ok" for row in rows))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=("build", "check", "save", "run", "path"))
+    parser.add_argument("notebooks", nargs="*", metavar="NB")
+    args = parser.parse_args(argv)
+    chosen = [find(number) for number in args.notebooks] or sources()
+    if args.command == "run":
+        return run(chosen)
+    if args.command == "check":
+        different = [source.stem for source in chosen if stale(source)]
+        for name in different:
+            print(f"notebooks/{name}.ipynb is not what its source says: run `make notebooks`")
+        return int(bool(different))
+    for source in chosen:
+        if args.command == "path":
+            print(target(source).relative_to(ROOT))
+        elif args.command == "save":
+            save(source)
+        else:
+            rebuild(source)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
