@@ -1,7 +1,6 @@
 """Checks for the exercises: what is wrong, a hint more each time, never the answer.
 
-`check("01.1", my_answer)` prints and returns whether the exercise is solved. Introduced in
-notebook 01.
+`check("01.1", my_answer)` prints the verdict. Introduced in notebook 01.
 """
 
 from __future__ import annotations
@@ -57,8 +56,17 @@ def _call(function: object, *args: Any) -> Any:
     return result
 
 
-def check(name: str, *answer: Any) -> bool:
-    """Check an exercise; prints what is wrong and one more hint at each try.
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a check: solved, or what to say; `tried` tells a wrong answer from none."""
+
+    solved: bool
+    tried: bool
+    message: str
+
+
+def grade(name: str, *answer: Any) -> Verdict:
+    """Check an exercise without printing.
 
     Args:
         name: the exercise's number, such as `"01.1"`.
@@ -69,22 +77,28 @@ def check(name: str, *answer: Any) -> bool:
     """
     if name not in _exercises:
         raise unknown("exercise", name, list(_exercises))
-    exercise = _exercises[name]
     try:
         if not answer or any(part is None or part is ... for part in answer):
             raise Empty
-        exercise.test(*answer)
+        _exercises[name].test(*answer)
     except Empty:
-        print(f"Exercise {name}: nothing to check yet. Replace the ... above, then run both cells.")
-        return False
+        return Verdict(False, False, "nothing to check yet. Replace the ..., then run both cells.")
     except Wrong as wrong:
-        print(f"Exercise {name}: not yet. {wrong}")
+        return Verdict(False, True, f"not yet. {wrong}")
+    return Verdict(True, True, "solved.")
+
+
+def check(name: str, *answer: Any) -> None:
+    """Check an exercise and print what came of it, with one more hint at each wrong try.
+
+    Args and errors are those of `grade`.
+    """
+    verdict = grade(name, *answer)
+    print(f"Exercise {name}: {verdict.message}")
+    if verdict.tried and not verdict.solved:
         _attempts[name] += 1
-        for hint in itertools.islice(exercise.hints, _attempts[name]):
+        for hint in _exercises[name].hints[: _attempts[name]]:
             print(f"  Hint: {hint}")
-        return False
-    print(f"Exercise {name}: solved.")
-    return True
 
 
 @_exercise(
@@ -186,6 +200,9 @@ def _opposites(function: Callable[[str], str], ask: Any) -> None:
     replies = ask(prompts, template=False, max_new_tokens=6)
     first = [reply.strip().split("\n")[0].strip(" .,!\"'*").lower() for reply in replies]
     right = sum(a == b for a, b in zip(first, _OPPOSITES.values(), strict=True))
-    print(f"{right} of {len(_OPPOSITES)} right:", dict(zip(_OPPOSITES, first, strict=True)))
     if right < _OPPOSITES_NEEDED:
-        raise Wrong(f"{_OPPOSITES_NEEDED} right replies, and nothing but the word, are asked for.")
+        shown = ", ".join(f"{a} → {b!r}" for a, b in zip(_OPPOSITES, first, strict=True))
+        raise Wrong(
+            f"{right} of {len(_OPPOSITES)} are right, and {_OPPOSITES_NEEDED} are needed; the "
+            f"reply's first line has to be the word alone. It was: {shown}."
+        )

@@ -55,16 +55,20 @@ _LOADING_OVERHEAD = 1.1
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model comes from: `where` is embedded, cache, hub or folder."""
+    """Where a model comes from: `where` is embedded, cache, hub or folder; `notes` say why."""
 
     id: str
     revision: str
     folder: Path
     where: str
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
-        return f"{self.id}, {self.where}" + (f" ({self.note})" if self.note else "")
+    def announce(self, name: object, *more: str) -> None:
+        """Print which model a name stands for, and why, a line for each reason."""
+        indent = " " * (len(str(name)) + 2)
+        print(f"{name}: {self.id}, {self.where}")
+        for note in (*self.notes, *more):
+            print(f"{indent}{note}")
 
 
 _remembered: dict[tuple[str, str, bool], Origin] = {}
@@ -100,8 +104,8 @@ def quiet_transformers() -> Iterator[None]:
 def _embedded_origin(role_name: str, why: str = "") -> Origin:
     role = catalog().roles[role_name]
     entry = embedded.spec(role.embedded)
-    note = "; ".join(filter(None, (why, role.embedded_note, entry.note)))
-    return Origin(entry.stands_for, entry.version, embedded.ensure(entry.name), "embedded", note)
+    notes = tuple(filter(None, (why, role.embedded_note, entry.note)))
+    return Origin(entry.stands_for, entry.version, embedded.ensure(entry.name), "embedded", notes)
 
 
 def _from_hub(candidates: list[str], *, role: bool, cache_only: bool, weights: bool) -> Origin:
@@ -127,8 +131,8 @@ def _from_hub(candidates: list[str], *, role: bool, cache_only: bool, weights: b
             near = near_matches(model_id, list(models))
             hint = f" Did you mean {', '.join(near)}?" if near else ""
             raise UnknownName(f"{error}{hint}") from None
-        note = f"no access to {candidates[0]}" if refused and role else ""
-        return Origin(model_id, revision, folder, "hub", note)
+        notes = (f"no access to {candidates[0]}",) if refused and role else ()
+        return Origin(model_id, revision, folder, "hub", notes)
     if refused:
         raise GatedModel(refused)
     raise HubUnreachable(
@@ -200,8 +204,7 @@ def resolve(
                 raise HubUnreachable(
                     f'{key}: {error}. `source="embedded"` works without it.'
                 ) from None
-            instead = "" if is_role else f"in place of {key}, "
-            origin = _embedded_origin(kind, f"{instead}because {error}")
+            origin = _embedded_origin(kind, f"in place of {', '.join(candidates)}: {error}")
     if hardware is None:
         _remembered[key, source, weights] = origin
     return origin
@@ -356,9 +359,8 @@ def load_model(
     # Adapters that are saved later name their base by this: the id, not a path of this machine.
     model.name_or_path = model.config._name_or_path = origin.id
     if not quiet:
-        print(f"{name}: {origin}")
         how = f"{plain} weights, computing in " if plain else ""
-        print(f"      {how}{str(dtype).removeprefix('torch.')}: {reason}")
+        origin.announce(name, f"{how}{str(dtype).removeprefix('torch.')}: {reason}")
     return model.eval()
 
 

@@ -223,5 +223,5 @@ def runner(
         model = load_model(name, quantization, source=source)
         _shared[key] = model
     else:
-        print(f"{name}: {origin}; it is in memory already")
+        origin.announce(name, "in memory already")
     return Runner(model, tokenizer, template=template, **defaults)

@@ -47,9 +47,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-if "google.colab" in sys.modules and not Path("{folder}").exists():
-    subprocess.run(["git", "clone", "--quiet", "--depth=1", "{repository}"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "./{folder}"], check=True)"""
+course = "{repository}"
+folder = Path(course).name
+if "google.colab" in sys.modules and not Path(folder).exists():
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", course], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"./{{folder}}"], check=True)"""
 
 
 def repository() -> str:
@@ -93,7 +95,7 @@ def colab_cells(name: str) -> list[NotebookNode]:
     address = repository()
     path = address.removeprefix("https://github.com/")
     link = f"https://colab.research.google.com/github/{path}/blob/main/notebooks/{name}.ipynb"
-    code = _COLAB_CELL.format(repository=address, folder=path.split("/")[-1])
+    code = _COLAB_CELL.format(repository=address)
     return [
         new_markdown_cell(f"[![Open in Colab]({_BADGE})]({link})"),
         new_code_cell(code, metadata={"tags": ["colab-setup"]}),

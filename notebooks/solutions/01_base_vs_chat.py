@@ -89,7 +89,7 @@ import matplotlib.pyplot as plt
 from course_utils.display import BLUE, GREEN, GREY, ORANGE, text_table, use_style
 
 use_style()
-sentence = "The dog chased the"
+sentence = "She opened the door and saw"
 
 figure, axes = plt.subplots(1, 4, figsize=(12, 3.1), sharex=True)
 grown = sentence
@@ -100,7 +100,7 @@ for step, axis in enumerate(axes, start=1):
     bars[0].set_color(BLUE)
     axis.invert_yaxis()
     axis.grid(axis="x")
-    axis.set_title(f"step {step}: …{grown[-16:]}", fontsize=10)
+    axis.set_title(f"step {step}: {grown[-18:]!r}", fontsize=10)
     axis.set_xlabel("probability")
     grown += tokens[0]
 plt.show()
@@ -169,7 +169,7 @@ more = [*prompts, "Why is the sky blue?", "Translate to French: Good morning"]
 side_by_side = pd.DataFrame(
     {
         "prompt": more,
-        "base": base(more, max_new_tokens=40, min_new_tokens=40),
+        "base": [reply.strip() for reply in base(more, max_new_tokens=40, min_new_tokens=40)],
         "chat": chat(more, max_new_tokens=60),
     }
 )
@@ -203,11 +203,11 @@ assert answer == chat("What is the capital of France?", max_new_tokens=30)
 
 # %% [markdown]
 # **Guess first.** Take one and the same chat model and sixteen questions about capitals. Ask with
-# its own template, with another model's, and with none. How many right answers of 16 does each
-# get?
+# its *own* template, with a *wrong* one (another model's), and with *none*. How many right answers
+# of 16 does each get?
 
 # %%
-my_guess = {"own": 16, "another's": 8, "none": 4}
+my_guess = {"own": 16, "wrong": 8, "none": 4}
 
 # %%
 capitals = {
@@ -232,8 +232,9 @@ questions = [f"What is the capital of {country}?" for country in capitals]
 
 # Llama 2's template begins with [INST]; where that is the model's own, take a third one.
 inst_is_own = "[INST]" in chat.tokenizer.chat_template
-another = "### Question: {prompt}\n### Answer:" if inst_is_own else "[INST] {prompt} [/INST]"
-templates = {"own": True, "another's": another, "none": False}
+wrong = "### Question: {prompt}\n### Answer:" if inst_is_own else "[INST] {prompt} [/INST]"
+templates = {"own": True, "wrong": wrong, "none": False}
+print("The wrong template:", repr(wrong))
 
 
 def count_right(replies):
@@ -250,7 +251,7 @@ for name, template in templates.items():
             "your guess": my_guess[name],
             "right of 16": count_right(replies),
             "empty replies": sum(reply.strip() == "" for reply in replies),
-            "reply about Kenya": replies[2],
+            "reply about Kenya": replies[2].strip() or "(empty)",
         }
     )
 by_template = pd.DataFrame(rows).set_index("template")
@@ -261,7 +262,7 @@ small = chat.model.num_parameters() < 1e9
 right = by_template["right of 16"]
 assert right["own"] == right.max()
 if small:  # a large model often understands a wrong template too
-    assert right["own"] >= right["another's"] + 5
+    assert right["own"] >= right["wrong"] + 5
     assert right["own"] >= right["none"] + 5
 
 # %% [markdown]
@@ -348,7 +349,7 @@ print(
 #
 # Fine-tuning can change two things in a model: its **behaviour** (answer consistently, keep to a
 # format, take a tone) and its **knowledge** (new concepts, corrected facts). But it is not the only
-# way, and rarely the first to try. Three small experiments.
+# way, and rarely the first to try. Two small experiments.
 #
 # **Facts.** Here is a library that does not exist. What does the model say about it?
 
@@ -495,7 +496,7 @@ tasks = {
 }
 rows = []
 for kind, prompt in tasks.items():
-    reply = chat(prompt, max_new_tokens=160, repetition_penalty=1.1)
+    reply = chat(prompt, max_new_tokens=160)
     tokens_in = len(chat.tokenizer(prompt)["input_ids"])
     rows.append({"kind": kind, "tokens in": tokens_in, "tokens out": reply.tokens, "reply": reply})
 by_kind = pd.DataFrame(rows)
@@ -521,7 +522,8 @@ assert ratio[0] < 1 < ratio[1]
 #   is easier to judge than to write.
 #
 # Here is one example under the first two. The loss of a token is −log of the probability it got;
-# a dash means that it is no target.
+# a dash means that it is no target. The end token is a target too: this is how a model learns to
+# stop.
 
 
 # %%
@@ -535,11 +537,12 @@ def token_losses(text):
 
 
 question, response = "Question: What is the capital of Norway?\nAnswer:", " Oslo"
-tokens, losses = token_losses(question + response)
+tokens, losses = token_losses(question + response + tokenizer.eos_token)
 prompt_length = len(tokenizer(question, add_special_tokens=False)["input_ids"])
 
 
 def shown(loss, target=True):
+    """A loss as text, or a dash for a token that is no target."""
     return f"{loss:.2f}" if loss is not None and target else "–"
 
 
@@ -552,14 +555,17 @@ pd.DataFrame(
 ).T
 
 # %%
-self_supervised = sum(losses[1:]) / len(losses[1:])
-supervised = sum(losses[prompt_length:]) / len(losses[prompt_length:])
-print(f"mean loss: self-supervised {self_supervised:.2f} over {len(losses) - 1} targets, ", end="")
-print(f"supervised {supervised:.2f} over {len(losses) - prompt_length}")
+targets = {"self-supervised": losses[1:], "supervised": losses[prompt_length:]}
+for way, counted in targets.items():
+    print(f"{way}: mean loss {sum(counted) / len(counted):.2f} over {len(counted)} targets")
 
-assert len(losses) - prompt_length < len(losses) - 1
+assert len(targets["supervised"]) < len(targets["self-supervised"])
 
 # %% [markdown]
+# The self-supervised mean spends most of its targets on the question, which nobody wants from the
+# model. The supervised one is about the response alone, and a high loss there is what tuning brings
+# down.
+#
 # For the third way, one number per *pair*: how much likelier is the better response than the worse?
 # Preference tuning raises that margin.
 
