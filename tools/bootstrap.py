@@ -42,6 +42,23 @@ def fingerprint(root: Path = ROOT) -> str:
     return digest.hexdigest()
 
 
+def is_usable(venv_dir: Path) -> bool:
+    """Whether an environment is there and of this Python's version."""
+    try:
+        told = subprocess.run(
+            [
+                environment_python(venv_dir),
+                "-c",
+                "import pip, platform as p; print(p.python_version())",
+            ],
+            capture_output=True,
+            text=True,
+        )
+    except OSError:
+        return False
+    return told.stdout.strip() == platform.python_version()
+
+
 def has_nvidia_gpu() -> bool:
     """Whether the NVIDIA driver answers."""
     if not shutil.which("nvidia-smi"):
@@ -85,8 +102,9 @@ def main() -> None:
 
     start = time.monotonic()
     print(f"Setting up {venv_dir.name}: about two minutes and 2 GB, once.", flush=True)
-    # `clear` also mends an environment whose interpreter has gone or has changed.
-    venv.create(venv_dir, with_pip=True, clear=True)
+    stamp.unlink(missing_ok=True)
+    if not is_usable(venv_dir):
+        venv.create(venv_dir, with_pip=True, clear=True)
     gpu = has_nvidia_gpu()
     extras = "dev,gpu" if gpu else "dev"
     run(

@@ -14,6 +14,7 @@ that, its saved outputs.
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import json
 import re
@@ -35,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 SOURCES = NOTEBOOKS / "solutions"
 COURSE = ROOT / "build" / "course"
+FIGURES = ROOT / "slides" / "figures"
 CELL_TIMEOUT_S = 1800
 
 _SOLUTION = re.compile(
@@ -201,6 +203,24 @@ def save(source: Path) -> None:
     if outcome != "ok":
         raise SystemExit(f"{source.stem}: {outcome}")
     write(notebook, target(source))
+    for name, picture in figures(notebook).items():
+        path = FIGURES / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture)
+
+
+def figures(notebook: NotebookNode) -> dict[str, bytes]:
+    """The pictures that slides and README show: the PNG of each cell tagged `figure:NAME`."""
+    found = {}
+    for cell in notebook.cells:
+        for tag in cell.metadata.get("tags", []):
+            if tag.startswith("figure:"):
+                found[tag.removeprefix("figure:")] = next(
+                    base64.b64decode(output.data["image/png"])
+                    for output in cell.outputs
+                    if "image/png" in output.get("data", {})
+                )
+    return found
 
 
 def summary(rows: list[dict[str, object]]) -> str:

@@ -269,7 +269,7 @@ if small:  # a large model often understands a wrong template too
 # The same weights, the same questions. What happened to the empty replies? Look at the first step:
 # how likely is it that the reply *ends* before it has begun?
 
-# %%
+# %% tags=["figure:01_template_silence"]
 end = chat.tokenizer.eos_token_id
 
 

@@ -1,0 +1,115 @@
+"""Fixtures of the tests. The hub's address is a stand-in on loopback for all of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+HUB_PORT = _free_port()
+HUB_URL = f"http://127.0.0.1:{HUB_PORT}"
+
+# huggingface_hub reads these once, on import. They are put back at once, so that the notebooks'
+# kernels, which this process starts too, see the machine as it is.
+_own = {"HF_ENDPOINT": HUB_URL, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+_before = {name: os.environ.get(name) for name in [*_own, "HF_TOKEN", "HF_HUB_OFFLINE"]}
+for _name in _before:
+    os.environ.pop(_name, None)
+os.environ.update(_own)
+from huggingface_hub import constants  # noqa: E402
+
+for _name, _value in _before.items():
+    os.environ.pop(_name, None)
+    if _value is not None:
+        os.environ[_name] = _value
+
+from hub_stand_in import HubStandIn  # noqa: E402
+
+from course_utils import embedded, hardware, loading  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _fresh_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test has a hub cache and a token file of its own, and asks the hub anew."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    loading.forget()
+    yield
+    loading.forget()
+
+
+@pytest.fixture
+def hub_server() -> Iterator[HubStandIn]:
+    """A hub that answers; without this fixture the hub is out of reach."""
+    server = HubStandIn(HUB_PORT)
+    yield server
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def _cpu_tier(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The unit tests hold on the CPU tier, whatever this machine has."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    hardware._fixed_facts.cache_clear()
+    yield
+    hardware._fixed_facts.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def chat_folder() -> Path:
+    """The embedded chat model, converted."""
+    return embedded.ensure("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, chat_folder: Path) -> Path:
+    """A Llama with random weights and the chat model's tokenizer: the real format, 3 MB."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = AutoTokenizer.from_pretrained(chat_folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def load_tool(name: str) -> ModuleType:
+    """A program of `tools/` as a module."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]

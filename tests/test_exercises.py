@@ -1,0 +1,173 @@
+"""The exercises' checks: right, wrong and empty answers, and no way to pass without one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import load_tool
+
+from course_utils import exercises, runner
+from course_utils.errors import UnknownName
+
+ALL = list(exercises._exercises)
+
+
+def solutions() -> dict[str, Callable]:
+    """The solved exercise cells of every source, executed: names to functions."""
+    notebooks = load_tool("notebooks")
+    found: dict[str, Callable] = {"torch": torch}
+    for source in notebooks.sources():
+        for cell in notebooks.jupytext.read(source).cells:
+            if "exercise" in cell.metadata.get("tags", []):
+                assert "### BEGIN SOLUTION" in cell.source
+                exec(cell.source, found)  # the course's own text
+    return found
+
+
+def checks() -> dict[str, str]:
+    """Which function each exercise of the notebooks checks, by the `check` cells."""
+    notebooks = load_tool("notebooks")
+    text = "\n".join(path.read_text() for path in notebooks.sources())
+    return dict(re.findall(r'^check\("([\d.]+)", (\w+)', text, flags=re.M))
+
+
+def extra(name: str) -> tuple:
+    """What else an exercise's check is handed."""
+    return (runner("chat"),) if name == "01.3" else ()
+
+
+def test_each_check_is_used_and_each_used_check_exists() -> None:
+    """Notebooks and checks agree on the exercises there are."""
+    assert sorted(checks()) == sorted(ALL)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_solution_is_accepted(name: str, chat_folder: Path) -> None:
+    """The single source of an exercise solves it."""
+    verdict = exercises.grade(name, solutions()[checks()[name]], *extra(name))
+    assert verdict.solved, verdict.message
+
+
+def does_nothing(*args: object) -> None:
+    """What an exercise holds before it is done."""
+    pass
+
+
+def gives_ellipsis(*args: object) -> object:
+    """Nearly the same."""
+    return ...
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("empty", [does_nothing, gives_ellipsis, None, ...])
+def test_nothing_does_not_pass(name: str, empty: object, chat_folder: Path) -> None:
+    """`pass`, `...` and nothing at all are recognised as not done, not as wrong."""
+    verdict = exercises.grade(name, empty, *extra(name))
+    assert not verdict.solved
+    assert not verdict.tried
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("junk", ["a text", 42, lambda *args: 42, lambda: "", lambda *a: 1 / 0])
+def test_junk_is_wrong_with_a_reason(name: str, junk: object, chat_folder: Path) -> None:
+    """Whatever is handed over, the learner gets a sentence and no traceback."""
+    verdict = exercises.grade(name, junk, *extra(name))
+    assert not verdict.solved
+    assert verdict.tried
+    assert len(verdict.message) > 20
+
+
+def softmax(x: torch.Tensor) -> torch.Tensor:
+    """Short, for the wrong answers below."""
+    return x.softmax(-1)
+
+
+def one_hot(x: torch.Tensor) -> torch.Tensor:
+    """The right answer at temperature 0, so that a wrong one is wrong elsewhere."""
+    return torch.nn.functional.one_hot(x.argmax(), len(x)).float()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda x, t: x, "sum to"),
+        (lambda x, t: softmax(x), "temperature 0.5"),
+        (lambda x, t: softmax(x * t) if t else one_hot(x), "too little"),
+        (lambda x, t: softmax(x / t), "not finite"),
+        (lambda x, t: softmax(x / t) if t else softmax(x), "temperature 0"),
+        (lambda x, t: softmax(x)[0], "a tensor of 3"),
+    ],
+)
+def test_wrong_temperatures(wrong: Callable, said: str) -> None:
+    """Each usual slip gets its own remark."""
+    verdict = exercises.grade("01.1", wrong)
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda s, q: q, "system's text"),
+        (lambda s, q: f"{s} {q}", "does not open"),
+        (lambda s, q: f"<|im_start|>system\n{s}<|im_start|>user\n{q}", "does not close"),
+        (
+            lambda s, q: f"<|im_start|>system\n{s}<|im_end|>\n<|im_start|>user\n{q}<|im_end|>\n",
+            "assistant",
+        ),
+        (
+            lambda s, q: (
+                f"<|im_start|>system\n{s}<|im_end|><|im_start|>user\n{q}<|im_end|>"
+                "<|im_start|>assistant\n"
+            ),
+            "line breaks",
+        ),
+    ],
+)
+def test_wrong_templates(wrong: Callable, said: str) -> None:
+    """From far off to nearly right."""
+    verdict = exercises.grade("01.2", wrong)
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+def test_wrong_opposites(chat_folder: Path) -> None:
+    """A plain question does not do, and neither does giving the answers away."""
+    ask = runner("chat")
+    plain = exercises.grade("01.3", lambda word: f"What is the opposite of {word}?", ask)
+    assert not plain.solved
+    assert "of 10 are right" in plain.message
+    cheat = " ".join(exercises._OPPOSITES.values())
+    given_away = exercises.grade("01.3", lambda word: f"{cheat} {word}", ask)
+    assert "away" in given_away.message
+
+
+def test_hints_come_one_by_one(capsys: pytest.CaptureFixture) -> None:
+    """Each wrong try brings one hint more, until there are no more; an empty one brings none."""
+    exercises._attempts.clear()
+    counts = []
+    for answer in (..., *[lambda x, t: x] * 5):
+        exercises.check("01.1", answer)
+        counts.append(capsys.readouterr().out.count("Hint:"))
+    assert counts == [0, 1, 2, 3, 3, 3]
+
+
+def test_the_answer_is_never_given() -> None:
+    """No line of a solution stands in a hint."""
+    notebooks = load_tool("notebooks")
+    text = "\n".join(path.read_text() for path in notebooks.sources())
+    blocks = re.findall(r"### BEGIN SOLUTION\n(.*?)### END SOLUTION", text, flags=re.S)
+    lines = {line.strip() for block in blocks for line in block.splitlines() if len(line) > 20}
+    assert lines
+    hints = " ".join(hint for each in exercises._exercises.values() for hint in each.hints)
+    assert not [line for line in lines if line in hints]
+
+
+def test_unknown_exercise() -> None:
+    """The known ones are named."""
+    with pytest.raises(UnknownName, match=r"01\.1"):
+        exercises.check("1.1.1", None)

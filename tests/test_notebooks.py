@@ -1,0 +1,188 @@
+"""Notebooks: what a reader opens is what the sources say, run once, clean; and Colab's cell."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT, load_tool
+
+notebooks = load_tool("notebooks")
+SOURCES = notebooks.sources()
+NAMES = [source.stem for source in SOURCES]
+each_source = pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+
+
+def read(source: Path) -> nbformat.NotebookNode:
+    """The committed notebook of a source."""
+    return nbformat.read(notebooks.target(source), as_version=4)
+
+
+@each_source
+def test_notebook_is_what_its_source_says(source: Path) -> None:
+    """Script and notebook are held together; mend with `make notebooks`."""
+    assert not notebooks.stale(source)
+
+
+def test_every_notebook_has_a_source() -> None:
+    """No orphan is left when a source is renamed."""
+    assert sorted(path.stem for path in notebooks.NOTEBOOKS.glob("*.ipynb")) == NAMES
+
+
+def test_a_changed_source_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word in a cell makes a notebook stale; building it anew keeps the other outputs."""
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+    source = tmp_path / "99_trial.py"
+    text = "# %% [markdown]\n# # Trial\n\n# %%\n1 + 1\n\n# %%\n2 + 2\n"
+    source.write_text(text)
+    notebooks.save(source)
+    assert not notebooks.stale(source)
+    source.write_text(text.replace("2 + 2", "2 + 3"))
+    assert notebooks.stale(source)
+    notebooks.rebuild(source)
+    assert not notebooks.stale(source)
+    outputs = [cell.outputs for cell in read(source).cells if cell.cell_type == "code"]
+    assert outputs[1][0]["data"]["text/plain"] == "2"
+    assert outputs[2] == []
+
+
+def test_a_failing_notebook_keeps_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    """`save` writes nothing when a cell fails; `run` goes on, makes a page and has status 1."""
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(notebooks, "COURSE", tmp_path / "course")
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(notebooks, "repository", lambda: "https://github.com/a/b")
+    bad, good = tmp_path / "98_bad.py", tmp_path / "99_good.py"
+    good.write_text("# %% [markdown]\n# # Good\n\n# %%\nprint('fine')\n")
+    bad.write_text("# %% [markdown]\n# # Bad\n\n# %%\nassert 1 > 2, 'as planned'\n")
+    with pytest.raises(SystemExit, match="as planned"):
+        notebooks.save(bad)
+    assert not notebooks.target(bad).exists()
+    assert notebooks.run([bad, good]) == 1
+    rows = json.loads((tmp_path / "course" / "summary.json").read_text())
+    assert [row["outcome"] for row in rows] == ["AssertionError: as planned", "ok"]
+    assert "as planned" in (tmp_path / "course" / "98_bad.html").read_text()
+    assert "fine" in (tmp_path / "course" / "99_good.html").read_text()
+    assert "99_good" in capfd.readouterr().out
+
+
+@each_source
+def test_saved_outputs_are_one_clean_run(source: Path) -> None:
+    """Executed once, top to bottom; no errors, no warnings, no machine's path, no key."""
+    cells = [cell for cell in read(source).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert all(output.output_type != "error" for output in outputs)
+    assert all(output.get("name") != "stderr" for output in outputs)
+    text = json.dumps(outputs)
+    assert not re.search(r"/(home|root|Users|tmp|content|work)/", text)
+    assert not re.search(r"hf_[A-Za-z0-9]{20}|sk-[A-Za-z0-9]{20}", text)
+    assert "it/s]" not in text  # a progress bar's debris
+
+
+def test_figures_outside_are_those_of_the_notebooks() -> None:
+    """Slides and README show the very pictures of the saved notebooks, and no others."""
+    made = {}
+    for source in SOURCES:
+        made |= notebooks.figures(read(source))
+    kept = {path.stem: path.read_bytes() for path in notebooks.FIGURES.glob("*.png")}
+    assert kept == made
+
+
+@each_source
+def test_notebook_begins_and_ends_as_all_do(source: Path) -> None:
+    """What is learned, needed and how long it takes; at the end the gist, exercises, reading."""
+    texts = [cell.source for cell in read(source).cells if cell.cell_type == "markdown"]
+    assert texts[0].startswith(f"# {source.stem.split('_')[0]} · ")
+    for phrase in ("**You will learn**", "**You need**", "**It takes**"):
+        assert phrase in texts[0]
+    headings = re.findall(r"^## (.+)$", "\n\n".join(texts), flags=re.M)
+    assert headings[0] == "The machine at hand"
+    assert headings[-3:] == ["Take away", "Exercises", "To read"]
+
+
+@each_source
+def test_solutions_are_cut(source: Path) -> None:
+    """A learner's notebook holds `...` where the source holds a solution, and valid Python."""
+    solved = source.read_text().count("### BEGIN SOLUTION")
+    assert solved >= 2
+    code = [cell.source for cell in read(source).cells if cell.cell_type == "code"]
+    text = "\n".join(code)
+    assert text.count("...  # your code here") == solved
+    assert "SOLUTION" not in text
+    for cell in code:
+        compile(cell, source.stem, "exec")
+
+
+def test_numbers_find_notebooks() -> None:
+    """`NB=01`, `1` or the name's beginning; anything else lists what there is."""
+    assert notebooks.find("01").stem == "01_base_vs_chat"
+    assert notebooks.find("1").stem == "01_base_vs_chat"
+    assert notebooks.find("01_base").stem == "01_base_vs_chat"
+    with pytest.raises(SystemExit, match="01_base_vs_chat"):
+        notebooks.find("77")
+
+
+def colab_cell(source: Path) -> str:
+    """The set-up cell that is stamped into a notebook."""
+    cells = [c for c in read(source).cells if "colab-setup" in c.metadata.get("tags", [])]
+    assert len(cells) == 1
+    return cells[0].source
+
+
+@each_source
+def test_badge_and_set_up_cell_are_stamped_from_one_place(source: Path) -> None:
+    """Both hold the address that pyproject.toml holds."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    address = project["urls"]["Repository"]
+    assert f'course = "{address}"' in colab_cell(source)
+    badge = read(source).cells[1].source
+    path = address.removeprefix("https://github.com/")
+    assert f"github/{path}/blob/main/notebooks/{source.stem}.ipynb" in badge
+
+
+def test_set_up_cell_does_nothing_elsewhere(tmp_path: Path) -> None:
+    """Outside Colab no process is started and no file appears."""
+    guard = "import subprocess\nsubprocess.run = None\n"
+    code = guard + colab_cell(SOURCES[0])
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_set_up_cell_installs_on_colab(tmp_path: Path) -> None:
+    """With Colab's module present it clones and installs for real: the clone is of this folder.
+
+    The address is redirected by git's own configuration; pip installs into a folder, without the
+    dependencies, which this environment has.
+    """
+    if not shutil.which("git"):
+        pytest.skip("git is not installed")
+    address = notebooks.repository()
+    work = tmp_path / "work"
+    work.mkdir()
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(tmp_path / "origin")], check=True)
+    env = {
+        **os.environ,
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.file://{tmp_path / 'origin'}.insteadOf",
+        "GIT_CONFIG_VALUE_0": address,
+        "PIP_TARGET": str(tmp_path / "site"),
+        "PIP_NO_DEPS": "1",
+    }
+    code = "import sys, types\nsys.modules['google.colab'] = types.ModuleType('google.colab')\n"
+    code += colab_cell(SOURCES[0])
+    for _ in range(2):  # the second time the folder is there, and nothing is fetched
+        subprocess.run([sys.executable, "-c", code], cwd=work, env=env, check=True)
+    site = tmp_path / "site" / "course_utils"
+    assert (site / "catalog.toml").read_text() == (ROOT / "course_utils/catalog.toml").read_text()
+    assert (site / "configs" / "facebook" / "opt-350m.json").exists()
