@@ -25,8 +25,10 @@ def has_browser() -> bool:
 
 def command(notebook: str, extra: list[str]) -> list[str]:
     """The JupyterLab command line for a notebook, a path from the course's folder."""
-    line = [sys.executable, "-m", "jupyterlab", notebook]
-    line += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={ROOT}"]
+    line = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={ROOT}"]
+    # By its default page, and not as an argument: the printed address leads there too, then.
+    line += ["--ServerApp.ip=127.0.0.1", f"--LabApp.default_url=/lab/tree/{notebook}"]
+    line.append("--log-level=WARN")  # all but the address is noise to a learner
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         line.append("--allow-root")  # containers run as root; Jupyter asks for a word on it
     if not has_browser():
