@@ -55,6 +55,8 @@ def until(condition: Callable[[], Answer], what: str, evidence: Callable[[], str
                 return answer
         except DevToolsError as error:  # a page that is just being replaced runs no script
             refusal = f"\n{error}"
+        except (websocket.WebSocketException, OSError) as error:  # the browser has gone
+            raise AssertionError(f"{what}: {error}\n\n{evidence()}") from error
         if time.monotonic() > deadline:
             raise AssertionError(f"Not within {WAIT_S} s: {what}{refusal}\n\n{evidence()}")
         time.sleep(0.1)
@@ -172,8 +174,11 @@ class Page:
         return answer["result"].get("value")
 
     def text(self) -> str:
-        """What the page shows, as text."""
-        return self.evaluate('() => document.body?.innerText ?? ""')
+        """What the page shows, as text; or why that cannot be said."""
+        try:
+            return self.evaluate('() => document.body?.innerText ?? ""')
+        except (DevToolsError, websocket.WebSocketException, OSError) as error:
+            return f"({error})"
 
     def where(self, selector: str, text: str = "") -> list[float]:
         """The middle of the first element with this text that is in view; empty without one."""

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import webbrowser
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -30,7 +31,8 @@ OUTPUT_LINE = "Machine:"
 SCREENSHOT = ROOT / "build" / "test_lab.png"
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 
-needs_make = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+needs_sessions = pytest.mark.skipif(os.name == "nt", reason="needs Linux's or macOS's processes")
+needs_make = pytest.mark.skipif(not shutil.which("make") or os.name == "nt", reason="needs make")
 needs_browser = pytest.mark.skipif(not BROWSER, reason=f"needs a browser: {', '.join(BROWSERS)}")
 
 
@@ -59,6 +61,24 @@ class Lab:
         response = connection.getresponse()
         connection.close()
         return response.status, response.getheader("Location", "")
+
+    def listening(self) -> set[tuple[str, int]]:
+        """Where the server, and what it started, wait for connections."""
+        found = set()
+        for process in family(self.make.pid):
+            with suppress(psutil.NoSuchProcess):  # a short-lived helper
+                for connection in process.net_connections("inet"):
+                    if connection.status == psutil.CONN_LISTEN:
+                        found.add(tuple(connection.laddr))
+        return found
+
+    def kernels(self) -> int:
+        """How many kernels run."""
+        count = 0
+        for process in family(self.make.pid):
+            with suppress(psutil.NoSuchProcess):
+                count += "ipykernel_launcher" in process.cmdline()
+        return count
 
 
 def own_environment(folder: Path) -> dict[str, str]:
@@ -177,6 +197,7 @@ def test_a_screen_without_any_browser(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lab_tool.has_browser() is False
 
 
+@needs_sessions
 def test_a_failed_test_leaves_no_process(tmp_path: Path) -> None:
     """A child with a session of its own, as a kernel has, ends with its program too."""
     sleep = "import time; time.sleep(600)"
@@ -204,15 +225,10 @@ def test_make_lab_prints_the_notebooks_address(lab: Lab) -> None:
 
 @needs_make
 def test_make_lab_listens_on_loopback_only(lab: Lab) -> None:
-    """No socket of the server, or of what it started, waits on another address."""
-    listening = {
-        connection.laddr
-        for process in alive(family(lab.make.pid))
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    """Nothing but 127.0.0.1 is listened on."""
+    listening = lab.listening()
     assert ("127.0.0.1", lab.port) in listening, tail(lab.log)
-    assert {address.ip for address in listening} == {"127.0.0.1"}
+    assert {address for address, _ in listening} == {"127.0.0.1"}
 
 
 @needs_make
@@ -251,21 +267,21 @@ def test_cells_run_in_the_page(lab: Lab, page: Page, wait: Callable) -> None:
     idle = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
     wait(lambda: page.where(idle), "an idle kernel")
 
-    page.click(page.where(".lm-MenuBar-item", "Edit"))
+    page.click(wait(lambda: page.where(".lm-MenuBar-item", "Edit"), "the Edit menu"))
     clear = ".lm-Menu-item[data-command='editmenu:clear-all']"
-    page.click(wait(lambda: page.where(clear), "a menu with an item that clears all outputs"))
-    output = ".jp-OutputArea-output"
-    wait(lambda: not page.where(output), "a notebook without outputs")
+    page.click(wait(lambda: page.where(clear), "its item that clears all outputs"))
+    outputs = "() => document.querySelectorAll('.jp-OutputArea-output').length"
+    wait(lambda: page.evaluate(outputs) == 0, "a notebook without outputs")
 
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     last = next(i for i, cell in enumerate(cells) if IMPORT_LINE in "".join(cell["source"]))
-    page.click(page.where(".jp-MarkdownCell h1", TITLE))
-    active = "() => Number(document.querySelector('.jp-Notebook .jp-mod-active')\
-        ?.dataset.windowedListIndex)"
+    page.click(wait(lambda: page.where(".jp-MarkdownCell h1", TITLE), "the title again"))
+    active = "() => document.querySelector('.jp-Cell.jp-mod-active')?.dataset.windowedListIndex"
     for index in range(last + 1):
-        wait(lambda i=index: page.evaluate(active) == i, f"cell {index} to be the active one")
-        assert not page.where(output, OUTPUT_LINE)
+        wait(lambda i=index: page.evaluate(active) == str(i), f"cell {index} as the active one")
+        assert page.evaluate(outputs) == 0, page.text()
         page.press_shift_enter()
-    wait(lambda: page.where(output, OUTPUT_LINE), "the output of `describe()`")
-    kernels = [each for each in family(lab.make.pid) if "ipykernel_launcher" in each.cmdline()]
-    assert kernels, tail(lab.log)
+    wait(lambda: page.where(".jp-OutputArea-output", OUTPUT_LINE), "the output of `describe()`")
+
+    assert lab.kernels() == 1, tail(lab.log)
+    assert {address for address, _ in lab.listening()} == {"127.0.0.1"}

@@ -83,7 +83,7 @@ def test_conda_installs_the_same() -> None:
     pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
     assert pip == ["--constraint constraints.txt", "--editable .[dev]"]
     bootstrap = (ROOT / "tools" / "bootstrap.py").read_text()
-    assert '"--constraint", "constraints.txt"' in bootstrap
+    assert '["--constraint", "constraints.txt"]' in bootstrap
     assert '"--editable", f".[{extras}]"' in bootstrap
 
 
@@ -150,7 +150,8 @@ def test_second_set_up_is_only_a_look(monkeypatch: pytest.MonkeyPatch, tmp_path:
     python.parent.mkdir(parents=True)
     python.touch()
     (tmp_path / ".course-installed").write_text(bootstrap.fingerprint())
-    monkeypatch.setattr(bootstrap, "run", lambda *command: pytest.fail("something was run"))
+    for step in ("run", "install"):
+        monkeypatch.setattr(bootstrap, step, lambda *command: pytest.fail("something was run"))
     monkeypatch.setattr(bootstrap.venv, "create", lambda *a, **k: pytest.fail("made anew"))
     bootstrap.main()
 
@@ -169,6 +170,7 @@ def test_set_up_that_was_killed_is_repeated(
         commands.append(" ".join(map(str, command)))
 
     monkeypatch.setattr(bootstrap, "run", run)
+    monkeypatch.setattr(bootstrap, "install", run)
     bootstrap.main()
     assert "--constraint constraints.txt" in commands[0]
     assert commands[1].endswith("-m course_utils prepare")
@@ -189,6 +191,15 @@ def test_set_up_that_was_killed_is_repeated(
     bootstrap.main()
     assert python.exists()
     assert not (tmp_path / "venv" / "own-file").exists()
+
+
+def test_a_failed_installation_shows_all_that_pip_said(tmp_path: Path) -> None:
+    """A package that does not exist: pip's words, the command, and no success."""
+    bootstrap = load_tool("bootstrap")
+    with pytest.raises(SystemExit) as error:
+        bootstrap.install(Path(sys.executable), "--no-index", "no-such-package-here")
+    assert "No matching distribution" in str(error.value)
+    assert "The installation failed" in str(error.value)
 
 
 def test_fingerprint_follows_what_is_installed(tmp_path: Path) -> None:

@@ -84,6 +84,26 @@ def run(*command: str | Path) -> None:
         sys.exit(f"This step failed (status {done.returncode}): {' '.join(map(str, command))}")
 
 
+def install(python: Path, *arguments: str) -> None:
+    """`pip install` with one line of progress in place of hundreds; all of it where it fails."""
+    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    lines: list[str] = []
+    packages = 0
+    for line in process.stdout:
+        lines.append(line)
+        packages += line.startswith("Collecting ")
+        if sys.stdout.isatty() and not line[0].isspace():
+            text = f"  {packages} packages; {' '.join(line.split()[:2])}"
+            print(f"\r{text[:78]:<78}", end="", flush=True)
+    if sys.stdout.isatty():
+        print(f"\r{'':<78}\r", end="")
+    if process.wait():
+        sys.exit(f"{''.join(lines)}\nThe installation failed: {' '.join(command)}")
+
+
 def main() -> None:
     """Bring the environment up to date."""
     if sys.version_info < OLDEST_PYTHON:
@@ -107,10 +127,8 @@ def main() -> None:
         venv.create(venv_dir, with_pip=True, clear=True)
     gpu = has_nvidia_gpu()
     extras = "dev,gpu" if gpu else "dev"
-    run(
-        *(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
-        *("--constraint", "constraints.txt", *torch_index(gpu), "--editable", f".[{extras}]"),
-    )
+    pins = ["--constraint", "constraints.txt"]
+    install(python, *pins, *torch_index(gpu), "--editable", f".[{extras}]")
     run(python, "-m", "course_utils", "prepare")
     partial = stamp.with_suffix(".partial")
     partial.write_text(key)
