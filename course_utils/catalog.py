@@ -57,9 +57,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set on the hub."""
+    """A data set on the hub, the role it can fill and the tiers it is for."""
 
     id: str
+    role: str
+    tiers: list[str]
     about: str
     revision: str
     rows: int
@@ -170,6 +172,18 @@ def dataset(dataset_id: str) -> Dataset:
     return datasets[dataset_id]
 
 
+def datasets_for(role: str, tier: str) -> list[Dataset]:
+    """The data sets on the hub that can fill a role on a tier, in the catalogue's order.
+
+    Raises:
+        UnknownName: no data set has that role.
+    """
+    roles = list(dict.fromkeys(entry.role for entry in catalog().datasets.values()))
+    if role not in roles:
+        raise unknown("data set role", role, roles)
+    return [e for e in catalog().datasets.values() if e.role == role and tier in e.tiers]
+
+
 def table() -> pd.DataFrame:
     """The models as a table, a row each."""
     import pandas as pd
@@ -198,5 +212,7 @@ def main(args: argparse.Namespace) -> int:
             print(f"  {tier:>5}  {', else '.join(ids)}")
     print("\ndata sets")
     for entry in catalog().datasets.values():
+        tiers = ", ".join(entry.tiers)
         print(f"  {entry.id}: {entry.about} ({entry.rows:,} rows, licence {entry.licence})")
+        print(f"    role {entry.role}, on {tiers}")
     return 0

@@ -138,6 +138,7 @@ class Runner:
             ValueError: an empty prompt, a temperature below 0, an unknown generation option.
         """
         many = [prompts] if isinstance(prompts, str) else list(prompts)
+        template = self.template if template is None else template
         texts = [self.prompt(text, template=template, system=system) for text in many]
         if empty := [index for index, text in enumerate(texts) if not text]:
             raise ValueError(f"An empty prompt gives a model nothing to go on (prompt {empty[0]}).")
@@ -149,7 +150,9 @@ class Runner:
             if seed is not None:
                 torch.manual_seed(seed)
             for start in range(0, len(texts), size):
-                replies += self._generate(texts[start : start + size], config, stream)
+                replies += self._generate(
+                    texts[start : start + size], config, stream, bare=template is not True
+                )
         return replies[0] if isinstance(prompts, str) else replies
 
     def _generation_config(self, options: dict[str, Any]) -> GenerationConfig:
@@ -170,11 +173,16 @@ class Runner:
 
     @torch.inference_mode()
     def _generate(
-        self, texts: list[str], config: GenerationConfig, stream: bool | Callable[[str], None]
+        self,
+        texts: list[str],
+        config: GenerationConfig,
+        stream: bool | Callable[[str], None],
+        bare: bool,
     ) -> list[Reply]:
-        # A rendered template holds its special tokens already.
+        # A rendered chat template holds its special tokens already; a bare text still gets the
+        # ones that the model expects, such as Llama's token for the beginning.
         batch = self.tokenizer(
-            texts, return_tensors="pt", padding=True, add_special_tokens=False
+            texts, return_tensors="pt", padding=True, add_special_tokens=bare
         ).to(self.model.device)
         streamer = None
         if callable(stream):

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from conftest import ROOT
 from transformers import AutoModelForCausalLM
 
 from course_utils import catalog as module
@@ -73,6 +74,17 @@ def test_roles_name_known_models_of_their_kind() -> None:
             assert both * 2 / 1e9 < TIER_GB[tier]
 
 
+def test_readme_names_each_tiers_models() -> None:
+    """The README's table of tiers is the catalogue's."""
+    readme = (ROOT / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", readme, flags=re.M))
+    assert list(rows) == list(TIERS)
+    for tier in TIERS:
+        for model_id in catalog().roles["base"].by_tier[tier]:
+            name = model_id.split("/")[1].removesuffix("-hf")
+            assert name in rows[tier]
+
+
 def test_every_tier_ends_in_a_model_that_is_open() -> None:
     """Nobody needs an account: the last choice of each tier is not gated."""
     for role in catalog().roles.values():
@@ -94,7 +106,17 @@ def test_data_sets_are_pinned() -> None:
         assert entry.rows > 0
         assert entry.licence
         assert entry.columns
+        assert set(entry.tiers) <= set(TIERS)
     assert module.dataset("dvgodoy/yoda_sentences").rows == 720
+
+
+def test_data_sets_by_role_and_tier() -> None:
+    """A role on a tier gives what fits there; an unknown role names the known ones."""
+    ids = [entry.id for entry in module.datasets_for("instructions", "16gb")]
+    assert ids == ["databricks/databricks-dolly-15k"]
+    assert module.datasets_for("chat", "cpu") == []
+    with pytest.raises(UnknownName, match="instructions"):
+        module.datasets_for("instruction", "cpu")
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,12 @@ def test_a_hub_model_loads_at_its_pinned_revision(
     assert hub_server.requests == []
 
 
+def test_on_a_cpu_the_embedded_model_comes_first(hub_server: HubStandIn) -> None:
+    """Even where the hub answers, so that a learner gets the results that are saved."""
+    assert resolve("base").where == resolve("chat").where == "embedded"
+    assert hub_server.requests == []
+
+
 def test_only_safe_files_are_downloaded(
     hub_server: HubStandIn, tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -76,6 +76,29 @@ def test_templates(ask: Runner) -> None:
         ask.prompt("Hi", template=False, system="Be brief.")
 
 
+def test_bare_texts_get_the_tokens_that_a_model_expects(ask: Runner) -> None:
+    """A tokenizer that opens each text, as Llama's does, opens bare ones and no template twice."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = load_tokenizer("chat")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    seen: list[list[int]] = []
+    opening = Runner(ask.model, tokenizer, max_new_tokens=1)
+    inner = opening.model.generate
+    opening.model.generate = lambda **inputs: (
+        seen.append(inputs["input_ids"][0].tolist()) or inner(**inputs)
+    )
+    try:
+        opening("Hi", template=False)
+        opening("Hi", template="[INST] {prompt} [/INST]")
+        opening("Hi")
+    finally:
+        del opening.model.generate
+    assert [ids.count(0) for ids in seen] == [1, 1, 0]
+
+
 def test_a_model_without_a_template_says_so(ask: Runner) -> None:
     """As base models are."""
     tokenizer = load_tokenizer("chat")

@@ -59,22 +59,22 @@ model, tokenizer = base.model, base.tokenizer
 
 
 @torch.inference_mode()
-def next_token_probabilities(text):
-    """One probability for each token of the vocabulary: shape (vocabulary size,)."""
-    inputs = tokenizer(text, return_tensors="pt").to(model.device)
-    logits = model(**inputs).logits  # (1, tokens of the text, vocabulary size)
+def next_token_probabilities(ids):
+    """One probability for each token of the vocabulary, after a list of token ids."""
+    logits = model(torch.tensor([ids], device=model.device)).logits
+    # logits: (1, tokens so far, vocabulary size); the last position speaks of the next token
     return logits[0, -1].float().softmax(dim=-1).cpu()
 
 
-probabilities = next_token_probabilities(text)
-top = probabilities.topk(5)
-best = tokenizer.decode(top.indices[0])
-mine = probabilities[tokenizer(guess, add_special_tokens=False)["input_ids"][0]]
-print(f"The model's first choice is {best!r}, with probability {top.values[0]:.2f}.")
-print(f"Your guess {guess!r} has {mine:.2f}; you said {sure:.2f} for the first choice.")
+ids = tokenizer(text)["input_ids"]
+probabilities = next_token_probabilities(ids)
+best = probabilities.argmax().item()
+mine = tokenizer(text + guess)["input_ids"][len(ids)]
+print(f"The model's first choice is {tokenizer.decode(best)!r}: {probabilities[best]:.2f}.")
+print(f"Your guess {guess!r} has {probabilities[mine]:.2f}; you said {sure:.2f} for the first.")
 
 assert abs(probabilities.sum() - 1) < 1e-3
-assert best == " Paris"
+assert tokenizer.decode(best).strip() == "Paris"
 
 # %% [markdown]
 # So a fact sits in there, as a number: after these words, *Paris* is likely.
@@ -92,19 +92,19 @@ use_style()
 sentence = "She opened the door and saw"
 
 figure, axes = plt.subplots(1, 4, figsize=(12, 3.1), sharex=True)
-grown = sentence
+grown = tokenizer(sentence)["input_ids"]
 for step, axis in enumerate(axes, start=1):
+    so_far = tokenizer.decode(grown, skip_special_tokens=True)
     top = next_token_probabilities(grown).topk(6)
-    tokens = [tokenizer.decode(index) for index in top.indices]
-    bars = axis.barh([repr(token) for token in tokens], top.values, color=GREY)
+    bars = axis.barh([repr(tokenizer.decode(i)) for i in top.indices], top.values, color=GREY)
     bars[0].set_color(BLUE)
     axis.invert_yaxis()
     axis.grid(axis="x")
-    axis.set_title(f"step {step}: {grown[-18:]!r}", fontsize=10)
+    axis.set_title(f"step {step}: {'…' + so_far[-16:]!r}", fontsize=10)
     axis.set_xlabel("probability")
-    grown += tokens[0]
+    grown.append(top.indices[0].item())
 plt.show()
-print(grown)
+print(tokenizer.decode(grown, skip_special_tokens=True))
 
 # %% [markdown]
 # `model.generate` does exactly this loop, only faster, because it keeps what it has computed for
@@ -113,9 +113,9 @@ print(grown)
 # %%
 inputs = tokenizer(sentence, return_tensors="pt").to(model.device)
 generated = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-print(tokenizer.decode(generated[0]))
+print(tokenizer.decode(generated[0], skip_special_tokens=True))
 
-assert tokenizer.decode(generated[0], skip_special_tokens=True).endswith(grown[-12:])
+assert generated[0].tolist() == grown
 
 # %% [markdown]
 # ## 2. Why a base model rambles
@@ -279,7 +279,9 @@ def first_step(template):
     result = []
     for question in questions:
         text = chat.prompt(question, template=template)
-        inputs = chat.tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        # A rendered chat template holds its special tokens already.
+        special = template is not True
+        inputs = chat.tokenizer(text, return_tensors="pt", add_special_tokens=special)
         logits = chat.model(**inputs.to(chat.model.device)).logits[0, -1].float()
         result.append(logits.softmax(dim=-1)[end].item())
     return result
