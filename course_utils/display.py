@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib as mpl
 import pandas as pd
 from cycler import cycler
-from pandas.io.formats.style import Styler
 
 # Okabe and Ito's palette, which people with colour-blindness can tell apart
 # (https://jfly.uni-koeln.de/color/).
@@ -41,10 +42,23 @@ def use_style() -> None:
     )
 
 
-def text_table(frame: pd.DataFrame) -> Styler:
+class TextTable:
     """A table whose cells are texts: left-aligned, line breaks kept, no row numbers."""
-    style = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap"}
-    heads = [{"selector": "th", "props": [("text-align", "left")]}]
-    # One id for all, so that a notebook's saved output is the same each time.
-    styler = frame.style.set_properties(**style).set_table_styles(heads).hide(axis="index")
-    return styler.set_uuid("texts")
+
+    def __init__(self, frame: pd.DataFrame):
+        self.frame = frame
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        style = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap"}
+        heads = [{"selector": "th", "props": [("text-align", "left")]}]
+        styler = self.frame.style.set_properties(**style).set_table_styles(heads)
+        # What a model wrote is shown, never rendered.
+        styler = styler.format(escape="html").format_index(escape="html", axis="columns")
+        # One id for all, so that a notebook's saved output is the same each time.
+        html = styler.hide(axis="index").set_uuid("texts").to_html()
+        return {"text/html": html, "text/plain": self.frame.to_string(index=False)}
+
+
+def text_table(frame: pd.DataFrame) -> TextTable:
+    """A data frame of texts, to end a cell with."""
+    return TextTable(frame)

@@ -88,6 +88,7 @@ def test_saved_outputs_are_one_clean_run(source: Path) -> None:
     assert not re.search(r"/(home|root|Users|tmp|content|work)/", text)
     assert not re.search(r"hf_[A-Za-z0-9]{20}|sk-[A-Za-z0-9]{20}", text)
     assert "it/s]" not in text  # a progress bar's debris
+    assert " at 0x" not in text  # an object that shows its address, another one in each run
 
 
 def test_figures_outside_are_those_of_the_notebooks() -> None:
