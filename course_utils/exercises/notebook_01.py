@@ -1,107 +1,17 @@
-"""Checks for the exercises: what is wrong, a hint more each time, never the answer.
-
-`check("01.1", my_answer)` prints the verdict. Introduced in notebook 01.
-"""
+"""The checks of notebook 01."""
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from course_utils.catalog import unknown
+from course_utils.exercises import Wrong, call, exercise
 
 
-class Wrong(Exception):
-    """What is wrong with an answer, said to the learner."""
-
-
-class Empty(Exception):
-    """Nothing has been answered yet."""
-
-
-@dataclass(frozen=True)
-class _Exercise:
-    test: Callable[..., None]
-    hints: tuple[str, ...]
-
-
-_exercises: dict[str, _Exercise] = {}
-_attempts: Counter[str] = Counter()
-
-
-def _exercise(name: str, *hints: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    def register(test: Callable[..., None]) -> Callable[..., None]:
-        _exercises[name] = _Exercise(test, hints)
-        return test
-
-    return register
-
-
-def _call(function: object, *args: Any) -> Any:
-    """Call the learner's function; an exception of theirs is a wrong answer."""
-    if not callable(function):
-        raise Wrong(f"This should be a function, and is {type(function).__name__}.")
-    try:
-        result = function(*args)
-    except Exception as error:
-        shown = ", ".join(repr(arg) if isinstance(arg, str) else "…" for arg in args)
-        raise Wrong(f"Called with ({shown}) it raised {type(error).__name__}: {error}") from error
-    if result is None or result is ...:
-        raise Empty
-    return result
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What came of a check: solved, or what to say; `tried` tells a wrong answer from none."""
-
-    solved: bool
-    tried: bool
-    message: str
-
-
-def grade(name: str, *answer: Any) -> Verdict:
-    """Check an exercise without printing.
-
-    Args:
-        name: the exercise's number, such as `"01.1"`.
-        answer: what the exercise asks to be handed over.
-
-    Raises:
-        UnknownName: there is no such exercise.
-    """
-    if name not in _exercises:
-        raise unknown("exercise", name, list(_exercises))
-    try:
-        if not answer or any(part is None or part is ... for part in answer):
-            raise Empty
-        _exercises[name].test(*answer)
-    except Empty:
-        return Verdict(False, False, "nothing to check yet. Replace the ..., then run both cells.")
-    except Wrong as wrong:
-        return Verdict(False, True, f"not yet. {wrong}")
-    return Verdict(True, True, "solved.")
-
-
-def check(name: str, *answer: Any) -> None:
-    """Check an exercise and print what came of it, with one more hint at each wrong try.
-
-    Args and errors are those of `grade`.
-    """
-    verdict = grade(name, *answer)
-    print(f"Exercise {name}: {verdict.message}")
-    if verdict.tried and not verdict.solved:
-        _attempts[name] += 1
-        for hint in _exercises[name].hints[: _attempts[name]]:
-            print(f"  Hint: {hint}")
-
-
-@_exercise(
+@exercise(
     "01.1",
     "Temperature acts on the logits, before they become probabilities.",
     "A higher temperature brings the logits nearer to one another.",
@@ -111,7 +21,7 @@ def _temperature(function: Callable[[torch.Tensor, float], torch.Tensor]) -> Non
     generator = torch.Generator().manual_seed(0)
     for size, temperature in itertools.product((3, 50), (1.0, 0.5, 2.0, 0.0)):
         logits = torch.randn(size, generator=generator)
-        given = _call(function, logits.clone(), temperature)
+        given = call(function, logits.clone(), temperature)
         if not isinstance(given, torch.Tensor) or given.shape != logits.shape:
             raise Wrong(f"For {size} logits, a tensor of {size} probabilities is expected.")
         if not torch.isfinite(given).all():
@@ -133,7 +43,7 @@ def _temperature(function: Callable[[torch.Tensor, float], torch.Tensor]) -> Non
             )
 
 
-@_exercise(
+@exercise(
     "01.2",
     "Print `ask.prompt(...)` with `repr` and compare it with yours, character by character.",
     "Each message is closed by <|im_end|> and a line break, the system's too.",
@@ -142,7 +52,7 @@ def _temperature(function: Callable[[torch.Tensor, float], torch.Tensor]) -> Non
 def _chatml(function: Callable[[str, str], str]) -> None:
     cases = (("You are a poet.", "Describe rain."), ("Be brief.", "Is 7 prime?\nWhy?"))
     for system, question in cases:
-        given = _call(function, system, question)
+        given = call(function, system, question)
         if not isinstance(given, str):
             raise Wrong(f"A text is expected, and this is {type(given).__name__}.")
         for part, role in ((system, "system"), (question, "user")):
@@ -177,7 +87,7 @@ _OPPOSITES = {
 _OPPOSITES_NEEDED = 5
 
 
-@_exercise(
+@exercise(
     "01.3",
     "A raw prompt is a text to be continued: after what text would only the opposite fit?",
     "Show some pairs of opposites first, all in the same form, and end in mid-pair.",
@@ -186,7 +96,7 @@ _OPPOSITES_NEEDED = 5
 def _opposites(function: Callable[[str], str], ask: Any) -> None:
     prompts = []
     for word, opposite in _OPPOSITES.items():
-        prompt = _call(function, word)
+        prompt = call(function, word)
         if not isinstance(prompt, str):
             raise Wrong(f"A text is expected, and this is {type(prompt).__name__}.")
         if word not in prompt:

@@ -1,0 +1,110 @@
+"""Checks for the exercises: what is wrong, a hint more each time, never the answer.
+
+`check("01.1", my_answer)` prints the verdict. Introduced in notebook 01. Each notebook's checks are
+a module beside this one; whatever module is there is found.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from course_utils.catalog import unknown
+
+
+class Wrong(Exception):
+    """What is wrong with an answer, said to the learner."""
+
+
+class Empty(Exception):
+    """Nothing has been answered yet."""
+
+
+@dataclass(frozen=True)
+class _Exercise:
+    test: Callable[..., None]
+    hints: tuple[str, ...]
+
+
+_exercises: dict[str, _Exercise] = {}
+_attempts: Counter[str] = Counter()
+
+
+def exercise(name: str, *hints: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register the check of an exercise, with hints that are given one by one."""
+
+    def register(test: Callable[..., None]) -> Callable[..., None]:
+        _exercises[name] = _Exercise(test, hints)
+        return test
+
+    return register
+
+
+def call(function: object, *args: Any) -> Any:
+    """Call the learner's function; an exception of theirs is a wrong answer."""
+    if not callable(function):
+        raise Wrong(f"This should be a function, and is {type(function).__name__}.")
+    try:
+        result = function(*args)
+    except Exception as error:
+        shown = ", ".join(repr(arg) if isinstance(arg, str) else "…" for arg in args)
+        raise Wrong(f"Called with ({shown}) it raised {type(error).__name__}: {error}") from error
+    if result is None or result is ...:
+        raise Empty
+    return result
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a check: solved, or what to say; `tried` tells a wrong answer from none."""
+
+    solved: bool
+    tried: bool
+    message: str
+
+
+def known() -> list[str]:
+    """The numbers of all exercises."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return sorted(_exercises)
+
+
+def grade(name: str, *answer: Any) -> Verdict:
+    """Check an exercise without printing.
+
+    Args:
+        name: the exercise's number, such as `"01.1"`.
+        answer: what the exercise asks to be handed over.
+
+    Raises:
+        UnknownName: there is no such exercise.
+    """
+    if name not in known():
+        raise unknown("exercise", name, known())
+    try:
+        if not answer or any(part is None or part is ... for part in answer):
+            raise Empty
+        _exercises[name].test(*answer)
+    except Empty:
+        return Verdict(False, False, "nothing to check yet. Replace the ..., then run both cells.")
+    except Wrong as wrong:
+        return Verdict(False, True, f"not yet. {wrong}")
+    return Verdict(True, True, "solved.")
+
+
+def check(name: str, *answer: Any) -> None:
+    """Check an exercise and print what came of it, with one more hint at each wrong try.
+
+    Args and errors are those of `grade`.
+    """
+    verdict = grade(name, *answer)
+    print(f"Exercise {name}: {verdict.message}")
+    if verdict.tried and not verdict.solved:
+        _attempts[name] += 1
+        for hint in _exercises[name].hints[: _attempts[name]]:
+            print(f"  Hint: {hint}")
