@@ -182,8 +182,14 @@ def test_set_up_cell_installs_on_colab(tmp_path: Path) -> None:
     }
     code = "import sys, types\nsys.modules['google.colab'] = types.ModuleType('google.colab')\n"
     code += colab_cell(SOURCES[0])
+    code += "\nif len(sys.argv) > 1:\n    import course_utils.data as d; print(d.folder())"
     for _ in range(2):  # the second time the folder is there, and nothing is fetched
         subprocess.run([sys.executable, "-c", code], cwd=work, env=env, check=True)
+    shutil.rmtree(work / Path(address).name)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "show"], cwd=work, env=env, check=True, capture_output=True
+    )
+    assert str(work / Path(address).name / "datasets") in done.stdout.decode()
     site = tmp_path / "site" / "course_utils"
     assert (site / "catalog.toml").read_text() == (ROOT / "course_utils/catalog.toml").read_text()
     assert (site / "configs" / "facebook" / "opt-350m.json").exists()
