@@ -1,0 +1,186 @@
+"""Which tokens a model is trained on, drawn in colour.
+
+`show(batch, tokenizer)` draws each example of a collated batch. Introduced in notebook 03.
+"""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+KINDS = ("trained", "masked", "special", "padding")
+
+# Colour, and a second sign for whoever does not see it: underline, strike-through, frame.
+_STYLES = {
+    "trained": "background:#56B4E9;color:#000;border-bottom:2px solid #0072B2",
+    "masked": "background:#E8E8E8;color:#555",
+    "special": "outline:1px dashed #D55E00",
+    "padding": "color:#AAA;text-decoration:line-through",
+}
+_MARKS = {"trained": ("[", "]"), "masked": ("", ""), "padding": ("~", "~")}
+_SHOWN_PADDING = 3
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of an example.
+
+    Attributes:
+        id: its id in the vocabulary.
+        text: what it decodes to.
+        kind: "trained" (it is a label), "masked" (read, but no label) or "padding" (not even
+            read).
+        special: whether it is one of the tokenizer's special tokens.
+    """
+
+    id: int
+    text: str
+    kind: str
+    special: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """An example of a batch, token by token."""
+
+    tokens: list[Token]
+
+    def counts(self) -> dict[str, int]:
+        """How many tokens are trained on, masked, padding; and special, which cuts across."""
+        kinds = Counter(token.kind for token in self.tokens)
+        special = sum(token.special for token in self.tokens)
+        return {**{kind: kinds[kind] for kind in KINDS if kind != "special"}, "special": special}
+
+    def trained_text(self) -> str:
+        """The text that is trained on."""
+        return "".join(token.text for token in self.tokens if token.kind == "trained")
+
+
+def _rows(value: Any) -> list[list[int]]:
+    """A tensor of shape (examples, tokens), or lists of unequal length, as lists."""
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    return [list(row.tolist() if isinstance(row, torch.Tensor) else row) for row in value]
+
+
+def _split_packed(batch: Mapping[str, Any]) -> list[dict[str, list[int]]]:
+    """The examples of a batch; rows that hold several (`position_ids` start anew) are cut up."""
+    columns = {
+        name: _rows(batch[name])
+        for name in ("input_ids", "labels", "attention_mask", "position_ids")
+        if batch.get(name) is not None
+    }
+    examples = []
+    for index, ids in enumerate(columns["input_ids"]):
+        row = {name: rows[index] for name, rows in columns.items()}
+        starts = [0]
+        # With padding, position ids repeat a constant there: only a packed row has no mask.
+        if "position_ids" in row and "attention_mask" not in row:
+            starts = [i for i, position in enumerate(row["position_ids"]) if position == 0] or [0]
+        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+            examples.append({name: values[start:end] for name, values in row.items()})
+    return examples
+
+
+def examples(batch: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    """Take a collated batch apart.
+
+    Args:
+        batch: what a collator gives: `input_ids` and `labels` of shape (examples, tokens), dtype
+            int64, -100 for what is not trained on; `attention_mask` where there is padding;
+            `position_ids` where examples are packed into one row.
+        tokenizer: the one that made the ids.
+
+    Raises:
+        ValueError: no `input_ids` or no `labels`, or of unequal shapes.
+    """
+    for name in ("input_ids", "labels"):
+        if batch.get(name) is None:
+            raise ValueError(f"The batch has no {name!r}; it has {', '.join(batch)}.")
+    special = set(tokenizer.all_special_ids)
+    found = []
+    for row in _split_packed(batch):
+        ids, labels = row["input_ids"], row["labels"]
+        if len(ids) != len(labels):
+            raise ValueError(f"{len(ids)} input ids, but {len(labels)} labels.")
+        attended = row.get("attention_mask", [1] * len(ids))
+        tokens = []
+        for token, label, read in zip(ids, labels, attended, strict=True):
+            # A label on padding counts as trained on: that would be a mistake worth seeing.
+            unlabelled = "masked" if read else "padding"
+            kind = unlabelled if label == IGNORED else "trained"
+            tokens.append(Token(token, tokenizer.decode([token]), kind, token in special))
+        found.append(Example(tokens))
+    return found
+
+
+class Drawing:
+    """Examples drawn token by token: HTML in a notebook, plain text elsewhere."""
+
+    def __init__(self, drawn: list[Example]):
+        self.examples = drawn
+
+    @staticmethod
+    def _count_line(example: Example) -> str:
+        counts = example.counts()
+        return ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
+
+    def __str__(self) -> str:
+        lines = ["[trained on] masked ~padding~"]
+        for number, example in enumerate(self.examples, start=1):
+            text = ""
+            for token in _shortened(example.tokens):
+                before, after = _MARKS[token.kind]
+                text += f"{before}{token.text}{after}"
+            lines += [f"\nExample {number}: {self._count_line(example)}", text.replace("][", "")]
+        return "\n".join(lines)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        legend = " ".join(
+            f'<span style="{_STYLES[kind]};padding:1px 4px">{label}</span>'
+            for kind, label in zip(
+                KINDS, ("trained on", "masked", "special", "padding"), strict=True
+            )
+        )
+        parts = [f'<div style="font-family:monospace;line-height:1.9">{legend}']
+        for number, example in enumerate(self.examples, start=1):
+            parts.append(f"<p><b>Example {number}</b>: {self._count_line(example)}<br>")
+            for token in _shortened(example.tokens):
+                style = _STYLES[token.kind]
+                if token.special:
+                    style += f";{_STYLES['special']}"
+                # A line break is shown as a sign, and made.
+                text = html.escape(token.text).replace("\n", "↵<br>").replace(" ", "&nbsp;")
+                parts.append(f'<span style="{style}" title="id {token.id}">{text}</span><wbr>')
+            parts.append("</p>")
+        parts.append("</div>")
+        return {"text/html": "".join(parts), "text/plain": str(self)}
+
+
+def _shortened(tokens: list[Token]) -> list[Token]:
+    """The tokens, a long run of padding cut to a few."""
+    shown: list[Token] = []
+    run = 0
+    for token in tokens:
+        run = run + 1 if token.kind == "padding" else 0
+        if run <= _SHOWN_PADDING:
+            shown.append(token)
+        elif run == _SHOWN_PADDING + 1:
+            shown.append(Token(token.id, "…", "padding", False))
+    return shown
+
+
+def show(batch: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Drawing:
+    """Draw a collated batch: what is trained on, what is masked, special tokens and padding.
+
+    Args and errors are those of `examples`. The result shows itself at the end of a cell, and
+    prints as text with `[` and `]` around what is trained on.
+    """
+    return Drawing(examples(batch, tokenizer))
