@@ -7,15 +7,21 @@ The names that notebooks use most are here; each is imported when it is first us
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any
 
 __version__ = "0.1.0"
+
+# On import, bitsandbytes asks for an optional package whose kernels would come from the hub.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOMES = {
     "load_model": "loading",
     "load_tokenizer": "loading",
     "runner": "running",
     "describe": "hardware",
+    "load_data": "data",
+    "preflight": "preflight",
 }
 __all__ = sorted(_HOMES)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import re
 import struct
@@ -85,18 +84,14 @@ def quiet_transformers() -> Iterator[None]:
     """No progress bars and no warnings of the libraries while a model is being put together."""
     bars = transformers_logging.is_progress_bar_enabled()
     level = transformers_logging.get_verbosity()
-    noisy = logging.getLogger("bitsandbytes")
-    noisy_level = noisy.level
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    noisy.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         transformers_logging.set_verbosity(level)
-        noisy.setLevel(noisy_level)
         if bars:
             transformers_logging.enable_progress_bar()
 
