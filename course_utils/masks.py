@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
+IGNORED = -100  # the label that transformers' and torch's losses leave out
 KINDS = ("trained", "masked", "special", "padding")
 
 # Colour, and a second sign for whoever does not see it: underline, strike-through, frame.

@@ -35,11 +35,11 @@ from trl import SFTTrainer, is_conversational
 
 from course_utils.errors import CourseError
 from course_utils.hardware import detect, pick_dtype
+from course_utils.masks import IGNORED
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
 _SYMBOLS = {PASS: "✓", WARN: "!", FAIL: "✗"}
 _NOT_JUDGED = ""
-IGNORED = -100  # the label that transformers' and torch's losses leave out
 
 _EXAMPLES = 64
 _TRUNCATED_SHARE = 0.05

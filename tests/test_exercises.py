@@ -162,7 +162,8 @@ def test_the_answer_is_never_given() -> None:
     notebooks = load_tool("notebooks")
     text = "\n".join(path.read_text() for path in notebooks.sources())
     blocks = re.findall(r"### BEGIN SOLUTION\n(.*?)### END SOLUTION", text, flags=re.S)
-    lines = {line.strip() for block in blocks for line in block.splitlines() if len(line) > 20}
+    lines = {line.strip() for block in blocks for line in block.splitlines()}
+    lines = {line for line in lines if len(line) > 15}
     assert lines
     hints = " ".join(hint for each in exercises._exercises.values() for hint in each.hints)
     assert not [line for line in lines if line in hints]
@@ -172,3 +173,54 @@ def test_unknown_exercise() -> None:
     """The known ones are named."""
     with pytest.raises(UnknownName, match=r"01\.1"):
         exercises.check("1.1.1", None)
+
+
+def everything(ids: list[int], prompt: int, end: int) -> list[int]:
+    """Trains on the prompt too."""
+    return list(ids)
+
+
+def no_end(ids: list[int], prompt: int, end: int) -> list[int]:
+    """Masks the end token, as a collator does that goes by id."""
+    return [-100] * prompt + [-100 if i == end else i for i in ids[prompt:]]
+
+
+def first_end_anywhere(ids: list[int], prompt: int, end: int) -> list[int]:
+    """Looks for the end token from the start, where the prompt may have one."""
+    stop = ids.index(end) if end in ids else len(ids)
+    return [i if prompt <= n <= stop else -100 for n, i in enumerate(ids)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (everything, "prompt is trained on"),
+        (no_end, "end token is not trained on"),
+        (lambda ids, prompt, end: [-100] * prompt + ids[prompt:], "behind the first end token"),
+        (first_end_anywhere, "end token is not trained on"),
+        (lambda ids, prompt, end: ids[:-1], "a list of"),
+        (lambda ids, prompt, end: [-100] * (len(ids) - 1) + [2], "trained on"),
+    ],
+)
+def test_wrong_labels(wrong: Callable, said: str) -> None:
+    """The three mistakes of notebook 03, and two slips."""
+    verdict = exercises.grade("03.1", wrong)
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda lengths, room: [[i] for i in range(len(lengths))], "can be done"),
+        (lambda lengths, room: [list(range(len(lengths)))], "there is room for"),
+        (lambda lengths, room: [[0]], "exactly one row"),
+        (lambda lengths, room: [[len(lengths)]], "go from 0"),
+        (lambda lengths, room: [1, 2], "list of lists"),
+    ],
+)
+def test_wrong_packing(wrong: Callable, said: str) -> None:
+    """Too many rows, rows too full, examples lost or invented."""
+    verdict = exercises.grade("03.2", wrong)
+    assert not verdict.solved
+    assert said in verdict.message

@@ -155,6 +155,7 @@ assert share > 0.25
 # (`completion_only_loss` is then on by itself). Give it texts, or, for a chat model, messages:
 
 # %%
+import tempfile
 import warnings
 
 from trl import SFTConfig, SFTTrainer
@@ -168,7 +169,8 @@ def make_trainer(rows, model=model, **options):
     """An SFTTrainer on some rows, made for its batches."""
     on_cpu = {"use_cpu": True, "bf16": False} if model.device.type == "cpu" else {}
     common = {"per_device_train_batch_size": 3, "max_length": 256, **on_cpu}
-    config = SFTConfig(output_dir="unused", report_to="none", **{**common, **options})
+    folder = tempfile.mkdtemp()  # nothing is kept
+    config = SFTConfig(output_dir=folder, report_to="none", **{**common, **options})
     return SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
 
 
