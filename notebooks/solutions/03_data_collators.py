@@ -203,6 +203,7 @@ masks.show(first_batch(trainer), tokenizer)
 
 # %%
 conversation = [
+    {"role": "system", "content": "Pig Latin only."},
     {"role": "user", "content": "Say eat."},
     {"role": "assistant", "content": "eatway"},
     {"role": "user", "content": "Say string."},
@@ -224,7 +225,7 @@ chatml = """\
 {% for message in messages %}\
 <|im_start|>{{ message['role'] }}
 {% if message['role'] == 'assistant' %}\
-{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}
+{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}{{ '\n' }}\
 {% else %}\
 {{ message['content'] }}<|im_end|>
 {% endif %}\
@@ -243,6 +244,11 @@ masks.show({"input_ids": ids, "labels": labels}, tokenizer)
 drawn = masks.examples({"input_ids": ids, "labels": labels}, tokenizer)[0]
 if "<|im_end|>" in tokenizer.get_vocab():
     assert drawn.trained_text() == "eatway<|im_end|>ingstray<|im_end|>"
+    stock, marked = (
+        tokenizer.apply_chat_template(conversation, tokenize=False, chat_template=template)
+        for template in (None, chatml)
+    )
+    assert marked == stock  # the mark changes what is trained on, and not the text
 
 # %% [markdown]
 # ## 4. A collator of one's own
@@ -499,11 +505,23 @@ print(report)
 assert report.ok
 
 # %% [markdown]
-# And one with the careless collator of section 5:
+# And one with the careless collator of section 5, in transformers' own `Trainer`:
 
 # %%
-careless_trainer = make_trainer(as_messages, model=tuned, learning_rate=1e-3)
-careless_trainer.data_collator = collate
+from transformers import Trainer, TrainingArguments
+
+careless_trainer = Trainer(
+    model=tuned,
+    args=TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        report_to="none",
+        learning_rate=1e-3,
+        use_cpu=model.device.type == "cpu",
+    ),
+    train_dataset=[dict(tokenizer(as_text(row))) for row in some],
+    data_collator=collate,
+    processing_class=tokenizer,
+)
 report = preflight(careless_trainer)
 for row in report.rows:
     if row.status == "fail":
