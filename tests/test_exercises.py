@@ -224,3 +224,72 @@ def test_wrong_packing(wrong: Callable, said: str) -> None:
     verdict = exercises.grade("03.2", wrong)
     assert not verdict.solved
     assert said in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda r, a, n, s: a, "factor was 2, and with your alpha it is 0.5"),
+        (lambda r, a, n, s: a * r / n, "factor was"),
+        (lambda r, a, n, s: a * n / r, "use_rslora=True"),
+        (lambda r, a, n, s: a * (n / r) ** 0.5, "use_rslora=False"),
+        (lambda r, a, n, s: "128", "a number is expected"),
+        (lambda r, a, n, s: float("nan"), "finite"),
+        (lambda r, a, n, s: True, "a number is expected"),
+    ],
+)
+def test_wrong_alphas(wrong: Callable, said: str) -> None:
+    """The factor that comes of a wrong alpha is named."""
+    verdict = exercises.grade("02.1", wrong)
+    assert verdict.tried
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda w, A, B, a, r: w, "as it was"),
+        (lambda w, A, B, a, r: w + B @ A * a, "multiplied by 2"),
+        (lambda w, A, B, a, r: a / r * B @ A, "alone"),
+        (lambda w, A, B, a, r: w.add_(a / r * B @ A), "go back"),
+        (lambda w, A, B, a, r: w + torch.ones_like(w), "not a multiple"),
+        (lambda w, A, B, a, r: A @ B, "shape"),
+        (lambda w, A, B, a, r: A @ w, "shape"),
+        (lambda w, A, B, a, r: w.tolist(), "tensor"),
+        (lambda w, A, B, a, r: w * float("nan"), "finite"),
+    ],
+)
+def test_wrong_merges(wrong: Callable, said: str) -> None:
+    """Forgotten factor, forgotten weight, changed in place, wrong way round."""
+    verdict = exercises.grade("02.2", wrong)
+    assert verdict.tried
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+def low_rank(matrix: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The right answer for a matrix, for wrong ones made of it."""
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    return v[:r], u[:, :r] * s[:r]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda b, a, r: low_rank(a, r), "no nearer than"),
+        (lambda b, a, r: low_rank(b - a, r), "no nearer than"),
+        (lambda b, a, r: low_rank(a - b, r)[::-1], "A should have the shape"),
+        (lambda b, a, r: low_rank(a - b, r + 1), "A should have the shape"),
+        (lambda b, a, r: tuple(0.5 * x for x in low_rank(a - b, r)), "nearer than"),
+        (lambda b, a, r: a - b, "Two tensors"),
+        (lambda b, a, r: (None, None), "missing"),
+        (lambda b, a, r: (1, 2), "A should be a tensor"),
+    ],
+)
+def test_wrong_adapters(wrong: Callable, said: str) -> None:
+    """The weight in place of its change, the wrong sign, the wrong order, half of it."""
+    verdict = exercises.grade("02.3", wrong)
+    assert verdict.tried
+    assert not verdict.solved
+    assert said in verdict.message

@@ -1,0 +1,1197 @@
+# %% [markdown]
+# # 02 · PEFT and LoRA
+#
+# **You will learn** why training all weights takes four times a model's memory and more, how LoRA
+# gets round it with two thin matrices, what each setting of `LoraConfig` does to a real training
+# run, and how to save, switch, merge and mix adapters.
+#
+# **You need** notebook 01, and to have seen a PyTorch training loop.
+#
+# **It takes** about an hour of reading and trying. The cells themselves run in about three minutes
+# on two CPU cores; on GPUs, not yet measured.
+
+# %% [markdown]
+# ## The machine at hand
+
+# %%
+import logging
+import warnings
+
+# Two notes from the libraries that mean nothing here. bitsandbytes looks for a faster CPU kernel
+# that is not installed; peft reads a property that transformers has since renamed.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+
+from course_utils import describe, load_model, load_tokenizer
+
+print(describe())
+model = load_model("chat")
+tokenizer = load_tokenizer("chat")
+
+# %% [markdown]
+# ## 1. The optimizer problem
+#
+# A model with *p* weights has to hold *p* numbers to answer a question.
+#
+# **Guess first.** How many numbers does it hold while it is *trained* with AdamW, as a multiple of
+# *p*? (Leave out what the data themselves take, the activations.)
+
+# %%
+my_guess = 2
+
+# %% [markdown]
+# One MLP of the model will do for counting: three linear layers. It gets one training step, and
+# then we look at what has come to lie in memory.
+
+# %%
+import copy
+
+import pandas as pd
+import torch
+
+mlp = copy.deepcopy(model.model.layers[0].mlp).float().cpu()
+p = sum(weight.numel() for weight in mlp.parameters())
+
+
+def numbers_held(module, steps=2):
+    """What a module and AdamW hold after some training steps: numbers, in multiples of p."""
+    trained = [weight for weight in module.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        x = torch.randn(4, model.config.hidden_size)
+        (module(x) - x).square().mean().backward()  # any loss will do
+        optimizer.step()
+    moments = [
+        state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")
+    ]
+    return {
+        "weights": sum(weight.numel() for weight in module.parameters()) / p,
+        "gradients": sum(weight.grad.numel() for weight in trained) / p,
+        "optimizer": sum(moment.numel() for moment in moments) / p,
+    }
+
+
+full = numbers_held(copy.deepcopy(mlp).requires_grad_(True))
+print(f"p = {p:,}")
+print({what: f"{share:.0f} p" for what, share in full.items()})
+print(f"in all {sum(full.values()):.0f} p; you said {my_guess} p")
+
+assert full == {"weights": 1, "gradients": 1, "optimizer": 2}
+
+# %% [markdown]
+# One number per weight, one gradient per weight, and two *moments* per weight, which AdamW keeps:
+# a running mean of the gradient and of its square. So *p*, *p* and *2p*.
+#
+# The optimizer, not the model, is the largest part. That is the optimizer problem.
+#
+# Now look closely at *which* weights have a gradient and moments: those that are trained. What if
+# nearly all were frozen, and a few new ones trained in their place?
+
+# %% tags=["figure:02_optimizer_problem"]
+import matplotlib.pyplot as plt
+from peft import LoraConfig, inject_adapter_in_model
+
+from course_utils.display import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, text_table, use_style
+
+use_style()
+layers = ["gate_proj", "up_proj", "down_proj"]
+with_lora = inject_adapter_in_model(LoraConfig(r=16, target_modules=layers), copy.deepcopy(mlp))
+lora = numbers_held(with_lora)
+
+figure, axis = plt.subplots(figsize=(7.5, 2.4))
+left = [0, 0]
+for what, colour in zip(full, (GREY, SKY, ORANGE), strict=True):
+    widths = [full[what], lora[what]]
+    axis.barh(["all weights", "LoRA, r = 16"], widths, left=left, color=colour, label=what)
+    left = [start + width for start, width in zip(left, widths, strict=True)]
+for row, total in enumerate(left):
+    axis.text(total + 0.05, row, f"{total:.2f} p", va="center")
+axis.invert_yaxis()
+axis.grid(axis="x")
+axis.set_xlim(0, 4.6)
+axis.set_xlabel("numbers held in training, in multiples of the model's p weights")
+axis.set_title("The optimizer problem, and its cure")
+axis.legend(ncols=3, loc="upper right", bbox_to_anchor=(1, 0.45), fontsize=9)
+plt.show()
+
+assert sum(lora.values()) < 1.5 < sum(full.values())
+
+# %% [markdown]
+# The second bar is where this notebook goes. What is left is nearly all frozen weights, which need
+# no precision for tiny updates, and so can be quantized (rule 5 below).
+#
+# ## 2. LoRA by hand
+#
+# Training changes a weight matrix by some $\Delta W$. LoRA, *low-rank adaptation*, leaves $W$ as it
+# is and learns the change, as a product of two thin matrices:
+#
+# $$W + \frac{\alpha}{r}\,BA \qquad B: \text{out} \times r, \quad A: r \times \text{in}$$
+#
+# Here it is. `A` begins random and `B` begins at zero.
+
+
+# %%
+from torch.nn.functional import linear
+
+
+class HandmadeLoRA(torch.nn.Module):
+    """A frozen linear layer with a trainable low-rank update beside it."""
+
+    def __init__(self, layer, r, alpha):
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.A = torch.nn.Parameter(torch.empty(r, layer.in_features))
+        self.B = torch.nn.Parameter(torch.zeros(layer.out_features, r))
+        torch.nn.init.kaiming_uniform_(self.A, a=5**0.5)
+        self.scale = alpha / r
+
+    def forward(self, x):
+        # x: (rows, in) → A → (rows, r) → B → (rows, out); BA itself is never built
+        return self.layer(x) + self.scale * linear(linear(x, self.A), self.B)
+
+
+torch.manual_seed(0)
+layer = mlp.up_proj  # a copy, in float32
+mine = HandmadeLoRA(copy.deepcopy(layer), r=8, alpha=16)
+x = torch.randn(5, layer.in_features)
+
+print("the same as the layer alone:", torch.equal(mine(x), layer(x)))
+assert torch.equal(mine(x), layer(x))
+
+# %% [markdown]
+# **Why is one of the two zero?** So that training starts from the model as it is: with $B = 0$ the
+# product is 0, whatever $A$ is. And why not both? Then neither would ever get a gradient: each
+# one's gradient has the other as a factor. Look at the first step:
+
+# %%
+mine(x).square().sum().backward()
+print(f"gradient of A: {mine.A.grad.norm():.3f}   gradient of B: {mine.B.grad.norm():.3f}")
+print("gradient of W:", mine.layer.weight.grad)
+
+assert mine.A.grad.norm() == 0
+assert mine.B.grad.norm() > 0
+assert mine.layer.weight.grad is None
+
+# %% [markdown]
+# `B` moves first, and `A` from the second step on. $W$ gets nothing.
+#
+# Is that all that the peft library does? Put the same `A` into both, train both for ten steps on
+# the same task, and compare.
+
+# %%
+ours = HandmadeLoRA(copy.deepcopy(layer), r=8, alpha=16)
+config = LoraConfig(r=8, lora_alpha=16, target_modules=["up"])
+holder = inject_adapter_in_model(config, torch.nn.ModuleDict({"up": copy.deepcopy(layer)}))
+theirs = holder["up"]
+with torch.no_grad():
+    theirs.lora_A["default"].weight.copy_(ours.A)
+
+target = torch.randn(5, layer.out_features)
+for adapted in (ours, theirs):
+    optimizer = torch.optim.SGD([w for w in adapted.parameters() if w.requires_grad], lr=0.1)
+    for _ in range(10):
+        optimizer.zero_grad()
+        (adapted(x) - target).square().mean().backward()
+        optimizer.step()
+
+with torch.no_grad():
+    moved = (ours(x) - layer(x)).abs().max().item()
+    apart = (ours(x) - theirs(x)).abs().max().item()
+print(f"Training moved the outputs by up to {moved:.3f}.")
+print("Ours and peft's agree to 1e-6:", apart <= 1e-6)
+
+assert moved > 1e-3
+assert apart <= 1e-6
+
+# %% [markdown]
+# A dozen lines, and they are right. The product never has a rank above *r*, however long it is
+# trained, and once training is over it can be added into $W$: then LoRA costs nothing at all when
+# the model is used.
+
+# %%
+with torch.no_grad():
+    change = ours.scale * ours.B @ ours.A  # (out, in), as large as W
+    merged = copy.deepcopy(layer)
+    merged.weight += change
+    print(
+        f"rank of the change: {torch.linalg.matrix_rank(change)}, of {min(change.shape)} possible"
+    )
+    assert torch.linalg.matrix_rank(change) <= 8
+    assert torch.allclose(merged(x), ours(x), atol=1e-5)
+
+# %% [markdown]
+# ### Rank against trainable parameters
+#
+# `A` has *r* × in numbers, `B` has out × *r*. Here is that sum over all linear layers of the model,
+# beside what peft counts. The counting is done on a *meta* model, which has shapes but no weights,
+# and so costs neither time nor memory.
+
+# %%
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
+
+
+def skeleton():
+    """The model at hand as shapes only."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(model.config)
+
+
+shapes = [
+    (module.in_features, module.out_features)
+    for name, module in skeleton().named_modules()
+    if isinstance(module, torch.nn.Linear) and name != "lm_head"  # "all-linear" spares the head
+]
+rows = []
+for r in (1, 4, 16, 64, 256):
+    counted = get_peft_model(skeleton(), LoraConfig(r=r, target_modules="all-linear"))
+    trainable, everything = counted.get_nb_trainable_parameters()
+    by_formula = sum(r * (n_in + n_out) for n_in, n_out in shapes)
+    assert trainable == by_formula
+    rows.append(
+        {
+            "r": r,
+            "trainable": f"{trainable:,}",
+            "share of the model": f"{trainable / (everything - trainable):.2%}",
+            "file in MB (float32)": round(trainable * 4 / 1e6, 1),
+        }
+    )
+pd.DataFrame(rows).set_index("r")
+
+# %% [markdown]
+# Straight proportion. For the model at hand, r = 256 is no longer small; the larger a model, the
+# smaller the share, because *p* grows with the square of a layer's width and LoRA only with the
+# width.
+#
+# ## 3. The job
+#
+# Everything from here on is tried on one small job: rewriting a sentence in Yoda's word order. The
+# held-out sentences share no content word with those that are trained on, so a memorised list
+# does not help.
+
+# %%
+from course_utils.data import load_data
+
+yoda = load_data("yoda")
+training = [(row["sentence"], row["yoda"]) for row in yoda["train"].select(range(64))]
+held_out = [(row["sentence"], row["yoda"]) for row in yoda["unseen"].select(range(16))]
+for sentence, wanted in held_out[:3]:
+    print(f"{sentence}  →  {wanted}")
+
+# %% [markdown]
+# Sentences become batches as in notebook 01: the prompt in the model's own template, then the
+# response and the end token. Only the response is a target; the label −100 means "none". The
+# instruction is kept vague on purpose, so that the adapter has to say what *rewrite* means.
+
+
+# %%
+def prompt_ids(sentence):
+    """The tokens of the prompt, the assistant's turn opened."""
+    messages = [{"role": "user", "content": sentence}]
+    if "system" in tokenizer.chat_template:
+        messages.insert(0, {"role": "system", "content": "Rewrite the sentence."})
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def batch(pairs):
+    """Pairs of sentence and response as padded tensors."""
+    rows = []
+    for sentence, response in pairs:
+        prompt = prompt_ids(sentence)
+        answer = tokenizer(response + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+        rows.append((prompt + answer, [-100] * len(prompt) + answer))
+    width = max(len(ids) for ids, _ in rows)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    tensors = {
+        "input_ids": [ids + [pad] * (width - len(ids)) for ids, _ in rows],
+        "labels": [labels + [-100] * (width - len(labels)) for _, labels in rows],
+        "attention_mask": [[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows],
+    }
+    return {name: torch.tensor(values, device=model.device) for name, values in tensors.items()}
+
+
+example = batch(held_out[:1])
+targets = example["labels"][0]
+print(repr(tokenizer.decode(example["input_ids"][0])))
+print("of which targets:", repr(tokenizer.decode(targets[targets != -100])))
+
+assert tokenizer.decode(targets[targets != -100]).strip() == held_out[0][1] + tokenizer.eos_token
+
+# %% [markdown]
+# A training loop of ten lines (notebook 03 hands this to a Trainer), and two ways to measure: the
+# loss on the held-out sentences, and the logits at every target, for telling whether two models are
+# the same.
+
+
+# %%
+def train(tuned, pairs, steps=8, batch_size=4, learning_rate=1e-3):
+    """AdamW on whatever is trainable."""
+    tuned.train()
+    trained = [weight for weight in tuned.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate)
+    for step in range(steps):
+        start = step * batch_size % len(pairs)
+        loss = tuned(**batch(pairs[start : start + batch_size])).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    tuned.eval()
+
+
+@torch.no_grad()
+def logits(tuned):
+    """The logits at each target of the held-out sentences: (targets, vocabulary size)."""
+    inputs = batch(held_out)
+    labels = inputs.pop("labels")
+    # position i speaks of token i + 1
+    return tuned.eval()(**inputs).logits[:, :-1][labels[:, 1:] != -100].float()
+
+
+@torch.no_grad()
+def held_out_loss(tuned):
+    """The mean loss over the targets of the held-out sentences."""
+    return tuned.eval()(**batch(held_out)).loss.item()
+
+
+def rewrite(tuned, sentence):
+    """What a model makes of a sentence."""
+    ids = torch.tensor([prompt_ids(sentence)], device=model.device)
+    output = tuned.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=25, do_sample=False
+    )
+    return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+base_logits = logits(model)
+base_loss = held_out_loss(model)
+untuned = [rewrite(model, sentence) for sentence, _ in held_out[:4]]
+print(f"held-out loss of the untuned model: {base_loss:.2f}")
+
+# %% [markdown]
+# Now the adapter. peft's three steps: a configuration, `get_peft_model`, and training as always.
+
+# %%
+usual = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+
+torch.manual_seed(0)
+tuned = get_peft_model(model, LoraConfig(**usual), adapter_name="yoda")
+tuned.print_trainable_parameters()
+
+# The adapter's A and B are float32, whatever the model's weights are: small updates need it.
+assert all(w.dtype == torch.float32 for w in tuned.parameters() if w.requires_grad)
+assert torch.equal(logits(tuned), base_logits)
+
+# %% [markdown]
+# **Guess first.** Sixteen steps with four sentences each: 64 examples, seen once. Enough to turn the
+# words round in sentences it has never seen?
+
+# %%
+train(tuned, training[:32])
+loss_after_8 = held_out_loss(tuned)
+train(tuned, training[32:])
+loss_after_16 = held_out_loss(tuned)
+print(f"held-out loss: {base_loss:.2f} → {loss_after_8:.2f} → {loss_after_16:.2f}")
+
+assert loss_after_16 < 0.6 * base_loss
+
+# %%
+after = [rewrite(tuned, sentence) for sentence, _ in held_out[:4]]
+text_table(
+    pd.DataFrame(
+        {"wanted": [wanted for _, wanted in held_out[:4]], "untuned": untuned, "tuned": after}
+    )
+)
+
+# %% [markdown]
+# ### Saving
+#
+# An adapter is saved without its base. How large is it, and is it all there?
+
+# %%
+import tempfile
+from pathlib import Path
+
+temporary = tempfile.TemporaryDirectory()
+folder = Path(temporary.name)
+# save_embedding_layers=False: else peft asks the hub whether the vocabulary was enlarged.
+tuned.save_pretrained(folder, save_embedding_layers=False)
+saved = folder / "yoda"  # an adapter with a name of its own gets a folder of its own
+
+files = {path.name: path.stat().st_size / 1e6 for path in sorted(saved.iterdir())}
+base_size = sum(w.numel() * w.element_size() for w in model.parameters() if not w.requires_grad)
+print({name: f"{size:.2f} MB" for name, size in files.items()})
+print(f"the base model's weights: {base_size / 1e6:.0f} MB")
+
+assert sum(files.values()) < 0.2 * base_size / 1e6
+
+# %% [markdown]
+# A megabyte count that fits in an email, and a small JSON with the configuration, which names the
+# base. We come back to this file in section 6.
+#
+# `unload` takes the adapter off again. That the base is as before is not a matter of faith:
+
+# %%
+tuned_logits = logits(tuned)
+size = tuned.get_nb_trainable_parameters()[0]
+model = tuned.unload()
+
+assert torch.equal(logits(model), base_logits)
+assert not torch.equal(tuned_logits, base_logits)
+
+# %% [markdown]
+# ## 4. Five rules, tried
+#
+# Five pieces of advice come with LoRA:
+#
+# 1. keep the adapters small;
+# 2. use the PEFT library;
+# 3. adapt all linear layers, not attention alone;
+# 4. keep biases and norms trainable, as they are tiny;
+# 5. quantize the base.
+#
+# Each is easily said. Let us try each, with half the training from above: eight steps, the same
+# sentences in the same order.
+
+
+# %%
+results = [
+    {
+        "variant": "the usual: r=16, alpha=32, all-linear",
+        "kind": "usual",
+        "trainable": size,
+        "before": base_loss,
+        "after": loss_after_8,
+    }
+]
+
+
+def attempt(variant, kind, model, prepare=None, **settings):
+    """Put a fresh adapter on a model, train it for eight steps, and note what came of it."""
+    torch.manual_seed(0)
+    tuned = get_peft_model(model, LoraConfig(**(usual | settings)))
+    if prepare:
+        prepare(tuned)
+    before = held_out_loss(tuned)
+    train(tuned, training[:32])
+    results.append(
+        {
+            "variant": variant,
+            "kind": kind,
+            "trainable": tuned.get_nb_trainable_parameters()[0],
+            "before": before,
+            "after": held_out_loss(tuned),
+        }
+    )
+    return tuned
+
+
+def show(*variants):
+    """Some rows of the results, as a table."""
+    table = pd.DataFrame(results).set_index("variant").drop(columns="kind").round(3)
+    table["trainable"] = table["trainable"].map("{:,}".format)
+    return table.loc[[row["variant"] for row in results[:1]] + list(variants)]
+
+
+# %% [markdown]
+# ### Rule 1: small adapters
+#
+# **Guess first.** A fifth of the usual size, the usual one, or four times its size: where does each
+# end up after the same eight steps?
+
+# %%
+model = attempt("r=3, alpha=6", "rank", model, r=3, lora_alpha=6).unload()
+model = attempt("r=64, alpha=128", "rank", model, r=64, lora_alpha=128).unload()
+show("r=3, alpha=6", "r=64, alpha=128")
+
+# %%
+losses = {row["variant"]: row["after"] for row in results}
+print(f"usual size, eight steps more: {loss_after_16:.2f}")
+
+assert losses["r=3, alpha=6"] < base_loss - 0.2  # even the smallest learns
+
+# %% [markdown]
+# Even the smallest learns. On a run as short as this a larger adapter is quicker, as more numbers
+# move at each step; but the usual one needs only a few steps more to get as far, with a file a
+# quarter as large. Small adapters are enough for taking on a *behaviour*. A rank is worth raising
+# when a longer training no longer helps.
+#
+# ### Rule 2: use PEFT
+#
+# We wrote LoRA in a dozen lines, so why a library? Put ours on a layer of a model whose weights are
+# quantized to 4 bits, and merge it.
+
+# %%
+quantized = load_model("chat", "nf4")
+layer = quantized.model.layers[0].mlp.up_proj
+shape = (layer.out_features, layer.in_features)
+print(f"{type(layer).__name__}: {shape} weights, held as {tuple(layer.weight.shape)} bytes")
+
+ours = HandmadeLoRA(layer, r=8, alpha=16).to(model.device)
+try:
+    with torch.no_grad():
+        layer.weight += ours.scale * ours.B @ ours.A
+    failed = False
+except RuntimeError as error:
+    failed = True
+    print("Ours:", str(error).splitlines()[0])
+
+assert failed
+
+# %% [markdown]
+# Two weights share a byte; there is no matrix to add to. peft knows this kind of layer and many
+# others, and it does the rest that we have not written: finding the layers, saving and loading,
+# several adapters at once, switching. Section 6 goes through it.
+#
+# ### Rule 3: all linear layers
+#
+# The first LoRA paper adapted the attention's query and value matrices alone. `r=16` on these two
+# happens to have about as many numbers as the `r=3` from above has on all layers.
+
+# %%
+attention = {"target_modules": ["q_proj", "v_proj"]}
+model = attempt("q_proj and v_proj alone", "layers", model, **attention).unload()
+show("q_proj and v_proj alone", "r=3, alpha=6")
+
+# %%
+losses = {row["variant"]: row["after"] for row in results}
+usual_loss, attention_loss = losses[results[0]["variant"]], losses["q_proj and v_proj alone"]
+difference = losses["r=3, alpha=6"] - attention_loss
+print(f"same rank: all layers {usual_loss:.2f}, attention alone {attention_loss:.2f}")
+print(f"same size: all layers {difference:+.2f} against attention alone")
+
+assert usual_loss < attention_loss
+
+# %% [markdown]
+# At the same *rank*, all layers win clearly, with more numbers. At the same *size* our little job,
+# which is about word order, does not decide it. So: adapt all layers, and if that is too large,
+# lower the rank. On larger jobs all layers were found to be what it takes to come up to full
+# training (Dettmers et al., below).
+#
+# ### Rule 4: biases and norms
+#
+# Norms have one weight per channel: hardly anything next to a matrix. `modules_to_save` names
+# modules that are trained whole, without LoRA, and saved with the adapter.
+
+# %%
+norms = ["input_layernorm", "post_attention_layernorm", "norm"]
+tuned = attempt("norms too", "rule 4", model, modules_to_save=norms)
+print(f"norms add {results[-1]['trainable'] - size:,} numbers to {size:,}")
+show("norms too")
+
+# %% [markdown]
+# Under one per cent more numbers. The norms are trained in a *copy*: with the adapter
+# disabled, the model uses its own ones, and is the base again.
+#
+# **A trap**: `unload` takes the LoRA matrices off, but hands back the *trained* norms. To get the
+# base, delete the adapter first.
+
+# %%
+with tuned.disable_adapter():
+    disabled = logits(tuned)
+print("disabled, it is the base:", torch.equal(disabled, base_logits))
+
+kept = copy.deepcopy(tuned).unload()
+print("unloaded, it is the base:", torch.equal(logits(kept), base_logits))
+
+tuned.delete_adapter("default")
+model = tuned.unload()
+print("deleted, then unloaded:  ", torch.equal(logits(model), base_logits))
+
+assert torch.equal(disabled, base_logits)
+assert not torch.equal(logits(kept), base_logits)
+assert torch.equal(logits(model), base_logits)
+del kept
+
+# %% [markdown]
+# Biases are another matter. Has the model at hand any? `bias="all"` trains all there are.
+
+# %%
+counted = get_peft_model(skeleton(), LoraConfig(**usual, bias="all"))
+biases = sum(w.numel() for name, w in skeleton().named_parameters() if name.endswith("bias"))
+print(f"biases in {model.config.model_type}: {biases:,}")
+
+assert counted.get_nb_trainable_parameters()[0] - size == biases
+
+# %% [markdown]
+# Llama and its relatives have none, or nearly none, so there `bias="all"` changes nothing. Older
+# architectures such as OPT have one in each layer. A tiny OPT with random weights will do to see
+# what happens there.
+#
+# **Guess first.** Three small models are trained, with `bias` set to `"none"`, `"lora_only"` and
+# `"all"`. Then the adapter is *disabled*. Which of them are the base again?
+
+# %%
+from transformers import OPTConfig
+
+tiny_config = OPTConfig(
+    vocab_size=64,
+    hidden_size=32,
+    word_embed_proj_dim=32,
+    ffn_dim=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+)
+torch.manual_seed(0)
+tiny = AutoModelForCausalLM.from_config(tiny_config).eval()
+with torch.no_grad():
+    for name, weight in tiny.named_parameters():
+        if name.endswith("bias"):
+            weight.normal_(std=0.1)  # a trained model's biases are not zero
+ids = torch.arange(5, 25).reshape(2, 10)
+before = tiny(ids).logits
+
+rows = []
+for bias in ("none", "lora_only", "all"):
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], bias=bias)
+    small = get_peft_model(copy.deepcopy(tiny), config)
+    optimizer = torch.optim.AdamW([w for w in small.parameters() if w.requires_grad], lr=1e-2)
+    for _ in range(5):
+        small.eval()(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        with small.disable_adapter():
+            off = small(ids).logits
+    said = [str(note.message) for note in notes if "Careful" in str(note.message)]
+    rows.append(
+        {
+            "bias": bias,
+            "trainable": small.get_nb_trainable_parameters()[0],
+            "disabled: off the base by": (off - before).abs().max().item(),
+            "peft warns": "yes" if said else "no",
+        }
+    )
+print(said[0])
+by_bias = pd.DataFrame(rows).set_index("bias")
+by_bias.round(3)
+
+# %%
+off_by = by_bias["disabled: off the base by"]
+assert off_by["none"] == 0
+assert off_by["lora_only"] > 1e-3
+assert off_by["all"] > 1e-3
+assert by_bias["peft warns"].tolist() == ["no", "yes", "yes"]
+
+# %% [markdown]
+# Only the first. LoRA stands *beside* the weights, and norms in `modules_to_save` are copies; but
+# biases are trained *in place*. **Training biases changes the base model**, and neither disabling
+# the adapter nor unloading it brings the base back. With one adapter that is used all the time this
+# does no harm. With several on one base it does.
+#
+# ### Rule 5: a quantized base
+#
+# The frozen weights are only read. So keep them in 4 bits (notebook 04 says how) and train float32
+# adapters on top: that is QLoRA.
+
+# %%
+plain_bytes = sum(w.numel() * w.element_size() for w in model.parameters())
+quantized_bytes = sum(w.numel() * w.element_size() for w in quantized.parameters())
+print(f"weights: {plain_bytes / 1e6:.0f} MB → {quantized_bytes / 1e6:.0f} MB")
+
+on_4_bits = attempt("on an NF4 base", "quantized", quantized)
+show("on an NF4 base")
+
+# %%
+losses = {row["variant"]: row["after"] for row in results}
+
+assert quantized_bytes < 0.75 * plain_bytes
+assert losses["on an NF4 base"] < 1.3 * usual_loss
+
+# %% [markdown]
+# The quantized model starts a little worse, and training makes up for it. (In a model this
+# small the embeddings, which stay in 16 or 32 bits, are a good part of the whole; in one of seven
+# billion weights, the saving is nearer to three quarters of 16 bits.)
+#
+# **Guess first.** Merge this adapter into its 4-bit base. What becomes of the loss?
+
+# %%
+tuned_loss = held_out_loss(on_4_bits)
+with warnings.catch_warnings():
+    # peft says that rounding may change what is generated. By how much is what we measure.
+    warnings.filterwarnings("ignore", message=".*4-bit linear may get different generations.*")
+    on_4_bits.merge_adapter()
+    merged_loss = held_out_loss(on_4_bits)
+    on_4_bits.unmerge_adapter()
+started = results[-1]["before"]
+print(f"untuned {started:.2f}, tuned {tuned_loss:.2f}, merged into 4 bits {merged_loss:.2f}")
+
+assert merged_loss > tuned_loss
+
+# %% [markdown]
+# Merging means rounding again to one of sixteen levels, and most of what was learned is smaller than
+# the step between two of them. **Merge into the full-precision base**, never into 4 bits; or leave
+# the adapter beside the base.
+
+# %%
+on_4_bits.unload()
+del on_4_bits
+quantized = load_model("chat", "nf4", quiet=True)  # fresh: merging has touched its weights
+
+# %% [markdown]
+# ## 5. Each setting, each initialisation
+#
+# What you have met so far of `LoraConfig`: `r`, `target_modules`, `bias`, `modules_to_save`. What
+# remains is how strongly the update counts, and where it starts.
+#
+# ### `lora_alpha` and `use_rslora`
+#
+# The update is multiplied by α/*r*. With `use_rslora=True`, *rank-stabilised* LoRA, it is α/√*r*:
+# when α/*r* is used and *r* grows, the update learns ever more slowly.
+#
+# **Guess first.** With *r* = 16 and α = 32 the factor is 2. What is it with `use_rslora`?
+
+# %%
+my_guess = 2
+
+# %%
+for r, alpha, stabilised in ((16, 16, False), (16, 32, False), (16, 32, True), (256, 32, True)):
+    config = LoraConfig(r=r, lora_alpha=alpha, use_rslora=stabilised, target_modules=["up"])
+    holder = inject_adapter_in_model(config, torch.nn.ModuleDict({"up": copy.deepcopy(mine.layer)}))
+    factor = holder["up"].scaling["default"]
+    print(f"r={r}, alpha={alpha}, use_rslora={stabilised}: factor {factor:g}")
+    assert factor == alpha / (r**0.5 if stabilised else r)
+
+# %%
+model = attempt("alpha=16", "strength", model, lora_alpha=16).unload()
+model = attempt("use_rslora", "strength", model, use_rslora=True).unload()
+show("alpha=16", "use_rslora")
+
+# %%
+losses = {row["variant"]: row["after"] for row in results}
+
+assert losses["alpha=16"] > usual_loss  # half the factor, and less far in eight steps
+
+# %% [markdown]
+# A larger factor acts much like a larger learning rate: here, in few steps, it helps; in a long
+# training it may well not. Change one of the two at a time. (With `use_rslora`, *r* can be
+# changed and all else left as it is.)
+#
+# ### `init_lora_weights`
+#
+# First on one layer, where everything can be seen:
+#
+# - `True`, the default: $A$ random (Kaiming-uniform), $B$ zero, as in our own class.
+# - `"gaussian"`: $A$ from a normal distribution of width 1/*r*, $B$ zero.
+# - `False`: both random. The model does **not** start as itself; made for debugging.
+# - `"pissa"`: the *principal* part of $W$, by a singular value decomposition (SVD), moves into
+#   $BA$; what is left stays in the base. Their sum is $W$ still.
+# - `"loftq"`: for a base that will be quantized, $BA$ starts as what quantization loses.
+#
+# In peft, LoftQ needs CUDA. Here it is by hand: quantize, look at what is lost, and take the best
+# *r* ranks of that.
+
+# %%
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+
+def best_low_rank(matrix, r):
+    """The two thin matrices whose product is as near to a matrix as rank r allows."""
+    U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    root = S[:r].sqrt()
+    return U[:, :r] * root, root[:, None] * Vh[:r]  # B, A
+
+
+def loftq(weight, r, rounds=1):
+    """LoftQ: the quantized weight, and B and A for what it lost."""
+    update = torch.zeros_like(weight)
+    for _ in range(rounds):
+        codes, state = quantize_4bit(weight - update, quant_type="nf4")
+        rounded = dequantize_4bit(codes, state)
+        B, A = best_low_rank(weight - rounded, r)
+        update = B @ A
+    return rounded, B, A
+
+
+weight = model.model.layers[0].mlp.up_proj.weight.detach().float()
+lost = (weight - loftq(weight, 1)[0]).norm()
+rows = []
+for r in (4, 16, 64):
+    row = {"r": r}
+    for rounds in (1, 5):
+        rounded, B, A = loftq(weight, r, rounds)
+        row[f"{rounds} round{'s' * (rounds > 1)}"] = (
+            (weight - rounded - B @ A).norm() / lost
+        ).item()
+    rows.append(row)
+by_rank = pd.DataFrame(rows).set_index("r")
+print("What is left of the quantization error:")
+by_rank.round(3)
+
+# %%
+assert (by_rank < 1).all().all()
+assert by_rank["1 round"].is_monotonic_decreasing
+
+# %% [markdown]
+# It takes some of the error away, and more at a higher rank; but rounding errors are much like
+# noise, which no low rank can hold. Now all five side by side, on that layer.
+
+# %%
+rows = []
+weight = mine.layer.weight.detach()
+for init in (True, "gaussian", False, "pissa", "loftq"):
+    torch.manual_seed(0)
+    holder = torch.nn.ModuleDict({"up": copy.deepcopy(mine.layer)})
+    if init == "loftq":
+        rounded, B, A = loftq(weight, 16)
+        start, product = rounded, B @ A
+    else:
+        config = LoraConfig(r=16, lora_alpha=32, target_modules=["up"], init_lora_weights=init)
+        up = inject_adapter_in_model(config, holder)["up"]
+        A, B = up.lora_A["default"].weight.detach(), up.lora_B["default"].weight.detach()
+        start, product = up.base_layer.weight.detach(), up.get_delta_weight("default").detach()
+    rows.append(
+        {
+            "init_lora_weights": str(init),
+            "spread of A": A.std().item(),
+            "spread of B": B.std().item(),
+            "base moved by": ((start - weight).norm() / weight.norm()).item(),
+            "sum off W by": ((start + product - weight).norm() / weight.norm()).item(),
+        }
+    )
+by_init = pd.DataFrame(rows).set_index("init_lora_weights")
+by_init.round(3)
+
+# %%
+off, moved = by_init["sum off W by"], by_init["base moved by"]
+assert off["True"] == off["gaussian"] == 0  # the model starts as itself
+assert off["False"] > 1e-2  # it does not
+assert moved["pissa"] > 0.05 > 1e-4 > off["pissa"]  # the base gives, the adapter takes
+assert off["loftq"] < moved["loftq"]  # nearer to W than the quantized base alone
+
+# %% [markdown]
+# Now the same job with each. LoftQ gets the 4-bit base, which the plain adapter already had above:
+# compare these two with each other.
+#
+# PiSSA goes last, because it rewrites the base. (`"pissa"` computes each SVD in full;
+# `"pissa_niter_4"` finds the largest singular values in four passes, which is enough.)
+
+
+# %%
+@torch.no_grad()
+def start_from_loss(tuned):
+    """LoftQ on a whole 4-bit model, one round: each adapter starts as what its layer lost."""
+    originals = model.state_dict()
+    for name, layer in tuned.named_modules():
+        if not hasattr(layer, "lora_A"):
+            continue
+        original = originals[f"{name.removeprefix('base_model.model.')}.weight"].float()
+        rounded = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+        r, factor = layer.r["default"], layer.scaling["default"]
+        # svd_lowrank: only the largest singular values, and much faster
+        U, S, V = torch.svd_lowrank((original - rounded) / factor, q=r, niter=4)
+        layer.lora_B["default"].weight.copy_(U * S.sqrt())
+        layer.lora_A["default"].weight.copy_((V * S.sqrt()).T)
+
+
+def off_the_original(tuned):
+    """How far a model's predictions are from the unquantized model's: mean KL divergence."""
+    theirs = logits(tuned).log_softmax(-1)
+    ours = base_logits.log_softmax(-1)
+    return (ours.exp() * (ours - theirs)).sum(-1).mean().item()
+
+
+rounded_off = off_the_original(quantized)
+with_loftq = attempt("LoftQ on an NF4 base", "quantized", quantized, prepare=start_from_loss)
+before_training = results[-1]["before"]
+print(f"untrained loss: unquantized {base_loss:.3f}, NF4 {started:.3f}, ", end="")
+print(f"NF4 with LoftQ {before_training:.3f}")
+with_loftq.unload()
+start_from = get_peft_model(quantized, LoraConfig(**usual))
+start_from_loss(start_from)
+mended_off = off_the_original(start_from)
+print(f"off the unquantized model's predictions: NF4 {rounded_off:.3f}, LoftQ {mended_off:.3f}")
+del start_from, with_loftq, quantized
+
+# %%
+model = attempt("gaussian", "init", model, init_lora_weights="gaussian").unload()
+model = attempt("False", "init", model, init_lora_weights=False).unload()
+assert torch.equal(logits(model), base_logits)
+
+model = attempt("PiSSA", "init", model, init_lora_weights="pissa_niter_4").unload()
+print(f"held-out loss of what PiSSA leaves of the base: {held_out_loss(model):.1f}")
+
+assert not torch.allclose(logits(model), base_logits, atol=1)
+
+# %% [markdown]
+# Without its adapter, a PiSSA base is broken: its most important part now lives in the adapter. The
+# file of such an adapter does not fit the original model, unless it is converted while saving
+# (`path_initial_model_for_weight_conversion`). We load the model afresh.
+
+# %%
+model = load_model("chat", quiet=True)
+assert torch.equal(logits(model), base_logits)
+
+# %% [markdown]
+# All of it in one table and one plot:
+
+# %%
+table = pd.DataFrame(results).sort_values("after").set_index("variant")
+shown = table.drop(columns="kind").round(3)
+shown["trainable"] = shown["trainable"].map("{:,}".format)
+shown
+
+# %% tags=["figure:02_variants"]
+colours = {
+    "usual": BLUE,
+    "rank": SKY,
+    "layers": PINK,
+    "rule 4": GREEN,
+    "quantized": GREY,
+    "strength": ORANGE,
+    "init": RED,
+}
+figure, axis = plt.subplots(figsize=(8, 4.4))
+for row, entry in enumerate(table.to_dict("records")):
+    axis.plot([entry["before"], entry["after"]], [row, row], color=colours[entry["kind"]], lw=2)
+    axis.plot(entry["before"], row, "o", mfc="white", mec=colours[entry["kind"]], ms=7)
+    axis.plot(entry["after"], row, "o", color=colours[entry["kind"]], ms=8)
+axis.axvline(base_loss, color="black", lw=1, ls=":")
+axis.text(base_loss, -0.7, " untuned model", fontsize=9, va="center")
+axis.set_yticks(range(len(table)), table.index)
+axis.invert_yaxis()
+axis.grid(axis="x")
+axis.set_xlim(0)
+axis.set_xlabel("loss on held-out sentences: before ○, after eight steps ●")
+axis.set_title("One job, one seed, twelve adapters")
+plt.show()
+
+# %%
+before, after = table["before"], table["after"]
+assert (after < before).all()  # each of them learns
+assert before["False"] > base_loss + 0.1  # the only one that starts well away from the model
+assert abs(before["PiSSA"] - base_loss) < 0.1
+
+# %% [markdown]
+# How to read it: all start at the untuned model's loss except `False`, which has first to undo
+# its own noise, and all learn. Among those that start alike, what pays in eight steps is whatever
+# takes larger steps: rsLoRA's factor, a higher rank, the wider $A$ of `"gaussian"`.
+#
+# How *not* to read it: as a ranking for your own job. This is one seed, eight steps and one learning
+# rate. The defaults are a good place to start; then try what the table says is worth trying, with a
+# longer training and on your own held-out data.
+#
+# ## 6. The life of an adapter
+#
+# The file from section 3 goes onto a fresh base. Is it the model that we had?
+
+# %%
+from peft import PeftModel
+
+tuned = PeftModel.from_pretrained(model, saved, adapter_name="yoda")
+reloaded = logits(tuned)
+print("as before saving:", torch.allclose(reloaded, tuned_logits, atol=1e-3))
+
+assert torch.allclose(reloaded, tuned_logits, atol=1e-3)
+
+# %% [markdown]
+# ### Several on one base
+#
+# `add_adapter` puts a second one beside it. This one is to answer in capitals.
+
+# %%
+torch.manual_seed(0)
+tuned.add_adapter("capitals", LoraConfig(**usual))
+tuned.set_adapter("capitals")
+train(tuned, [(sentence, sentence.upper()) for sentence, _ in training])
+
+sentence = held_out[2][0]
+told = {}
+for name in ("yoda", "capitals"):
+    tuned.set_adapter(name)
+    told[name] = logits(tuned)
+    print(f"{name:>9}: {rewrite(tuned, sentence)}")
+with tuned.disable_adapter():
+    told["base"] = logits(tuned)
+    print(f"{'base':>9}: {rewrite(tuned, sentence)}")
+
+# %% [markdown]
+# Switching takes no time, since nothing is loaded: this is how one server can offer many tuned models
+# at once. Training the second did not touch the first, nor the base:
+
+# %%
+assert torch.allclose(told["yoda"], tuned_logits, atol=1e-3)
+assert torch.equal(told["base"], base_logits)
+assert not torch.allclose(told["capitals"], told["yoda"], atol=1)
+
+# %% [markdown]
+# ### Merging and unmerging
+#
+# `merge_adapter` adds the product into the weights and keeps the adapter at hand; `unmerge_adapter`
+# subtracts it again. In exact arithmetic neither changes anything. In 16 bits?
+
+
+# %%
+def distance(one, other):
+    """The mean difference between two models' logits."""
+    return (one - other).abs().mean().item()
+
+
+tuned.set_adapter("yoda")
+tuned.merge_adapter()
+merged = logits(tuned)
+tuned.unmerge_adapter()
+with tuned.disable_adapter():
+    unmerged_base = logits(tuned)
+
+learned = distance(told["yoda"], base_logits)
+print(f"What was learned moved the logits by {learned:.3f}, on average.")
+print(f"merged, against beside the weights: {distance(merged, told['yoda']):.3f}")
+print(f"the base after unmerging:           {distance(unmerged_base, base_logits):.3f}")
+
+assert distance(merged, told["yoda"]) < 0.2 * learned
+assert distance(unmerged_base, base_logits) < 0.2 * learned
+
+# %% [markdown]
+# Nearly nothing, and nothing at all in float32. In bfloat16 each addition rounds, so a base that
+# has been merged and unmerged is no longer the same to the last bit. Where that matters, load it
+# anew.
+#
+# ### Mixing
+#
+# `add_weighted_adapter` makes a new adapter of others. With `"cat"` the matrices are put side by
+# side: ranks add up, and so do the updates, exactly. With `"linear"` the As are added and the Bs are
+# added; the product then has cross terms of two adapters that never met.
+#
+# **Guess first.** Yoda plus capitals: does it shout in Yoda's word order?
+
+# %%
+parts = ["yoda", "capitals"]
+tuned.add_weighted_adapter(parts, [1.0, 1.0], "both", combination_type="cat")
+tuned.add_weighted_adapter(parts, [1.0, 1.0], "blend", combination_type="linear")
+
+up = tuned.base_model.model.model.layers[0].mlp.up_proj
+change = {name: up.get_delta_weight(name) for name in (*parts, "both", "blend")}
+wanted = change["yoda"] + change["capitals"]
+for name in ("both", "blend"):
+    off = (change[name] - wanted).norm() / wanted.norm()
+    print(f"{name}: rank {up.r[name]}, off the sum by {off:.2f}")
+
+assert (change["both"] - wanted).norm() < 1e-2 * wanted.norm()
+assert (change["blend"] - wanted).norm() > 0.1 * wanted.norm()
+
+# %%
+for name in (*parts, "both", "blend"):
+    tuned.set_adapter(name)
+    told[name] = logits(tuned)
+    print(f"{name:>9}: {rewrite(tuned, sentence)}")
+
+assert distance(told["both"], told["yoda"]) > 0.1 * learned
+assert distance(told["both"], told["capitals"]) > 0.1 * learned
+
+# %% [markdown]
+# A sum of updates is not a sum of skills. Each part was trained as if it were alone, and together
+# they push further than either was meant to. Mixing is cheap to try, with weights below 1 too, and
+# has to be measured like everything else.
+#
+# ### Deleting, and going back
+#
+# `delete_adapter` drops one of several. `unload` drops them all and gives back the base;
+# `merge_and_unload` gives a plain model with the update in its weights, ready for use without peft.
+
+# %%
+tuned.set_adapter("yoda")
+for name in ("both", "blend", "capitals"):
+    tuned.delete_adapter(name)
+print("left:", list(tuned.peft_config))
+
+assert list(tuned.peft_config) == ["yoda"]
+assert distance(logits(tuned), told["yoda"]) < 0.2 * learned
+
+# %%
+plain = copy.deepcopy(tuned).merge_and_unload()
+back = tuned.unload()
+print("merge_and_unload:", type(plain).__name__, "| unload:", type(back).__name__)
+
+assert not any("lora" in name for name, _ in plain.named_parameters())
+assert distance(logits(plain), told["yoda"]) < 0.2 * learned
+assert distance(logits(back), base_logits) < 0.2 * learned
+
+# %%
+temporary.cleanup()
+
+# %% [markdown]
+# ## Take away
+#
+# - AdamW holds two numbers for each trained weight, and there is a gradient besides: 4 *p* in all.
+#   LoRA freezes the *p* and trains a few per cent beside them.
+# - LoRA is $W + \frac{\alpha}{r} BA$. $B$ starts at zero, so the model starts as itself.
+# - All linear layers, a moderate rank, α of once or twice *r*, the default initialisation: a good
+#   start. Then measure on your own data.
+# - Norms and biases cost little. But biases are trained in place: the base is no longer the base.
+# - A 4-bit base trains nearly as well. Never merge into it.
+# - An adapter is a small file beside a base. It can be switched, mixed, merged or dropped; check with
+#   the logits.
+
+# %% [markdown]
+# ## Exercises
+#
+# **02.1 · Change one number.** A colleague trains with *r* = 16 and α = 32, and wants to try *r* = 64
+# with an update that counts just as strongly. Write `new_alpha(r, alpha, new_r, use_rslora)`: the α
+# that leaves the factor before $BA$ as it was. Then explain in a sentence why rsLoRA asks for a
+# smaller change.
+
+
+# %% tags=["exercise"]
+def new_alpha(r, alpha, new_r, use_rslora=False):
+    """The alpha with which rank new_r has the same factor as r had with alpha."""
+    ### BEGIN SOLUTION
+    ratio = new_r / r
+    return alpha * (ratio**0.5 if use_rslora else ratio)
+    ### END SOLUTION
+
+
+# %%
+from course_utils.exercises import check
+
+check("02.1", new_alpha)
+
+# %% [markdown]
+# **02.2 · Merge by hand.** Write `merge(weight, A, B, alpha, r)`: the weight of one plain layer that
+# does what weight and adapter do together. `weight` is (out, in), `A` is (r, in), `B` is (out, r).
+# Leave `weight` itself as it is, so that one can go back.
+
+
+# %% tags=["exercise"]
+def merge(weight, A, B, alpha, r):
+    """A new tensor of the weight's shape."""
+    ### BEGIN SOLUTION
+    return weight + (alpha / r) * (B @ A)
+    ### END SOLUTION
+
+
+# %%
+check("02.2", merge)
+
+# %% [markdown]
+# **02.3 · Alone.** Somebody has trained *all* weights, and sends you one layer before and after. Make
+# an adapter of it: write `extract(before, after, r)`, which gives `(A, B)`, such that `before + B @ A`
+# is as near to `after` as rank *r* allows. You have met the tool above, in another role.
+
+
+# %% tags=["exercise"]
+def extract(before, after, r):
+    """A of shape (r, in) and B of shape (out, r)."""
+    ### BEGIN SOLUTION
+    U, S, Vh = torch.linalg.svd(after - before, full_matrices=False)
+    return Vh[:r], U[:, :r] * S[:r]
+    ### END SOLUTION
+
+
+# %%
+check("02.3", extract)
+
+# %% [markdown]
+# Solutions: `notebooks/solutions/02_peft_lora.py`.
+#
+# ## To read
+#
+# - Hu et al., [LoRA](https://arxiv.org/abs/2106.09685): the idea, and why a low rank may be enough.
+# - Dettmers et al., [QLoRA](https://arxiv.org/abs/2305.14314): a 4-bit base, and why all linear
+#   layers.
+# - Kalajdzievski, [rsLoRA](https://arxiv.org/abs/2312.03732); Meng et al.,
+#   [PiSSA](https://arxiv.org/abs/2404.02948); Li et al.,
+#   [LoftQ](https://arxiv.org/abs/2310.08659).
+# - peft's guide to [LoRA](https://huggingface.co/docs/peft/developer_guides/lora).
