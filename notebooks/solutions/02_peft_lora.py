@@ -27,6 +27,7 @@ from course_utils import describe, load_model, load_tokenizer
 print(describe())
 model = load_model("chat")
 tokenizer = load_tokenizer("chat")
+small = model.num_parameters() < 1e9
 
 # %% [markdown]
 # ## 1. The optimizer problem
@@ -76,6 +77,7 @@ full = numbers_held(copy.deepcopy(mlp).requires_grad_(True))
 print(f"p = {p:,}")
 print({what: f"{share:.0f} p" for what, share in full.items()})
 print(f"in all {sum(full.values()):.0f} p; you said {my_guess} p")
+print(f"For 7 billion weights, at 2 bytes a number: {7 * sum(full.values()) * 2:.0f} GB")
 
 assert full == {"weights": 1, "gradients": 1, "optimizer": 2}
 
@@ -154,7 +156,7 @@ class HandmadeLoRA(torch.nn.Module):
 torch.manual_seed(0)
 layer = mlp.up_proj  # a copy, in float32
 mine = HandmadeLoRA(copy.deepcopy(layer), r=8, alpha=16)
-x = torch.randn(5, layer.in_features)
+x = torch.randn(32, layer.in_features)
 
 print("the same as the layer alone:", torch.equal(mine(x), layer(x)))
 assert torch.equal(mine(x), layer(x))
@@ -187,7 +189,7 @@ theirs = holder["up"]
 with torch.no_grad():
     theirs.lora_A["default"].weight.copy_(ours.A)
 
-target = torch.randn(5, layer.out_features)
+target = torch.randn(32, layer.out_features)
 for adapted in (ours, theirs):
     optimizer = torch.optim.SGD([w for w in adapted.parameters() if w.requires_grad], lr=0.1)
     for _ in range(10):
@@ -384,8 +386,8 @@ assert all(w.dtype == torch.float32 for w in tuned.parameters() if w.requires_gr
 assert torch.equal(logits(tuned), base_logits)
 
 # %% [markdown]
-# **Guess first.** Sixteen steps with four sentences each: 64 examples, seen once. Enough to turn the
-# words round in sentences it has never seen?
+# **Guess first.** Sixteen steps with four sentences each: 64 examples, seen once. Enough to turn
+# the words round in sentences it has never seen?
 
 # %%
 train(tuned, training[:32])
@@ -427,7 +429,7 @@ print(f"the base model's weights: {base_size / 1e6:.0f} MB")
 assert sum(files.values()) < 0.2 * base_size / 1e6
 
 # %% [markdown]
-# A megabyte count that fits in an email, and a small JSON with the configuration, which names the
+# A file of a few per cent of the base, and a small JSON with the configuration, which names the
 # base. We come back to this file in section 6.
 #
 # `unload` takes the adapter off again. That the base is as before is not a matter of faith:
@@ -510,6 +512,9 @@ losses = {row["variant"]: row["after"] for row in results}
 print(f"usual size, eight steps more: {loss_after_16:.2f}")
 
 assert losses["r=3, alpha=6"] < base_loss - 0.2  # even the smallest learns
+if small:  # a large model is through with this job before the rank matters
+    assert losses["r=64, alpha=128"] < losses["r=3, alpha=6"]
+    assert loss_after_16 < losses["r=64, alpha=128"] + 0.15
 
 # %% [markdown]
 # Even the smallest learns. On a run as short as this a larger adapter is quicker, as more numbers
@@ -561,7 +566,7 @@ difference = losses["r=3, alpha=6"] - attention_loss
 print(f"same rank: all layers {usual_loss:.2f}, attention alone {attention_loss:.2f}")
 print(f"same size: all layers {difference:+.2f} against attention alone")
 
-assert usual_loss < attention_loss
+assert usual_loss < attention_loss or not small
 
 # %% [markdown]
 # At the same *rank*, all layers win clearly, with more numbers. At the same *size* our little job,
@@ -581,8 +586,8 @@ print(f"norms add {results[-1]['trainable'] - size:,} numbers to {size:,}")
 show("norms too")
 
 # %% [markdown]
-# Under one per cent more numbers. The norms are trained in a *copy*: with the adapter
-# disabled, the model uses its own ones, and is the base again.
+# Under one per cent more numbers; the table says what they bring. The norms are trained in a
+# *copy*: with the adapter disabled, the model uses its own ones, and is the base again.
 #
 # **A trap**: `unload` takes the LoRA matrices off, but hands back the *trained* norms. To get the
 # base, delete the adapter first.
@@ -645,21 +650,21 @@ before = tiny(ids).logits
 rows = []
 for bias in ("none", "lora_only", "all"):
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], bias=bias)
-    small = get_peft_model(copy.deepcopy(tiny), config)
-    optimizer = torch.optim.AdamW([w for w in small.parameters() if w.requires_grad], lr=1e-2)
+    opt = get_peft_model(copy.deepcopy(tiny), config)
+    optimizer = torch.optim.AdamW([w for w in opt.parameters() if w.requires_grad], lr=1e-2)
     for _ in range(5):
-        small.eval()(input_ids=ids, labels=ids).loss.backward()
+        opt.eval()(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        with small.disable_adapter():
-            off = small(ids).logits
+        with opt.disable_adapter():
+            off = opt(ids).logits
     said = [str(note.message) for note in notes if "Careful" in str(note.message)]
     rows.append(
         {
             "bias": bias,
-            "trainable": small.get_nb_trainable_parameters()[0],
+            "trainable": opt.get_nb_trainable_parameters()[0],
             "disabled: off the base by": (off - before).abs().max().item(),
             "peft warns": "yes" if said else "no",
         }
@@ -669,17 +674,20 @@ by_bias = pd.DataFrame(rows).set_index("bias")
 by_bias.round(3)
 
 # %%
+unloaded = opt.unload()  # the last one: bias="all"
 off_by = by_bias["disabled: off the base by"]
 assert off_by["none"] == 0
 assert off_by["lora_only"] > 1e-3
 assert off_by["all"] > 1e-3
+assert not torch.allclose(unloaded(ids).logits, before, atol=1e-3)
 assert by_bias["peft warns"].tolist() == ["no", "yes", "yes"]
 
 # %% [markdown]
-# Only the first. LoRA stands *beside* the weights, and norms in `modules_to_save` are copies; but
-# biases are trained *in place*. **Training biases changes the base model**, and neither disabling
-# the adapter nor unloading it brings the base back. With one adapter that is used all the time this
-# does no harm. With several on one base it does.
+# Only the first, and the others stay changed when they are unloaded. LoRA stands *beside* the
+# weights, and norms in `modules_to_save` are copies; but biases are trained *in place*. **Training
+# biases changes the base model**, and neither disabling the adapter nor unloading it brings the
+# base back. With one adapter that is used all the time this does no harm. With several on one base
+# it does.
 #
 # ### Rule 5: a quantized base
 #
@@ -698,7 +706,7 @@ show("on an NF4 base")
 losses = {row["variant"]: row["after"] for row in results}
 
 assert quantized_bytes < 0.75 * plain_bytes
-assert losses["on an NF4 base"] < 1.3 * usual_loss
+assert losses["on an NF4 base"] < 1.2 * usual_loss + 0.1
 
 # %% [markdown]
 # The quantized model starts a little worse, and training makes up for it. (In a model this
@@ -721,9 +729,9 @@ print(f"untuned {started:.2f}, tuned {tuned_loss:.2f}, merged into 4 bits {merge
 assert merged_loss > tuned_loss
 
 # %% [markdown]
-# Merging means rounding again to one of sixteen levels, and most of what was learned is smaller than
-# the step between two of them. **Merge into the full-precision base**, never into 4 bits; or leave
-# the adapter beside the base.
+# Merging means rounding again to one of sixteen levels, and most of what was learned is smaller
+# than the step between two of them. **Merge into the full-precision base**, never into 4 bits; or
+# leave the adapter beside the base.
 
 # %%
 on_4_bits.unload()
@@ -753,6 +761,7 @@ for r, alpha, stabilised in ((16, 16, False), (16, 32, False), (16, 32, True), (
     factor = holder["up"].scaling["default"]
     print(f"r={r}, alpha={alpha}, use_rslora={stabilised}: factor {factor:g}")
     assert factor == alpha / (r**0.5 if stabilised else r)
+print(f"You said {my_guess} for the third.")
 
 # %%
 model = attempt("alpha=16", "strength", model, lora_alpha=16).unload()
@@ -762,7 +771,7 @@ show("alpha=16", "use_rslora")
 # %%
 losses = {row["variant"]: row["after"] for row in results}
 
-assert losses["alpha=16"] > usual_loss  # half the factor, and less far in eight steps
+assert losses["alpha=16"] > usual_loss or not small  # half the factor, less far in eight steps
 
 # %% [markdown]
 # A larger factor acts much like a larger learning rate: here, in few steps, it helps; in a long
@@ -965,13 +974,14 @@ assert before["False"] > base_loss + 0.1  # the only one that starts well away f
 assert abs(before["PiSSA"] - base_loss) < 0.1
 
 # %% [markdown]
-# How to read it: all start at the untuned model's loss except `False`, which has first to undo
-# its own noise, and all learn. Among those that start alike, what pays in eight steps is whatever
-# takes larger steps: rsLoRA's factor, a higher rank, the wider $A$ of `"gaussian"`.
+# How to read it: all start at the untuned model's loss, or near it, except `False`, which has first
+# to undo its own noise, and all learn. Among those that start alike, what pays in eight steps is
+# whatever takes larger steps: rsLoRA's factor, a higher rank, the wider $A$ of `"gaussian"`.
 #
-# How *not* to read it: as a ranking for your own job. This is one seed, eight steps and one learning
-# rate. The defaults are a good place to start; then try what the table says is worth trying, with a
-# longer training and on your own held-out data.
+# How *not* to read it: as a ranking for your own job. This is one seed, eight steps and one
+# learning rate. The defaults are a good place to start; then try what the table says is worth
+# trying, with a longer training and on your own held-out data. (`bias` is not in the table, as this
+# architecture has none, or hardly any.)
 #
 # ## 6. The life of an adapter
 #
@@ -992,10 +1002,10 @@ assert torch.allclose(reloaded, tuned_logits, atol=1e-3)
 # `add_adapter` puts a second one beside it. This one is to answer in capitals.
 
 # %%
-torch.manual_seed(0)
+torch.manual_seed(1)  # not the seed of the first: else both begin with the same A
 tuned.add_adapter("capitals", LoraConfig(**usual))
 tuned.set_adapter("capitals")
-train(tuned, [(sentence, sentence.upper()) for sentence, _ in training])
+train(tuned, [(sentence, sentence.upper()) for sentence, _ in training], steps=16)
 
 sentence = held_out[2][0]
 told = {}
@@ -1008,8 +1018,8 @@ with tuned.disable_adapter():
     print(f"{'base':>9}: {rewrite(tuned, sentence)}")
 
 # %% [markdown]
-# Switching takes no time, since nothing is loaded: this is how one server can offer many tuned models
-# at once. Training the second did not touch the first, nor the base:
+# Switching takes no time, since nothing is loaded: this is how one server can offer many tuned
+# models at once. Training the second did not touch the first, nor the base:
 
 # %%
 assert torch.allclose(told["yoda"], tuned_logits, atol=1e-3)
@@ -1052,8 +1062,8 @@ assert distance(unmerged_base, base_logits) < 0.2 * learned
 # ### Mixing
 #
 # `add_weighted_adapter` makes a new adapter of others. With `"cat"` the matrices are put side by
-# side: ranks add up, and so do the updates, exactly. With `"linear"` the As are added and the Bs are
-# added; the product then has cross terms of two adapters that never met.
+# side: ranks add up, and so do the updates, exactly. With `"linear"` the As are added and the Bs
+# are added; the product then has cross terms of two adapters that never met.
 #
 # **Guess first.** Yoda plus capitals: does it shout in Yoda's word order?
 
@@ -1128,10 +1138,10 @@ temporary.cleanup()
 # %% [markdown]
 # ## Exercises
 #
-# **02.1 · Change one number.** A colleague trains with *r* = 16 and α = 32, and wants to try *r* = 64
-# with an update that counts just as strongly. Write `new_alpha(r, alpha, new_r, use_rslora)`: the α
-# that leaves the factor before $BA$ as it was. Then explain in a sentence why rsLoRA asks for a
-# smaller change.
+# **02.1 · Change one number.** A colleague trains with *r* = 16 and α = 32, and wants to try *r* =
+# 64 with an update that counts just as strongly. Write `new_alpha(r, alpha, new_r, use_rslora)`:
+# the α that leaves the factor before $BA$ as it was. Then explain in a sentence why rsLoRA asks for
+# a smaller change.
 
 
 # %% tags=["exercise"]
@@ -1149,9 +1159,9 @@ from course_utils.exercises import check
 check("02.1", new_alpha)
 
 # %% [markdown]
-# **02.2 · Merge by hand.** Write `merge(weight, A, B, alpha, r)`: the weight of one plain layer that
-# does what weight and adapter do together. `weight` is (out, in), `A` is (r, in), `B` is (out, r).
-# Leave `weight` itself as it is, so that one can go back.
+# **02.2 · Merge by hand.** Write `merge(weight, A, B, alpha, r)`: the weight of one plain layer
+# that does what weight and adapter do together. `weight` is (out, in), `A` is (r, in), `B` is (out,
+# r). Leave `weight` itself as it is, so that one can go back.
 
 
 # %% tags=["exercise"]
@@ -1166,9 +1176,9 @@ def merge(weight, A, B, alpha, r):
 check("02.2", merge)
 
 # %% [markdown]
-# **02.3 · Alone.** Somebody has trained *all* weights, and sends you one layer before and after. Make
-# an adapter of it: write `extract(before, after, r)`, which gives `(A, B)`, such that `before + B @ A`
-# is as near to `after` as rank *r* allows. You have met the tool above, in another role.
+# **02.3 · Alone.** Somebody has trained *all* weights, and sends you one layer before and after.
+# Make an adapter of it: write `extract(before, after, r)`, which gives `(A, B)`, such that `before
+# + B @ A` is as near to `after` as rank *r* allows. You have met the tool above, in another role.
 
 
 # %% tags=["exercise"]
