@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import venv
 from pathlib import Path
 
 import nbformat
@@ -163,8 +164,9 @@ def test_set_up_cell_does_nothing_elsewhere(tmp_path: Path) -> None:
 def test_set_up_cell_installs_on_colab(tmp_path: Path) -> None:
     """With Colab's module present it clones and installs for real: the clone is of this folder.
 
-    The address is redirected by git's own configuration; pip installs into a folder, without the
-    dependencies, which this environment has.
+    The address is redirected by git's own configuration; pip installs into an environment made
+    for this test, without the dependencies. (`PIP_TARGET` will not do: pip hands it on to the
+    build's own environment, where pip 23 refuses it.)
     """
     if not shutil.which("git"):
         pytest.skip("git is not installed")
@@ -177,19 +179,20 @@ def test_set_up_cell_installs_on_colab(tmp_path: Path) -> None:
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.file://{tmp_path / 'origin'}.insteadOf",
         "GIT_CONFIG_VALUE_0": address,
-        "PIP_TARGET": str(tmp_path / "site"),
         "PIP_NO_DEPS": "1",
     }
+    venv.create(tmp_path / "colab", with_pip=True)
+    python = str(tmp_path / "colab" / Path(sys.executable).relative_to(sys.prefix))
     code = "import sys, types\nsys.modules['google.colab'] = types.ModuleType('google.colab')\n"
     code += colab_cell(SOURCES[0])
     code += "\nif len(sys.argv) > 1:\n    import course_utils.data as d; print(d.folder())"
     for _ in range(2):  # the second time the folder is there, and nothing is fetched
-        subprocess.run([sys.executable, "-c", code], cwd=work, env=env, check=True)
+        subprocess.run([python, "-c", code], cwd=work, env=env, check=True)
     shutil.rmtree(work / Path(address).name)
     done = subprocess.run(
-        [sys.executable, "-c", code, "show"], cwd=work, env=env, check=True, capture_output=True
+        [python, "-c", code, "show"], cwd=work, env=env, check=True, capture_output=True
     )
     assert str(work / Path(address).name / "datasets") in done.stdout.decode()
-    site = tmp_path / "site" / "course_utils"
+    site = next((tmp_path / "colab").rglob("site-packages/course_utils"))
     assert (site / "catalog.toml").read_text() == (ROOT / "course_utils/catalog.toml").read_text()
     assert (site / "configs" / "facebook" / "opt-350m.json").exists()
