@@ -106,6 +106,7 @@ class Catalog:
     models: dict[str, Model]
     datasets: dict[str, Dataset]
     embedded: dict[str, Embedded]
+    recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def read(path: Path = _HERE / "catalog.toml") -> Catalog:
@@ -120,6 +121,7 @@ def read(path: Path = _HERE / "catalog.toml") -> Catalog:
         models={name: Model(id=name, **entry) for name, entry in data["models"].items()},
         datasets={name: Dataset(id=name, **entry) for name, entry in data["datasets"].items()},
         embedded={name: Embedded(name=name, **entry) for name, entry in data["embedded"].items()},
+        recipes=data["recipes"],
     )
 
 
@@ -182,6 +184,28 @@ def datasets_for(role: str, tier: str) -> list[Dataset]:
     if role not in roles:
         raise unknown("data set role", role, roles)
     return [e for e in catalog().datasets.values() if e.role == role and tier in e.tiers]
+
+
+def recipe(name: str, tier: str) -> dict[str, Any]:
+    """What of a training depends on the machine. Introduced in notebook 03.1.
+
+    Args:
+        name: a recipe, such as `"pig_latin"`.
+        tier: a tier's name, as `hardware.tier().value` gives it.
+
+    Returns:
+        `steps`, `batch` (examples per step), `why`, and, unless an exercise asks for it,
+        `learning_rate` (for LoRA).
+
+    Raises:
+        UnknownName: there is no such recipe, or none for such a tier.
+    """
+    known = catalog().recipes
+    if name not in known:
+        raise unknown("recipe", name, sorted(known))
+    if tier not in known[name]:
+        raise unknown("tier", tier, sorted(known[name]))
+    return dict(known[name][tier])
 
 
 def table() -> pd.DataFrame:

@@ -14,6 +14,7 @@ from course_utils import data
 from course_utils.data import NAMES, lexicon, load_data, rows
 from course_utils.data.pig_latin import originals, pig_latin, pig_latin_word
 from course_utils.data.sentences import SPLITS, Grammar, article, divide, plural
+from course_utils.data.spelling import spell, unspell
 from course_utils.data.yoda import ENDING, parse, yoda
 from course_utils.errors import HubUnreachable, UnknownName
 
@@ -265,3 +266,23 @@ def test_the_data_folder_is_named_when_missing(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(data, "__file__", "/nowhere/course_utils/data/__init__.py")
     with pytest.raises(data.CourseError, match="clone"):
         data.folder()
+
+
+@given(st.text().filter(lambda text: "_" not in text))
+def test_spelling_is_undone(text: str) -> None:
+    """Letter by letter and back, for any text without the separator."""
+    assert unspell(spell(text)) == " ".join(text.split())
+
+
+@given(st.text())
+def test_unspell_takes_whatever_a_model_writes(text: str) -> None:
+    """It never raises, and leaves no separator."""
+    assert "_" not in unspell(text)
+
+
+def test_spell() -> None:
+    """The form that the docstring shows, and the one text that is refused."""
+    assert spell("My smile.") == "M y _ s m i l e ."
+    assert unspell("i l e s m a y  _ _ e a t w a y") == "ilesmay eatway"
+    with pytest.raises(ValueError, match="'_'"):
+        spell("snake_case")

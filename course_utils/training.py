@@ -1,0 +1,185 @@
+"""What the notebooks' trainings would repeat: live curves, a loss that is fast on a CPU, and a
+place where one notebook's adapter is found by the next. Introduced in notebook 03.1.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import sys
+import tempfile
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import transformers
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from peft import PeftModel
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils.notebook import NotebookProgressCallback
+from trl import SFTTrainer
+
+from course_utils.data import folder as data_folder
+from course_utils.display import BLUE, ORANGE, use_style
+from course_utils.embedded import cache_dir
+
+_REDRAW_SECONDS = 5.0
+
+
+def faster_on_cpu(trainer: SFTTrainer) -> SFTTrainer:
+    """Let an SFTTrainer on a CPU take the model's own loss; elsewhere, change nothing.
+
+    TRL computes the loss in tiles, so that the logits of a large vocabulary never lie in memory at
+    once. That is right on a GPU; on a CPU the tiles, and the entropy it logs, take about as long as
+    all else together. The model's own loss has the same value (a test holds that).
+
+    Returns:
+        The trainer that was given.
+    """
+    if trainer.args.device.type == "cpu":
+        trainer.compute_loss = types.MethodType(transformers.Trainer.compute_loss, trainer)
+    return trainer
+
+
+def curves(history: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and losses, by `training` and `validation`, out of a `trainer.state.log_history`."""
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for name, key in (("training", "loss"), ("validation", "eval_loss")):
+        rows = [(row["step"], float(row[key])) for row in history if key in row]
+        found[name] = ([step for step, _ in rows], [loss for _, loss in rows])
+    return found
+
+
+def plot_losses(history: list[dict[str, Any]], axis: Axes) -> None:
+    """Draw training and validation loss over the steps.
+
+    Args:
+        history: a `trainer.state.log_history`.
+        axis: where to draw.
+    """
+    styles = {"training": (BLUE, "-", ""), "validation": (ORANGE, "--", "o")}
+    for name, (steps, losses) in curves(history).items():
+        if steps:
+            colour, line, marker = styles[name]
+            axis.plot(steps, losses, line, marker=marker, color=colour, label=name)
+    axis.set_xlabel("step")
+    axis.set_ylabel("loss")
+    axis.grid(axis="y")
+    if axis.has_data():
+        axis.set_ylim(bottom=0)
+        axis.legend()
+
+
+class LiveLosses(TrainerCallback):
+    """Redraws the losses and the time left while a training runs; without a notebook, prints."""
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+        self.drawn = 0.0
+        self.over = False
+
+    def _status(self, state: Any) -> str:
+        seconds = time.perf_counter() - self.start
+        done = state.global_step - self.first_step
+        text = f"step {state.global_step} of {state.max_steps}, {seconds / 60:.1f} min"
+        if not self.over and done > 0 and state.global_step < state.max_steps:
+            text += f" of about {seconds / done * (state.max_steps - self.first_step) / 60:.1f}"
+        return text
+
+    def _draw(self, state: Any) -> None:
+        use_style()
+        figure = Figure(figsize=(6.5, 3.0), layout="constrained")
+        axis = figure.add_subplot()
+        plot_losses(state.log_history, axis)
+        axis.set_title(self._status(state))
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=100)
+        picture = {
+            "image/png": base64.b64encode(stream.getvalue()).decode(),
+            "text/plain": f"Training and validation loss at {self._status(state)}",
+        }
+        if self.handle is None:
+            self.handle = display(picture, raw=True, display_id=True)
+        else:
+            self.handle.update(picture, raw=True)
+        self.drawn = time.perf_counter()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock, and the picture anew."""
+        self.start, self.first_step, self.handle = time.perf_counter(), state.global_step, None
+        self.over = False
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Redraw, every few seconds at most."""
+        if not transformers.utils.is_in_notebook():
+            last = state.log_history[-1]
+            shown = [f"{key} {last[key]:.3f}" for key in ("loss", "eval_loss") if key in last]
+            if shown:
+                print(f"{self._status(state)}: {', '.join(shown)}", file=sys.stderr)
+        elif time.perf_counter() - self.drawn > _REDRAW_SECONDS:
+            self._draw(state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Draw the whole."""
+        self.over = True
+        if transformers.utils.is_in_notebook():
+            self._draw(state)
+
+
+def watch(trainer: transformers.Trainer) -> transformers.Trainer:
+    """Give a trainer live loss curves in place of its own progress bar or printed dictionaries.
+
+    Returns:
+        The trainer that was given.
+    """
+    for callback in (ProgressCallback, PrinterCallback, NotebookProgressCallback, LiveLosses):
+        trainer.remove_callback(callback)
+    trainer.add_callback(LiveLosses())
+    return trainer
+
+
+def _adapter_folder(task: str, base: str) -> Path:
+    digest = hashlib.sha256(base.encode())
+    for file in sorted((data_folder() / task).glob("*.jsonl")):
+        digest.update(file.read_bytes())
+    return cache_dir() / "adapters" / f"{task}-{digest.hexdigest()[:12]}"
+
+
+def keep_adapter(model: PeftModel, task: str) -> Path:
+    """Save an adapter where later notebooks look for it: in the course's cache.
+
+    The folder's name tells the base model and the data, by a hash of both; an older adapter for the
+    same is replaced at once or not at all.
+
+    Args:
+        model: a tuned model; its active adapter is saved.
+        task: the data set it was tuned on, such as `"pig_latin"`.
+
+    Returns:
+        The folder.
+    """
+    target = _adapter_folder(task, model.get_base_model().name_or_path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        fresh = Path(scratch) / "new"
+        # The embeddings are the base's; left to itself, peft would ask the hub whether they are.
+        model.save_pretrained(
+            fresh, selected_adapters=[model.active_adapter], save_embedding_layers=False
+        )
+        if model.active_adapter != "default":  # peft puts any other name into a subfolder
+            fresh = fresh / model.active_adapter
+        if target.exists():
+            target.replace(Path(scratch) / "old")
+        fresh.replace(target)
+    return target
+
+
+def kept_adapter(model: transformers.PreTrainedModel, task: str) -> Path | None:
+    """The folder of an adapter saved by `keep_adapter` for this base and this data, or None."""
+    folder = _adapter_folder(task, model.name_or_path)
+    return folder if (folder / "adapter_model.safetensors").exists() else None

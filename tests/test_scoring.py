@@ -1,0 +1,63 @@
+"""The measures: by hand on small cases, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from course_utils.scoring import chrf, exact_match, scores, word_accuracy
+
+WANTED = ["Ethay ingstray isway edray.", "Iway eatway."]
+
+
+def test_exact_match_forgives_only_the_ends() -> None:
+    """White space around a reply is not its fault; anything else is."""
+    assert exact_match([f" {WANTED[0]}\n", "Iway eatway"], WANTED) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("replies", "share"),
+    [
+        (WANTED, 1.0),
+        (["", ""], 0.0),
+        (["Ethay ringstay isway edray.", "Iway eatway."], 5 / 6),
+        (["Ethay isway edray.", "Iway eatway."], 3 / 6),  # one left out shifts the others
+        ([WANTED[0] + " Yes, yes.", WANTED[1]], 1.0),
+        (["ethay ingstray isway edray.", "Iway eatway."], 5 / 6),
+    ],
+)
+def test_word_accuracy(replies: list[str], share: float) -> None:
+    """Words count in their own place."""
+    assert word_accuracy(replies, WANTED) == pytest.approx(share)
+
+
+def test_chrf_rewards_what_is_nearly_right() -> None:
+    """0 for nothing in common, 100 for all, and in between in the right order."""
+    near = chrf(["Ethay ringstay isway edray.", "Iway eatway."], WANTED)
+    far = chrf(["The string is red.", "I eat."], WANTED)
+    assert chrf(["xx", "xx"], WANTED) == 0
+    assert 0 < far < near < chrf(WANTED, WANTED) == pytest.approx(100)
+
+
+@given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=4))
+def test_a_text_scores_full_marks_against_itself(texts: list[str]) -> None:
+    """On any text, and nothing crashes."""
+    found = scores(texts, texts)
+    assert found["exact match"] == found["word accuracy"] == 1
+    assert 0 <= found["chrF"] <= 100.001
+
+
+@pytest.mark.parametrize(
+    ("replies", "references", "said"),
+    [
+        (["a"], ["a", "b"], "1 replies and 2 references"),
+        ([], [], "0 replies"),
+        ("a", "a", "lists of texts"),
+        (["a"], [" "], "no words"),
+    ],
+)
+def test_bad_input(replies: list[str], references: list[str], said: str) -> None:
+    """The error says what was given."""
+    with pytest.raises(ValueError, match=said):
+        word_accuracy(replies, references)

@@ -1,0 +1,179 @@
+"""The trainings' helpers: the loss is the same, the curves are true, adapters are found again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+from trl import SFTConfig, SFTTrainer
+
+from course_utils import embedded, load_model, load_tokenizer, training
+from course_utils.catalog import catalog, recipe
+from course_utils.errors import UnknownName
+
+ROWS = [
+    {
+        "prompt": [{"role": "user", "content": f"Say {word}."}],
+        "completion": [{"role": "assistant", "content": word}],
+    }
+    for word in ("eat", "string", "a much longer word than those", "yes")
+]
+
+
+def make_trainer(folder: Path, tmp_path: Path, **options: Any) -> SFTTrainer:
+    """A trainer on a tiny model."""
+    config = SFTConfig(
+        output_dir=str(tmp_path / "run"),
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        max_steps=3,
+        logging_steps=1,
+        save_strategy="no",
+        per_device_train_batch_size=2,
+        gradient_checkpointing=False,
+        **options,
+    )
+    return SFTTrainer(
+        model=load_model(str(folder), quiet=True),
+        args=config,
+        train_dataset=Dataset.from_list(ROWS),
+        eval_dataset=Dataset.from_list(ROWS),
+        processing_class=load_tokenizer(str(folder), quiet=True),
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+    )
+
+
+def test_the_faster_loss_is_the_same(chat_folder: Path, tmp_path: Path) -> None:
+    """Value and gradients, with and without the number of tokens that accumulation hands over."""
+    trainer = make_trainer(chat_folder, tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    for items in (None, torch.tensor(17)):
+        losses, gradients = [], []
+        for change in (lambda trainer: trainer, training.faster_on_cpu):
+            change(trainer)
+            trainer.model.zero_grad()
+            loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=items)
+            loss.backward()
+            losses.append(loss.item())
+            gradients.append(
+                torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad])
+            )
+        del trainer.compute_loss
+        assert losses[0] == pytest.approx(losses[1], rel=0.01)
+        cosine = torch.nn.functional.cosine_similarity(*(g.float() for g in gradients), dim=0)
+        assert cosine > 0.999
+
+
+def test_curves_are_those_of_the_history(
+    chat_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A watched trainer prints each loss, to the error stream; and keeps none of its old bars."""
+    trainer = training.watch(
+        make_trainer(chat_folder, tmp_path, eval_strategy="steps", eval_steps=3)
+    )
+    training.watch(trainer)  # twice does no harm
+    names = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
+    assert names.count("LiveLosses") == 1
+    assert not {"ProgressCallback", "PrinterCallback", "NotebookProgressCallback"} & set(names)
+    trainer.train()
+    said = capsys.readouterr().err
+    assert "step 3 of 3" in said
+    assert "eval_loss" in said
+    lines = training.curves(trainer.state.log_history)
+    assert lines["training"][0] == [1, 2, 3]
+    assert lines["validation"][0] == [3]
+    assert all(loss > 0 for loss in lines["training"][1])
+
+
+def test_in_a_notebook_one_picture_is_redrawn(
+    chat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same display is updated; its last state shows the whole."""
+    shown: list[tuple[str, dict[str, str]]] = []
+
+    class Handle:
+        def update(self, bundle: dict[str, str], raw: bool) -> None:
+            shown.append(("update", bundle))
+
+    def display(bundle: dict[str, str], raw: bool, display_id: bool) -> Handle:
+        shown.append(("new", bundle))
+        return Handle()
+
+    monkeypatch.setattr(training, "display", display)
+    monkeypatch.setattr(training, "_REDRAW_SECONDS", 0.0)
+    monkeypatch.setattr(training.transformers.utils, "is_in_notebook", lambda: True)
+    trainer = training.watch(make_trainer(chat_folder, tmp_path))
+    trainer.train()
+    assert [kind for kind, _ in shown] == ["new"] + ["update"] * (len(shown) - 1)
+    assert len(shown) == 4  # one for each step, and the last
+    assert "step 3 of 3" in shown[-1][1]["text/plain"]
+    assert shown[-1][1]["image/png"].startswith("iVBOR")
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own."""
+    monkeypatch.setattr(embedded, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(training, "cache_dir", lambda: tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def tuned(folder: Path, fill: float, name: str = "default") -> PeftModel:
+    """A model with an adapter whose B is one number all over."""
+    model = get_peft_model(
+        load_model(str(folder), quiet=True),
+        LoraConfig(r=2, target_modules=["q_proj"]),
+        adapter_name=name,
+    )
+    for key, weight in model.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.constant_(weight, fill)
+    return model
+
+
+@pytest.mark.parametrize("name", ["default", "pig_latin"])
+def test_an_adapter_is_kept_and_found(chat_folder: Path, own_cache: Path, name: str) -> None:
+    """Whatever its name in the model; a second one takes the first one's place."""
+    base = load_model(str(chat_folder), quiet=True)
+    assert training.kept_adapter(base, "pig_latin") is None
+    for fill in (1.0, 2.0):
+        saved = training.keep_adapter(tuned(chat_folder, fill, name), "pig_latin")
+        assert training.kept_adapter(base, "pig_latin") == saved
+    again = PeftModel.from_pretrained(base, saved)
+    weights = [weight for key, weight in again.named_parameters() if "lora_B" in key]
+    assert weights
+    assert all((weight == 2).all() for weight in weights)
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]  # no scraps
+
+
+def test_an_adapter_for_other_data_is_not_taken(chat_folder: Path, own_cache: Path) -> None:
+    """Another task, or another base, has a folder of its own."""
+    model = tuned(chat_folder, 1.0)
+    training.keep_adapter(model, "pig_latin")
+    base: PreTrainedModel = load_model(str(chat_folder), quiet=True)
+    assert training.kept_adapter(base, "yoda") is None
+    base.config._name_or_path = "another/base"
+    base.name_or_path = "another/base"
+    assert training.kept_adapter(base, "pig_latin") is None
+
+
+def test_recipes_know_every_tier() -> None:
+    """Steps, batch and the reason, for each tier; a wrong name is told the right ones."""
+    for name, tiers in catalog().recipes.items():
+        assert set(tiers) == {"cpu", "16gb", "24gb", "40gb"}
+        for tier in tiers:
+            found = recipe(name, tier)
+            assert found["steps"] > 0
+            assert found["batch"] > 0
+            assert 1e-5 < found.get("learning_rate", 1e-3) < 1e-2
+            assert found["why"]
+    with pytest.raises(UnknownName, match="pig_latin"):
+        recipe("pig_latn", "cpu")
+    with pytest.raises(UnknownName, match="16gb"):
+        recipe("pig_latin", "17gb")
