@@ -14,12 +14,9 @@
 # ## The machine at hand
 
 # %%
-import logging
 import warnings
 
-# Two notes from the libraries that mean nothing here. bitsandbytes looks for a faster CPU kernel
-# that is not installed; peft reads a property that transformers has since renamed.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# A note that means nothing here: peft reads a property that transformers has since renamed.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 from course_utils import describe, load_model, load_tokenizer
@@ -54,15 +51,13 @@ mlp = copy.deepcopy(model.model.layers[0].mlp).float().cpu()
 p = sum(weight.numel() for weight in mlp.parameters())
 
 
-def numbers_held(module, steps=2):
-    """What a module and AdamW hold after some training steps: numbers, in multiples of p."""
+def numbers_held(module):
+    """What a module and AdamW hold after a training step: numbers, in multiples of p."""
     trained = [weight for weight in module.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        x = torch.randn(4, model.config.hidden_size)
-        (module(x) - x).square().mean().backward()  # any loss will do
-        optimizer.step()
+    x = torch.randn(4, model.config.hidden_size)
+    (module(x) - x).square().mean().backward()  # any loss will do
+    optimizer.step()
     moments = [
         state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")
     ]
@@ -191,7 +186,7 @@ with torch.no_grad():
 
 target = torch.randn(32, layer.out_features)
 for adapted in (ours, theirs):
-    optimizer = torch.optim.SGD([w for w in adapted.parameters() if w.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD([w for w in adapted.parameters() if w.requires_grad], lr=1.0)
     for _ in range(10):
         optimizer.zero_grad()
         (adapted(x) - target).square().mean().backward()
@@ -226,7 +221,7 @@ with torch.no_grad():
 # ### Rank against trainable parameters
 #
 # `A` has *r* × in numbers, `B` has out × *r*. Here is that sum over all linear layers of the model,
-# beside what peft counts. The counting is done on a *meta* model, which has shapes but no weights,
+# and what peft counts has to agree. The counting is done on a *meta* model, which has shapes but no weights,
 # and so costs neither time nor memory.
 
 # %%
@@ -426,10 +421,10 @@ base_size = sum(w.numel() * w.element_size() for w in model.parameters() if not 
 print({name: f"{size:.2f} MB" for name, size in files.items()})
 print(f"the base model's weights: {base_size / 1e6:.0f} MB")
 
-assert sum(files.values()) < 0.2 * base_size / 1e6
+assert sum(files.values()) < 0.1 * base_size / 1e6
 
 # %% [markdown]
-# A file of a few per cent of the base, and a small JSON with the configuration, which names the
+# Less than a tenth of the base, and a small JSON with the configuration, which names the
 # base. We come back to this file in section 6.
 #
 # `unload` takes the adapter off again. That the base is as before is not a matter of faith:
@@ -958,9 +953,9 @@ for row, entry in enumerate(table.to_dict("records")):
     axis.plot(entry["before"], row, "o", mfc="white", mec=colours[entry["kind"]], ms=7)
     axis.plot(entry["after"], row, "o", color=colours[entry["kind"]], ms=8)
 axis.axvline(base_loss, color="black", lw=1, ls=":")
-axis.text(base_loss, -0.7, " untuned model", fontsize=9, va="center")
+axis.text(base_loss + 0.05, -0.8, "untuned model", fontsize=9, va="center")
 axis.set_yticks(range(len(table)), table.index)
-axis.invert_yaxis()
+axis.set_ylim(len(table) - 0.5, -1.2)
 axis.grid(axis="x")
 axis.set_xlim(0)
 axis.set_xlabel("loss on held-out sentences: before ○, after eight steps ●")
@@ -999,17 +994,18 @@ assert torch.allclose(reloaded, tuned_logits, atol=1e-3)
 # %% [markdown]
 # ### Several on one base
 #
-# `add_adapter` puts a second one beside it. This one is to answer in capitals.
+# `add_adapter` puts a second one beside it. This one is to say *Hrrmmm* before
+# the sentence, and to leave the sentence as it is.
 
 # %%
 torch.manual_seed(1)  # not the seed of the first: else both begin with the same A
-tuned.add_adapter("capitals", LoraConfig(**usual))
-tuned.set_adapter("capitals")
-train(tuned, [(sentence, sentence.upper()) for sentence, _ in training], steps=16)
+tuned.add_adapter("hrrmmm", LoraConfig(**usual))
+tuned.set_adapter("hrrmmm")
+train(tuned, [(sentence, f"Hrrmmm. {sentence}") for sentence, _ in training])
 
 sentence = held_out[2][0]
 told = {}
-for name in ("yoda", "capitals"):
+for name in ("yoda", "hrrmmm"):
     tuned.set_adapter(name)
     told[name] = logits(tuned)
     print(f"{name:>9}: {rewrite(tuned, sentence)}")
@@ -1024,7 +1020,7 @@ with tuned.disable_adapter():
 # %%
 assert torch.allclose(told["yoda"], tuned_logits, atol=1e-3)
 assert torch.equal(told["base"], base_logits)
-assert not torch.allclose(told["capitals"], told["yoda"], atol=1)
+assert not torch.allclose(told["hrrmmm"], told["yoda"], atol=1)
 
 # %% [markdown]
 # ### Merging and unmerging
@@ -1065,16 +1061,16 @@ assert distance(unmerged_base, base_logits) < 0.2 * learned
 # side: ranks add up, and so do the updates, exactly. With `"linear"` the As are added and the Bs
 # are added; the product then has cross terms of two adapters that never met.
 #
-# **Guess first.** Yoda plus capitals: does it shout in Yoda's word order?
+# **Guess first.** Yoda plus *Hrrmmm*: do we get both in one sentence?
 
 # %%
-parts = ["yoda", "capitals"]
+parts = ["yoda", "hrrmmm"]
 tuned.add_weighted_adapter(parts, [1.0, 1.0], "both", combination_type="cat")
 tuned.add_weighted_adapter(parts, [1.0, 1.0], "blend", combination_type="linear")
 
 up = tuned.base_model.model.model.layers[0].mlp.up_proj
 change = {name: up.get_delta_weight(name) for name in (*parts, "both", "blend")}
-wanted = change["yoda"] + change["capitals"]
+wanted = change["yoda"] + change["hrrmmm"]
 for name in ("both", "blend"):
     off = (change[name] - wanted).norm() / wanted.norm()
     print(f"{name}: rank {up.r[name]}, off the sum by {off:.2f}")
@@ -1083,18 +1079,33 @@ assert (change["both"] - wanted).norm() < 1e-2 * wanted.norm()
 assert (change["blend"] - wanted).norm() > 0.1 * wanted.norm()
 
 # %%
+trials = held_out[:8]
+skills = {}
 for name in (*parts, "both", "blend"):
     tuned.set_adapter(name)
-    told[name] = logits(tuned)
-    print(f"{name:>9}: {rewrite(tuned, sentence)}")
+    replies = [rewrite(tuned, sentence) for sentence, _ in trials]
+    skills[name] = {
+        "says Hrrmmm": sum(reply.startswith("Hrrmmm.") for reply in replies),
+        "Yoda's order": sum(
+            reply.removeprefix("Hrrmmm.").strip() == wanted
+            for reply, (_, wanted) in zip(replies, trials, strict=True)
+        ),
+        "the first reply": replies[0],
+    }
+skills = pd.DataFrame(skills).T
+skills
 
-assert distance(told["both"], told["yoda"]) > 0.1 * learned
-assert distance(told["both"], told["capitals"]) > 0.1 * learned
+# %%
+assert skills.loc["hrrmmm", "says Hrrmmm"] > skills.loc["yoda", "says Hrrmmm"]
+assert skills.loc["yoda", "Yoda's order"] > skills.loc["hrrmmm", "Yoda's order"]
+for name in ("both", "blend"):
+    lost = skills.loc["yoda", "Yoda's order"] - skills.loc[name, "Yoda's order"]
+    assert lost > 0 or skills.loc[name, "says Hrrmmm"] < len(trials) or not small
 
 # %% [markdown]
-# A sum of updates is not a sum of skills. Each part was trained as if it were alone, and together
-# they push further than either was meant to. Mixing is cheap to try, with weights below 1 too, and
-# has to be measured like everything else.
+# A sum of updates is not a sum of skills. Each part was trained as if it were alone, and the second
+# one learned two things: to say *Hrrmmm*, and to keep the words in order. Mixing is cheap to try,
+# with weights below 1 too, and has to be measured like everything else.
 #
 # ### Deleting, and going back
 #
@@ -1103,7 +1114,7 @@ assert distance(told["both"], told["capitals"]) > 0.1 * learned
 
 # %%
 tuned.set_adapter("yoda")
-for name in ("both", "blend", "capitals"):
+for name in ("both", "blend", "hrrmmm"):
     tuned.delete_adapter(name)
 print("left:", list(tuned.peft_config))
 

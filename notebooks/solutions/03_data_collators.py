@@ -45,6 +45,7 @@ text_table(pig_latin["train"].select(range(4)).to_pandas())
 
 # %%
 from course_utils import runner
+from course_utils.scoring import word_accuracy
 
 chat = runner("chat")
 request = (
@@ -53,18 +54,6 @@ request = (
 )
 held_out = pig_latin["unseen"].select(range(8))
 before = chat([request + sentence for sentence in held_out["sentence"]], max_new_tokens=40)
-
-
-def word_accuracy(replies, references):
-    """The share of the references' words that stand in the same place of a reply."""
-    right = total = 0
-    for reply, reference in zip(replies, references, strict=True):
-        given = reply.split()
-        for place, word in enumerate(reference.split()):
-            right += place < len(given) and given[place] == word
-            total += 1
-    return right / total
-
 
 accuracy = word_accuracy(before, held_out["pig_latin"])
 print(f"words right: {accuracy:.0%}")
@@ -379,21 +368,26 @@ def train_briefly(pad_token):
 
 
 prompts = [f"English: {s}\nYoda:" for s in yoda["validation"].select(range(12))["sentence"]]
-rows, curves = [], {}
+
+
+def judged(name, model):
+    """How many of a model's replies end by themselves."""
+    replies = Runner(model, tokenizer, template=False)(prompts, max_new_tokens=60)
+    return {
+        "collator": name,
+        "your guess": my_guess.get(name, ""),
+        "ended of 12": sum(reply.finished for reply in replies),
+        "mean tokens": sum(reply.tokens for reply in replies) / 12,
+        "a reply": replies[0],
+    }
+
+
+rows, curves = [judged("(untrained)", load_model("chat", quiet=True))], {}
 other = "<|endoftext|>" if end_token != "<|endoftext|>" else tokenizer.unk_token
 for name, pad_token in {"pad = eos": end_token, "pad ≠ eos": other}.items():
     tuned, curves[name] = train_briefly(pad_token)
     assert curves[name][-1] < 0.6 * curves[name][0]  # it did train
-    replies = Runner(tuned, tokenizer, template=False)(prompts, max_new_tokens=60)
-    rows.append(
-        {
-            "collator": name,
-            "your guess": my_guess[name],
-            "ended of 12": sum(reply.finished for reply in replies),
-            "mean tokens": sum(reply.tokens for reply in replies) / 12,
-            "a reply": replies[0],
-        }
-    )
+    rows.append(judged(name, tuned))
 stops = pd.DataFrame(rows)
 text_table(stops)
 
