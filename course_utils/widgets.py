@@ -6,6 +6,8 @@ Introduced in notebook 01.
 from __future__ import annotations
 
 import html
+import random
+from collections.abc import Callable
 from typing import Any
 
 import ipywidgets as widgets
@@ -99,4 +101,52 @@ def playground(
         "status": sent,
         "reply": reply,
     }
+    return box
+
+
+def translator(
+    translations: dict[str, Callable[[str], str]], sentences: list[str], *, seed: int | None = None
+) -> WithFallback:
+    """Type a sentence or take a random one; see it through several translators, one below another.
+
+    Introduced in notebook 03.2.
+
+    Args:
+        translations: functions from a sentence to its translation, by the name shown.
+        sentences: what the button "Random sentence" draws from.
+        seed: for the draws; None for other ones each time.
+    """
+    draw = random.Random(seed)
+    text = widgets.Text(
+        value=sentences[0], description="English", layout=widgets.Layout(width="80%")
+    )
+    another = widgets.Button(description="Random sentence", icon="random")
+    button = widgets.Button(description="Translate", button_style="primary")
+    shown = widgets.HTML()
+
+    def translate(_: object = None) -> None:
+        another.disabled = button.disabled = True
+        rows = [("English", text.value)]
+        try:
+            for name, function in translations.items():
+                rows.append((name, function(text.value)))
+        except ValueError as error:
+            rows.append(("That does not work", str(error)))
+        finally:
+            another.disabled = button.disabled = False
+        shown.value = "".join(
+            f"<p><b>{html.escape(name)}:</b> {html.escape(answer)}</p>" for name, answer in rows
+        )
+
+    def on_random(_: widgets.Button) -> None:
+        text.value = draw.choice(sentences)
+        translate()
+
+    button.on_click(translate)
+    another.on_click(on_random)
+    box = WithFallback(
+        [text, widgets.HBox([button, another]), shown],
+        "Widgets are not shown here. The next cell does the same without one.",
+    )
+    box.controls = {"text": text, "translate": button, "random": another, "shown": shown}
     return box

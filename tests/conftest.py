@@ -44,6 +44,11 @@ from hub_stand_in import HubStandIn  # noqa: E402
 from course_utils import embedded, hardware, loading  # noqa: E402
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `last` come after the notebooks, to find what those have left in the cache."""
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test has a hub cache and a token file of its own, and asks the hub anew."""

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import load_tool
+from peft import LoraConfig
 
 from course_utils import exercises, runner
 from course_utils.errors import UnknownName
-from course_utils.exercises import notebook_01
+from course_utils.exercises import notebook_01, notebook_03_2
 
 ALL = exercises.known()
 
@@ -20,7 +21,7 @@ ALL = exercises.known()
 def solutions() -> dict[str, Callable]:
     """The solved exercise cells of every source, executed: names to functions."""
     notebooks = load_tool("notebooks")
-    found: dict[str, Callable] = {"torch": torch}
+    found: dict[str, Callable] = {"torch": torch, "LoraConfig": LoraConfig}
     for source in notebooks.sources():
         for cell in notebooks.jupytext.read(source).cells:
             if "exercise" in cell.metadata.get("tags", []):
@@ -33,7 +34,7 @@ def checks() -> dict[str, str]:
     """Which function each exercise of the notebooks checks, by the `check` cells."""
     notebooks = load_tool("notebooks")
     text = "\n".join(path.read_text() for path in notebooks.sources())
-    return dict(re.findall(r'^check\("([\d.]+)", (\w+)', text, flags=re.M))
+    return dict(re.findall(r'^check\("([\w.]+)", (\w+)', text, flags=re.M))
 
 
 def extra(name: str) -> tuple:
@@ -293,3 +294,188 @@ def test_wrong_adapters(wrong: Callable, said: str) -> None:
     assert verdict.tried
     assert not verdict.solved
     assert said in verdict.message
+
+
+def _schedule(step: int, peak: float, warm_up: int, total: int) -> float:
+    """Right, for wrong answers that differ in one thing."""
+    if step < warm_up:
+        return peak * step / warm_up
+    return peak * (total - step) / (total - warm_up) if total > warm_up else peak
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda *given: given[1], "rising"),
+        (lambda step, *given: _schedule(step + 1, *given), "smaller"),
+        (lambda step, peak, warm, total: peak * (total - step) / total, "rising"),
+        (lambda step, peak, warm, total: peak * min(1.0, step / max(1, warm)), "falling"),
+        (lambda step, peak, warm, total: peak * step / warm if step < warm else peak, "falling"),
+        (lambda *given: str(_schedule(*given)), "A number"),
+        (lambda step, peak, warm, total: peak * step / warm, "ZeroDivisionError"),
+    ],
+)
+def test_wrong_schedules(wrong: Callable, said: str) -> None:
+    """Rising, peak and falling are told apart."""
+    verdict = exercises.grade("03.1.1", wrong)
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda losses, patience, least: len(losses) - 1, "A pair"),
+        (lambda losses, patience, least: (len(losses) - 1, losses.index(min(losses))), "best"),
+        (lambda losses, patience, least: (0, 0), "best is not"),
+        (
+            # compares with the one before, not with the best
+            lambda losses, patience, least: next(
+                (
+                    (i, losses.index(min(losses[: i + 1])))
+                    for i in range(patience, len(losses))
+                    if all(losses[i - k] >= losses[i - k - 1] - least for k in range(patience))
+                ),
+                (len(losses) - 1, losses.index(min(losses))),
+            ),
+            "03.1.2",
+        ),
+    ],
+)
+def test_wrong_stopping(wrong: Callable, said: str) -> None:
+    """Each slip is refused, with the case that shows it."""
+    verdict = exercises.grade("03.1.2", wrong)
+    assert not verdict.solved
+    assert said in verdict.message or said == "03.1.2"
+
+
+def messages(system: str, user: str, *answers: str) -> dict[str, list[dict[str, str]]]:
+    """A row as the Yoda exercise wants it."""
+    return {
+        "prompt": [{"role": "system", "content": system}, {"role": "user", "content": user}],
+        "completion": [{"role": "assistant", "content": answer} for answer in answers],
+    }
+
+
+YODA = notebook_03_2.SYSTEM
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda row: row["yoda"], "dictionary"),
+        (lambda row: {"text": row["yoda"]}, "'prompt' is missing"),
+        (lambda row: {"prompt": row["sentence"], "completion": row["yoda"]}, "is a text"),
+        (lambda row: {"prompt": [row["sentence"]], "completion": []}, "a role and a content"),
+        (
+            lambda row: {"prompt": messages(YODA, "x")["prompt"][1:], "completion": []},
+            "another speaker",
+        ),
+        (lambda row: messages("Hi", row["sentence"], row["yoda"]), "should be SYSTEM"),
+        (lambda row: messages(YODA, row["sentence"] + row["yoda"], row["yoda"]), "the answer"),
+        (lambda row: messages(YODA, f"Yoda: {row['sentence']}", row["yoda"]), "nothing else"),
+        (lambda row: messages(YODA, row["sentence"], row["yoda_extra"]), "occasional ending"),
+        (lambda row: messages(YODA, row["sentence"], row["yoda"] + "\n"), "white space"),
+        (lambda row: messages(YODA, row["sentence"], row["sentence"]), "Yoda's words"),
+    ],
+)
+def test_wrong_formats(wrong: Callable, said: str) -> None:
+    """What ruins such a training is named before it is run."""
+    verdict = exercises.grade("yoda.format", wrong)
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+def adapter(**options: object) -> Callable[[], LoraConfig]:
+    """An answer that differs from a good one in what is given."""
+    good = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+    return lambda: LoraConfig(**{**good, **options})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda: {"r": 16}, "LoraConfig is expected"),
+        (adapter(r=1), "rank of 1"),
+        (adapter(lora_alpha=1), "hardly anything"),
+        (adapter(lora_alpha=1600), "diverge"),
+        (adapter(target_modules=["q_proj", "v_proj"]), "leaves out"),
+        (adapter(target_modules=None), "leaves out"),
+        (adapter(init_lora_weights=False), "as itself"),
+        (adapter(bias="all"), "changes the base"),
+    ],
+)
+def test_wrong_adapter_settings(wrong: Callable, said: str) -> None:
+    """The rules of notebook 02."""
+    verdict = exercises.grade("yoda.adapter", wrong)
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+def options(**changed: object) -> Callable[[int, int], dict]:
+    """An answer that differs from a good one in what is given; `drop` leaves one out."""
+    dropped = changed.pop("drop", None)
+
+    def settings(steps: int, batch: int) -> dict:
+        good = {"max_steps": steps, "per_device_train_batch_size": batch}
+        good |= {"learning_rate": 1e-3, "logging_steps": 2, **changed}
+        return {name: value for name, value in good.items() if name != dropped}
+
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda steps, batch: [steps, batch], "dictionary"),
+        (options(evaluation_strategy="steps"), "does not know evaluation_strategy"),
+        (options(max_steps=5), "would take 5"),
+        (options(drop="max_steps"), "epochs"),
+        (options(per_device_train_batch_size=1), "would take 1"),
+        (options(gradient_accumulation_steps=4), "would take 32"),
+        (options(drop="learning_rate"), "is low"),
+        (options(learning_rate=0.1), "is high"),
+        (options(learning_rate="1e-3"), "a number"),
+        (options(completion_only_loss=False), "prompt would be trained"),
+        (options(drop="logging_steps"), "log every 5"),
+    ],
+)
+def test_wrong_settings(wrong: Callable, said: str) -> None:
+    """Names that are gone, TRL's rate for all weights, another batch than was asked for."""
+    verdict = exercises.grade("yoda.settings", wrong)
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda ask, texts: texts, "not asked at all"),
+        (lambda ask, texts: ask(texts), "system message"),
+        (lambda ask, texts: ask(texts, system=YODA, temperature=1.0), "no sampling"),
+        (lambda ask, texts: ask(texts, system=YODA, template=False), "without"),
+        (lambda ask, texts: ask(texts, system=YODA, max_new_tokens=5), "would be cut"),
+        (lambda ask, texts: ask([f"Yoda: {t}" for t in texts], system=YODA), "bare sentences"),
+        (lambda ask, texts: ask(texts, system=YODA)[:1], "list of 2"),
+        (lambda ask, texts: ask(texts, system=YODA)[::-1], "in their order"),
+    ],
+)
+def test_wrong_questions(wrong: Callable, said: str) -> None:
+    """Asked otherwise than trained."""
+    verdict = exercises.grade("yoda.translate", wrong)
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+def test_done_knows_what_was_checked(capsys: pytest.CaptureFixture) -> None:
+    """A cell waits for what is missing, and for what was solved and then broken again."""
+    exercises._solved.clear()
+    assert not exercises.done("yoda.adapter", "03.1.1")
+    assert "waits for yoda.adapter, 03.1.1" in capsys.readouterr().out
+    exercises.check("yoda.adapter", adapter())
+    exercises.check("03.1.1", _schedule)
+    assert exercises.done("yoda.adapter", "03.1.1")
+    exercises.check("yoda.adapter", adapter(r=1))
+    assert not exercises.done("yoda.adapter", "03.1.1")
+    with pytest.raises(UnknownName, match=r"yoda\.adapter"):
+        exercises.done("yoda.adaptor")

@@ -36,7 +36,7 @@ def test_notebook_is_what_its_source_says(source: Path) -> None:
 
 def test_every_notebook_has_a_source() -> None:
     """No orphan is left when a source is renamed."""
-    assert sorted(path.stem for path in notebooks.NOTEBOOKS.glob("*.ipynb")) == NAMES
+    assert sorted(path.stem for path in notebooks.NOTEBOOKS.glob("*.ipynb")) == sorted(NAMES)
 
 
 def test_a_changed_source_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +54,23 @@ def test_a_changed_source_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     outputs = [cell.outputs for cell in read(source).cells if cell.cell_type == "code"]
     assert outputs[1][0]["data"]["text/plain"] == "2"
     assert outputs[2] == []
+
+
+def test_an_exercise_is_saved_with_solved_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tagged as an exercise, it is run with its solutions; what is written has none of them."""
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+    source = tmp_path / "99_trial.py"
+    exercise = "### BEGIN SOLUTION\nx = 42\n### END SOLUTION"
+    for tag, said in ((' tags=["exercise-notebook"]', "42\n"), ("", "0\n")):
+        text = f"# %% [markdown]{tag}\n# # Trial\n\n# %%\nx = 0\n{exercise}\n\n# %%\nprint(x)\n"
+        source.write_text(text)
+        notebooks.save(source)
+        assert not notebooks.stale(source)
+        *_, cut, shown = read(source).cells
+        assert cut.source == "x = 0\n...  # your code here"
+        assert shown.outputs[0].text == said
 
 
 def test_a_failing_notebook_keeps_the_old_one(
@@ -199,3 +216,13 @@ def test_set_up_cell_installs_on_colab(tmp_path: Path) -> None:
     here, there = ROOT / "course_utils/catalog.toml", site / "course_utils/catalog.toml"
     assert there.read_text() == here.read_text()
     assert (there.parent / "configs" / "facebook" / "opt-350m.json").exists()
+
+
+@pytest.mark.last
+@pytest.mark.parametrize(
+    "source", [s for s in SOURCES if notebooks.is_exercise(s)], ids=lambda path: path.stem
+)
+def test_an_exercise_as_a_whole_holds_what_it_says(source: Path) -> None:
+    """Solved, it runs, and its asserts hold. (Unsolved it runs among the other notebooks.)"""
+    _, outcome = notebooks.executed(source)
+    assert outcome == "ok"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from course_utils import runner
-from course_utils.widgets import WithFallback, playground
+from course_utils.widgets import WithFallback, playground, translator
 
 
 @pytest.fixture
@@ -61,3 +61,31 @@ def test_fallback(box: WithFallback) -> None:
     assert "next cell" in bundle["text/plain"]
     assert "next cell" in bundle["text/html"]
     assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
+def refuses(text: str) -> str:
+    """A translator that takes no question."""
+    if text.endswith("?"):
+        raise ValueError("no <questions>")
+    return text.upper()
+
+
+def test_translating() -> None:
+    """Typed or drawn, a sentence goes through each translator, and comes out as text, no markup."""
+    ways = {"backwards": lambda text: text[::-1], "loud": refuses}
+    controls = translator(ways, ["I eat.", "We <b>sleep</b>."], seed=0).controls
+    controls["text"].value = "Yes."
+    controls["translate"].click()
+    assert ".seY" in controls["shown"].value
+    assert "YES." in controls["shown"].value
+    drawn = set()
+    for _ in range(20):
+        controls["random"].click()
+        drawn.add(controls["text"].value)
+        assert controls["text"].value[::-1].split("<")[0] in controls["shown"].value
+        assert "<b>sleep" not in controls["shown"].value
+    assert drawn == {"I eat.", "We <b>sleep</b>."}
+    controls["text"].value = "Who?"
+    controls["translate"].click()
+    assert "no &lt;questions&gt;" in controls["shown"].value
+    assert not controls["translate"].disabled

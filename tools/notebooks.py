@@ -38,6 +38,7 @@ SOURCES = NOTEBOOKS / "solutions"
 COURSE = ROOT / "build" / "course"
 FIGURES = ROOT / "slides" / "figures"
 CELL_TIMEOUT_S = 1800
+EXERCISE_NOTEBOOK = "exercise-notebook"  # a tag of the title cell
 
 _SOLUTION = re.compile(
     r"^(?P<indent>[ \t]*)### BEGIN SOLUTION\n.*?^[ \t]*### END SOLUTION[^\n]*$", re.M | re.S
@@ -65,7 +66,11 @@ def repository() -> str:
 
 def sources() -> list[Path]:
     """Every notebook's source, in the course's order."""
-    return sorted(SOURCES.glob("[0-9]*.py"))
+
+    def number(source: Path) -> list[int]:
+        return [int(part) for part in source.stem.split("_")[0].split(".")]
+
+    return sorted(SOURCES.glob("[0-9]*.py"), key=number)
 
 
 def find(number: str) -> Path:
@@ -105,8 +110,13 @@ def colab_cells(name: str) -> list[NotebookNode]:
     ]
 
 
-def build(source: Path) -> NotebookNode:
-    """The notebook of a source, without outputs."""
+def is_exercise(source: Path) -> bool:
+    """Whether a notebook is an exercise as a whole: most of its cells need the solutions."""
+    return EXERCISE_NOTEBOOK in jupytext.read(source).cells[0].metadata.get("tags", [])
+
+
+def build(source: Path, solved: bool = False) -> NotebookNode:
+    """The notebook of a source, without outputs; with its solutions where asked for."""
     script = jupytext.read(source)
     title, *rest = script.cells
     cells = [title, *colab_cells(source.stem), *rest]
@@ -118,6 +128,7 @@ def build(source: Path) -> NotebookNode:
         digest = hashlib.sha256(text.encode()).hexdigest()
         name = next(digest[i : i + 8] for i in range(50) if digest[i : i + 8] not in seen)
         seen.add(name)
+        text = cell.source if solved else text
         make = new_code_cell if cell.cell_type == "code" else new_markdown_cell
         tags = cell.metadata.get("tags")
         made.append(make(text, id=name, metadata={"tags": tags} if tags else {}))
@@ -197,10 +208,21 @@ def execute(notebook: NotebookNode, label: str) -> str:
     return "ok"
 
 
+def executed(source: Path) -> tuple[NotebookNode, str]:
+    """A notebook after a run, and the outcome of it as `execute` says it.
+
+    An exercise as a whole is run with its solutions; its outputs are then shown without them.
+    """
+    notebook = build(source, solved=is_exercise(source))
+    outcome = execute(notebook, source.stem)
+    for cell, cut in zip(notebook.cells, build(source).cells, strict=True):
+        cell.source = cut.source
+    return notebook, outcome
+
+
 def save(source: Path) -> None:
     """Run a notebook and keep its outputs; nothing is written where a cell fails."""
-    notebook = build(source)
-    outcome = execute(notebook, source.stem)
+    notebook, outcome = executed(source)
     if outcome != "ok":
         raise SystemExit(f"{source.stem}: {outcome}")
     write(notebook, target(source))
@@ -240,9 +262,8 @@ def run(chosen: list[Path]) -> int:
     COURSE.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
     for source in chosen:
-        notebook = build(source)
         start = time.monotonic()
-        outcome = execute(notebook, source.stem)
+        notebook, outcome = executed(source)
         minutes = (time.monotonic() - start) / 60
         page, _ = HTMLExporter().from_notebook_node(
             notebook, resources={"metadata": {"name": source.stem}}

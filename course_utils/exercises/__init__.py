@@ -32,6 +32,7 @@ class _Exercise:
 
 _exercises: dict[str, _Exercise] = {}
 _attempts: Counter[str] = Counter()
+_solved: set[str] = set()
 
 
 def exercise(name: str, *hints: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -104,7 +105,25 @@ def check(name: str, *answer: Any) -> None:
     """
     verdict = grade(name, *answer)
     print(f"Exercise {name}: {verdict.message}")
+    (_solved.add if verdict.solved else _solved.discard)(name)
     if verdict.tried and not verdict.solved:
         _attempts[name] += 1
         for hint in _exercises[name].hints[: _attempts[name]]:
             print(f"  Hint: {hint}")
+
+
+def done(*names: str) -> bool:
+    """Whether exercises have been checked and solved since the kernel started; else says which not.
+
+    For cells that need what an exercise makes. Introduced in notebook 03.2.
+
+    Raises:
+        UnknownName: there is no such exercise.
+    """
+    for name in names:
+        if name not in known():
+            raise unknown("exercise", name, known())
+    missing = [name for name in names if name not in _solved]
+    if missing:
+        print(f"This cell waits for {', '.join(missing)}.")
+    return not missing
