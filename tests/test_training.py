@@ -111,7 +111,7 @@ def test_in_a_notebook_one_picture_is_redrawn(
     trainer = training.watch(make_trainer(chat_folder, tmp_path))
     trainer.train()
     assert [kind for kind, _ in shown] == ["new"] + ["update"] * (len(shown) - 1)
-    assert len(shown) == 4  # one for each step, and the last
+    assert len(shown) == 5  # three steps, transformers' summary of the run, and the whole
     assert "step 3 of 3" in shown[-1][1]["text/plain"]
     assert shown[-1][1]["image/png"].startswith("iVBOR")
 

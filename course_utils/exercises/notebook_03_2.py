@@ -94,7 +94,7 @@ def _adapter(function: Callable[[], LoraConfig]) -> None:
     "yoda.settings",
     "The arguments that matter are in section 3 of notebook 03.1, by what they are for.",
     "You are given steps and batch size. Which arguments take them?",
-    "LoRA takes a learning rate ten to fifty times as high as TRL's default.",
+    "LoRA takes a learning rate at least ten times as high as TRL's default.",
 )
 def _settings(function: Callable[[int, int], dict[str, Any]]) -> None:
     for steps, batch in ((30, 8), (100, 16)):

@@ -165,7 +165,7 @@ def translate(ask, sentences, **options):
 # %% [markdown]
 # ## 3. The arguments, by what they are for
 #
-# `SFTConfig` has more than a hundred. A dozen decide how a training goes:
+# `SFTConfig` has more than a hundred. These decide how a training goes:
 
 # %%
 import dataclasses
@@ -227,9 +227,10 @@ assert "learning_rate" in changed
 assert "gradient_checkpointing" in changed
 
 # %% [markdown]
-# A learning rate for *all* weights of a model that knows much already: small. LoRA takes ten to
-# fifty times as much. And 16-bit arithmetic and gradient checkpointing (notebook 04) to save a
-# GPU's memory; on a CPU neither is wanted.
+# A learning rate for *all* weights of a model that knows much already: small. LoRA takes ten times
+# as much and more; a short training of a small model, like ours, a hundred times. And 16-bit
+# arithmetic and gradient checkpointing (notebook 04) to save a GPU's memory; on a CPU neither is
+# wanted.
 #
 # If an older recipe stops with `unexpected keyword argument`, it may be one of these:
 
