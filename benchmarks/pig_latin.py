@@ -77,6 +77,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "both spelled": {},
     "both spelled, packed": {"packing": True},
     "both spelled, random order": {"sampling": "random"},
+    "both spelled, curriculum": {"sampling": "sequential"},
     "both spelled, r=4": {"r": 4},
     "both spelled, r=64": {"r": 64},
     "both spelled, lr 1e-3": {"learning_rate": 1e-3},
@@ -106,11 +107,13 @@ class Budget(TrainerCallback):
             control.should_training_stop = True
 
 
-def pairs(rows: Any, kind: str) -> list[tuple[str, str]]:
-    """Sentences with their translations, or lists of six words out of them with theirs."""
+def pairs(rows: Any, name: str) -> list[tuple[str, str]]:
+    """What a variant trains on: sentences with their translations, or words out of them.
+
+    "word lists" has lists of six words, "curriculum" 60 lists each of one, two, three and four
+    words and then the sentences, the short ones first.
+    """
     pairs = list(zip(rows["sentence"], rows["pig_latin"], strict=True))
-    if kind != "word lists":
-        return pairs
     words: dict[str, str] = {}
     for english, translated in pairs:
         words |= {
@@ -118,8 +121,18 @@ def pairs(rows: Any, kind: str) -> list[tuple[str, str]]:
             for a, b in zip(english.split(), translated.split(), strict=True)
         }
     rng, known = random.Random(0), list(words)
-    lists = (rng.sample(known, 6) for _ in range(4000))
-    return [(" ".join(some), " ".join(words[word] for word in some)) for some in lists]
+
+    def lists(length: int, count: int) -> list[tuple[str, str]]:
+        drawn = (rng.sample(known, length) for _ in range(count))
+        return [(" ".join(some), " ".join(words[word] for word in some)) for some in drawn]
+
+    if name.startswith("word lists"):
+        return lists(6, 4000)
+    if name.endswith("curriculum"):
+        rng.shuffle(pairs)
+        start = [pair for length in (1, 2, 3, 4) for pair in lists(length, 60)]
+        return start + sorted(pairs[:640], key=lambda pair: len(pair[0]))
+    return pairs
 
 
 def measure(name: str, tokens: int, examples: int) -> dict[str, Any]:
@@ -139,7 +152,7 @@ def measure(name: str, tokens: int, examples: int) -> dict[str, Any]:
             ],
             "completion": [{"role": "assistant", "content": write(translated)}],
         }
-        for english, translated in pairs(data["train"], kind)
+        for english, translated in pairs(data["train"], name)
     ]
     on_cpu = model.device.type == "cpu"
     config = SFTConfig(
