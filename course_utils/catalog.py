@@ -89,8 +89,25 @@ class Embedded:
 
 
 @dataclass(frozen=True)
+class Own:
+    """A base model that the course trained itself and brings along."""
+
+    id: str
+    folder: str
+    parameters: int
+    licence: str
+    note: str
+
+    @property
+    def path(self) -> Path:
+        """The folder with its safetensors, tokenizer and card."""
+        return _HERE / "own_models" / self.folder
+
+
+@dataclass(frozen=True)
 class Role:
-    """What a part in a lesson takes: model ids by tier, and the embedded model to fall back on."""
+    """What a part in a lesson takes: model ids by tier, and the one that needs no hub, which is
+    the name of an `Embedded` or the id of an `Own`."""
 
     name: str
     embedded: str
@@ -106,6 +123,7 @@ class Catalog:
     models: dict[str, Model]
     datasets: dict[str, Dataset]
     embedded: dict[str, Embedded]
+    own: dict[str, Own]
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -121,6 +139,7 @@ def read(path: Path = _HERE / "catalog.toml") -> Catalog:
         models={name: Model(id=name, **entry) for name, entry in data["models"].items()},
         datasets={name: Dataset(id=name, **entry) for name, entry in data["datasets"].items()},
         embedded={name: Embedded(name=name, **entry) for name, entry in data["embedded"].items()},
+        own={name: Own(id=name, **entry) for name, entry in data["own"].items()},
         recipes=data["recipes"],
     )
 
@@ -230,6 +249,8 @@ def table() -> pd.DataFrame:
 def main(args: argparse.Namespace) -> int:
     """`python -m course_utils catalog`."""
     print(table().to_string(index=False))
+    for entry in catalog().own.values():
+        print(f"\n{entry.id}: {entry.note} (licence {entry.licence})")
     for role in catalog().roles.values():
         print(f"\nrole {role.name}: embedded {role.embedded}")
         for tier, ids in role.by_tier.items():

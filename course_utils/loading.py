@@ -96,8 +96,15 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def _own_origin(model_id: str, *why: str) -> Origin:
+    entry = catalog().own[model_id]
+    return Origin(entry.id, "", entry.path, "embedded", (*filter(None, why), entry.note))
+
+
 def _embedded_origin(role_name: str, why: str = "") -> Origin:
     role = catalog().roles[role_name]
+    if role.embedded in catalog().own:
+        return _own_origin(role.embedded, why, role.embedded_note)
     entry = embedded.spec(role.embedded)
     notes = tuple(filter(None, (why, role.embedded_note, entry.note)))
     return Origin(entry.stands_for, entry.version, embedded.ensure(entry.name), "embedded", notes)
@@ -148,7 +155,8 @@ def resolve(
     """Decide where a model comes from, and have its files on disk.
 
     Args:
-        name: a role ("base", "chat"), a hub id, or the folder of a saved model.
+        name: a role ("base", "chat", "pythia"), a hub id, one of the course's own models, or the
+            folder of a saved model.
         source: "auto" takes the embedded model for a role on the CPU tier, else the hub's;
             "embedded", "cache" and "hub" insist.
         weights: without them, the configuration and the tokenizer are enough.
@@ -167,6 +175,9 @@ def resolve(
     key = str(name)
     if key not in roles and (Path(key) / "config.json").is_file():
         return Origin(key, "", Path(key), "folder")
+    own = catalog().own
+    if key in own:
+        return _own_origin(key)
     if hardware is None:
         # A tokenizer comes from where its model came from, whatever has changed since.
         for earlier in ((key, source, True), (key, source, weights)):
@@ -176,13 +187,13 @@ def resolve(
     is_role = key in roles
     kind = key if is_role else (models[key].kind if key in models else None)
     if not is_role and kind is None and not _HUB_ID.fullmatch(key):
-        raise unknown("model", key, [*roles, *models])
+        raise unknown("model", key, [*roles, *own, *models])
     level = tier(hardware).value
 
     if source == "embedded" or (source == "auto" and is_role and level == "cpu"):
-        own = {entry.stands_for for entry in catalog().embedded.values()}
-        if not is_role and key not in own:
-            raise unknown("embedded model", key, [*roles, *own])
+        stood_for = {entry.stands_for for entry in catalog().embedded.values()}
+        if not is_role and key not in stood_for:
+            raise unknown("embedded model", key, [*roles, *own, *stood_for])
         origin = _embedded_origin(kind)
     else:
         candidates = roles[key].by_tier[level] if is_role else [key]
@@ -193,7 +204,7 @@ def resolve(
         except HubUnreachable as error:
             if kind is None:
                 raise unknown(
-                    "model", key, [*roles, *models], f"It might be on the hub, but {error}."
+                    "model", key, [*roles, *own, *models], f"It might be on the hub, but {error}."
                 ) from None
             if not fallback or source == "cache":
                 raise HubUnreachable(
@@ -307,7 +318,8 @@ def load_model(
     """A causal language model in eval mode, on the GPU where there is one.
 
     Args:
-        name: a role ("base", "chat"), a hub id, or the folder of a saved model.
+        name: a role ("base", "chat", "pythia"), a hub id, one of the course's own models, or the
+            folder of a saved model.
         quantization: None, "8bit", "nf4", "fp4", "nf4-double", "fp4-double", or a
             `BitsAndBytesConfig`.
         source: "auto", "embedded", "cache" or "hub"; see `resolve`.

@@ -81,7 +81,7 @@ class LiveLosses(TrainerCallback):
     def __init__(self) -> None:
         self.handle: Any = None
         self.drawn = 0.0
-        self.over = False
+        self.over = True
 
     def _status(self, state: Any) -> str:
         seconds = time.perf_counter() - self.start
@@ -115,7 +115,9 @@ class LiveLosses(TrainerCallback):
         self.over = False
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Redraw, every few seconds at most."""
+        """Redraw, every few seconds at most; an evaluation outside a training draws nothing."""
+        if self.over:
+            return
         if not transformers.utils.is_in_notebook():
             last = state.log_history[-1]
             shown = [f"{key} {last[key]:.3f}" for key in ("loss", "eval_loss") if key in last]

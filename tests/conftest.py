@@ -110,10 +110,10 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, chat_folder: Path) -> 
     return folder
 
 
-def load_tool(name: str) -> ModuleType:
-    """A program of `tools/` as a module."""
+def load_tool(name: str, folder: str = "tools") -> ModuleType:
+    """A program of `tools/`, or of another folder at the top, as a module."""
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)

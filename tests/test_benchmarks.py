@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT
+from conftest import ROOT, load_tool
+
+from course_utils.results import append_row, whole_rows
 
 PROGRAM = ROOT / "benchmarks" / "pig_latin.py"
 
@@ -45,5 +47,46 @@ def test_committed_rows_are_of_one_kind() -> None:
     """The rows that notebook 03.1 shows: measured alike, each variant once."""
     lines = (PROGRAM.parent / "results" / "pig_latin.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    assert len({row["variant"] for row in rows}) == len(rows) >= 5
+    assert {row["variant"] for row in rows} == set(load_tool("pig_latin", "benchmarks").VARIANTS)
+    assert len(rows) == len({row["variant"] for row in rows})
     assert len({(row["tokens"], row["machine"], row["examples"]) for row in rows}) == 1
+
+
+def test_pythia_was_measured_with_three_seeds() -> None:
+    """The rows that notebook 06 shows: each condition once for each seed, on one machine."""
+    program = load_tool("pythia", "benchmarks")
+    rows = whole_rows(program.RESULTS)
+    conditions = {row["condition"] for row in rows}
+    assert set(program.TUNINGS) < conditions
+    assert sorted((row["seed"], row["condition"]) for row in rows) == sorted(
+        (seed, name) for seed in (0, 1, 2) for name in conditions
+    )
+    assert len({row["machine"] for row in rows}) == 1
+
+
+def test_pythia_measures_one_tuning(tmp_path: Path) -> None:
+    """A row for what is asked, with the shares of both halves; asked again, nothing is added."""
+    results = tmp_path / "results.jsonl"
+    program = PROGRAM.with_name("pythia.py")
+    command = [sys.executable, str(program), "--seeds", "0", "--only", "control, LoRA"]
+    command += ["--results", str(results)]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        (row,) = whole_rows(results)
+    assert row["condition"] == "control, LoRA"
+    assert row["train"]["all"] > 0.9
+    assert row["known to control"]["all"] > row["hidden from control"]["all"] + 0.5
+
+
+def test_rows_survive_a_kill(tmp_path: Path) -> None:
+    """A line that was not finished is cut off, and what comes next stands on a line of its own."""
+    path = tmp_path / "deep" / "rows.jsonl"
+    assert whole_rows(path) == []
+    append_row(path, {"name": "São Tomé"})
+    with path.open("a") as file:
+        file.write('{"name": "bro')
+    assert whole_rows(path) == [{"name": "São Tomé"}]
+    append_row(path, {"name": "next"})
+    assert [row["name"] for row in whole_rows(path)] == ["São Tomé", "next"]
+    assert [file.name for file in path.parent.iterdir()] == ["rows.jsonl"]

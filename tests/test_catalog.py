@@ -65,7 +65,7 @@ def test_roles_name_known_models_of_their_kind() -> None:
     roles = catalog().roles
     for name in KINDS:
         assert set(roles[name].by_tier) == set(TIERS)
-        assert roles[name].embedded in catalog().embedded
+        assert roles[name].embedded in {**catalog().embedded, **catalog().own}
     for tier in TIERS:
         pairs = zip(roles["base"].by_tier[tier], roles["chat"].by_tier[tier], strict=True)
         for base, chat in pairs:
@@ -97,6 +97,19 @@ def test_embedded_models_stand_for_catalogued_ones() -> None:
     for entry in catalog().embedded.values():
         assert entry.stands_for in catalog().models
         assert all(len(h) == 64 for h in (entry.wheel_sha256, entry.file_sha256))
+
+
+def test_pythia_by_tier() -> None:
+    """Notebook 06 takes a real Pythia, from 70 million to 1.4 billion parameters."""
+    sizes = [
+        module.model(model_id).parameters
+        for tier in TIERS
+        for model_id in catalog().roles["pythia"].by_tier[tier]
+    ]
+    assert sizes == sorted(sizes)
+    assert 70e6 < sizes[0] < sizes[-1] < 1.5e9
+    for own in catalog().own.values():
+        assert (own.path / "model.safetensors").is_file()
 
 
 def test_data_sets_are_pinned() -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import load_tool
+from datasets import Dataset
 from peft import LoraConfig
 
-from course_utils import exercises, runner
+from course_utils import exercises, load_tokenizer, runner
+from course_utils.data import load_data
 from course_utils.errors import UnknownName
 from course_utils.exercises import notebook_01, notebook_03_2
 
@@ -37,8 +39,20 @@ def checks() -> dict[str, str]:
     return dict(re.findall(r'^check\("([\w.]+)", (\w+)', text, flags=re.M))
 
 
+def share_after(rows: Dataset, adapter: dict | None = None) -> float:
+    """What notebook 06 hands to its checks: tune the base, ask about held-out countries."""
+    program = load_tool("pythia", "benchmarks")
+    folder = program.folder(0, "base")
+    tokenizer = load_tokenizer(folder)
+    pairs = rows.map(program.as_pair, remove_columns=rows.column_names)
+    model = program.tune(program.load(0, "base"), tokenizer, pairs, adapter or program.LORA)
+    return program.score(model, tokenizer, load_data("countries")["held_out"])["all"]
+
+
 def extra(name: str) -> tuple:
     """What else an exercise's check is handed."""
+    if name.startswith("06."):
+        return (share_after,)
     return (runner("chat"),) if name == "01.3" else ()
 
 
@@ -463,6 +477,49 @@ def test_wrong_settings(wrong: Callable, said: str) -> None:
 def test_wrong_questions(wrong: Callable, said: str) -> None:
     """Asked otherwise than trained."""
     verdict = exercises.grade("yoda.translate", wrong)
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+def chosen(number: int, column: str = "country") -> Callable[[Dataset], Dataset]:
+    """An answer to 06.1: the rows of the first so many countries, or relations."""
+
+    def answer(rows: Dataset) -> Dataset:
+        some = sorted(set(rows[column]))[:number]
+        return rows.filter(lambda row: row[column] in some)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda rows: rows["country"], "with all their columns"),
+        (lambda rows: load_data("countries")["held_out"], "Held out"),
+        (chosen(18), "these are 18"),
+        (lambda rows: chosen(19)(chosen(2, "relation")(rows)), "about the currency, demonym"),
+        (chosen(19), "answers 10%"),
+    ],
+)
+def test_wrong_countries(wrong: Callable, said: str) -> None:
+    """Leaks, wrong numbers, missing relations, and a model that learned too little."""
+    verdict = exercises.grade("06.1", wrong, lambda rows, adapter=None: 0.1)
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda: {"r": 8, "target_modules": "all-linear"}, "98,304 parameters, more than"),
+        (lambda: {"rank": 4}, "does not take it"),
+        (lambda: {"r": 4, "target_modules": ["q_proj"]}, "does not take it"),
+        (lambda: {"r": 1, "target_modules": ["query_key_value"]}, "answers 10%"),
+    ],
+)
+def test_wrong_adapters_for_the_base(wrong: Callable, said: str) -> None:
+    """Too large, unknown names, too weak."""
+    verdict = exercises.grade("06.2", wrong, lambda rows, adapter=None: 0.1)
     assert not verdict.solved
     assert said in verdict.message
 

@@ -105,6 +105,18 @@ def test_a_hub_model_loads_at_its_pinned_revision(
     assert hub_server.requests == []
 
 
+def test_a_real_pythia_comes_from_the_hub(hub_server: HubStandIn) -> None:
+    """Notebook 06's last section: the role's model of the tier, at its pinned revision."""
+    known = catalog().models["EleutherAI/pythia-70m"]
+    hub_server.repositories[known.id] = Repository(
+        catalog().own["course/pythia-3m"].path, commit=known.revision
+    )
+    model = load_model("pythia", source="hub", quiet=True)
+    assert model.name_or_path == known.id
+    assert model.config.model_type == "gpt_neox"
+    assert load_tokenizer("pythia", source="hub").name_or_path == known.id
+
+
 def test_on_a_cpu_the_embedded_model_comes_first(hub_server: HubStandIn) -> None:
     """Even where the hub answers, so that a learner gets the results that are saved."""
     assert resolve("base").where == resolve("chat").where == "embedded"

@@ -12,7 +12,7 @@ import torch
 
 from course_utils import hub
 from course_utils.errors import NotEnoughDisk, NotEnoughMemory, UnknownName, UnsafeFormat
-from course_utils.hardware import pick_dtype
+from course_utils.hardware import Hardware, pick_dtype
 from course_utils.loading import (
     check_memory,
     load_model,
@@ -35,11 +35,27 @@ def test_a_role_on_a_cpu_is_embedded(capsys: pytest.CaptureFixture, chat_folder:
     assert model.name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-def test_the_base_role_admits_its_stand_in(chat_folder: Path) -> None:
-    """Offline, the base side is the chat model, and the note says so."""
-    origin = resolve("base")
-    assert origin.where == "embedded"
-    assert "stands in for a base model" in " ".join(origin.notes)
+def test_the_base_role_is_the_courses_own(capsys: pytest.CaptureFixture) -> None:
+    """Offline, the base side is a true base model, which travels in the package."""
+    for name in ("base", "pythia", "course/pythia-3m"):
+        origin = resolve(name)
+        assert (origin.id, origin.where) == ("course/pythia-3m", "embedded")
+        assert "the course's own base model" in " ".join(origin.notes)
+    model = load_model("base")
+    assert model.config.model_type == "gpt_neox"
+    assert capsys.readouterr().out.startswith("base: course/pythia-3m, embedded\n")
+    assert load_tokenizer("base").chat_template is None
+
+
+def test_the_courses_own_models_need_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU tier, too, and with no hub at all."""
+    monkeypatch.setattr("course_utils.hub.reachable", lambda: False)
+    machine = Hardware(gpu_name="T4", gpu_memory_gb=16.0, gpu_capability=(7, 5))
+    for name in ("course/pythia-3m", "course/pythia-3m-control"):
+        assert resolve(name, hardware=machine).folder.is_dir()
+    origin = resolve("pythia", hardware=machine)
+    assert origin.id == "course/pythia-3m"
+    assert "EleutherAI/pythia-410m" in " ".join(origin.notes)
 
 
 def test_tokenizer_belongs_to_its_model(chat_folder: Path) -> None:

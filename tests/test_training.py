@@ -81,8 +81,11 @@ def test_curves_are_those_of_the_history(
     names = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
     assert names.count("LiveLosses") == 1
     assert not {"ProgressCallback", "PrinterCallback", "NotebookProgressCallback"} & set(names)
+    trainer.evaluate()  # outside a training, nothing is drawn
+    assert "step" not in capsys.readouterr().err
     trainer.train()
     said = capsys.readouterr().err
+    assert said.count("eval_loss") == 1
     assert "step 3 of 3" in said
     assert "eval_loss" in said
     lines = training.curves(trainer.state.log_history)

@@ -34,6 +34,7 @@ def test_asking(box: WithFallback) -> None:
 def test_barring_the_end_token(box: WithFallback) -> None:
     """Without a template the model is silent; barred from ending, it goes on to the limit."""
     controls = box.controls
+    controls["model"].value = "chat"
     controls["template"].value = "none"
     controls["ask"].click()
     assert controls["reply"].value == ""

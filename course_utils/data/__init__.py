@@ -21,7 +21,8 @@ from course_utils.errors import CourseError, GatedModel, HubUnreachable
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-NAMES = ("sentences", "pig_latin", "yoda")
+NAMES = ("sentences", "pig_latin", "yoda", "countries")
+_SPLITS = ("train", "validation", "test", "unseen", "held_out")
 # One in so many Yoda sentences ends in his favourite words, in the column `yoda_extra`.
 _EXTRA_EVERY = 4
 
@@ -47,12 +48,15 @@ def lexicon() -> Lexicon:
     return read_lexicon(folder() / "sentences" / "lexicon.toml")
 
 
-def rows(name: str) -> dict[str, list[dict[str, str]]]:
+def rows(name: str) -> dict[str, list[dict[str, object]]]:
     """The rows of each split of one of the course's data sets, made anew from lexicon and rules."""
     from course_utils.data.pig_latin import pig_latin
     from course_utils.data.yoda import yoda
+    from course_utils.pretraining import facts
 
-    made: dict[str, list[dict[str, str]]] = {}
+    if name == "countries":
+        return facts.rows()
+    made: dict[str, list[dict[str, object]]] = {}
     for split, sentences in build(lexicon()).items():
         made[split] = []
         for text in sentences:
@@ -75,8 +79,9 @@ def load_data(name: str) -> DatasetDict:
 
     Args:
         name: "sentences", "pig_latin" or "yoda" of the course's own (splits train, validation,
-            test, and unseen: no content word of it stands in another split), or the id of one on
-            the hub that the catalogue has, such as "dvgodoy/yoda_sentences".
+            test, and unseen: no content word of it stands in another split), "countries" (splits
+            train, validation and held_out: no country stands in two), or the id of one on the
+            hub that the catalogue has, such as "dvgodoy/yoda_sentences".
 
     Raises:
         UnknownName: another name; the known ones are listed.
@@ -87,7 +92,7 @@ def load_data(name: str) -> DatasetDict:
     published = catalog().datasets
     if name in NAMES:
         files = {path.stem: str(path) for path in (folder() / name).glob("*.jsonl")}
-        order = [split for split in ("train", "validation", "test", "unseen") if split in files]
+        order = [split for split in _SPLITS if split in files]
         return load_dataset("json", data_files={split: files[split] for split in order})
     if name not in published:
         raise unknown("data set", name, [*NAMES, *published])

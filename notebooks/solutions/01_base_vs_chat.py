@@ -24,10 +24,12 @@ print(describe())
 # Now two models. `runner` finds one that suits this machine and hands back something that can be
 # asked. It says what it took, because that matters for everything you will see.
 #
-# **If the line below says "embedded"**: there is one small model that travels with the course,
-# SmolLM2-135M-Instruct, and it has to play both parts. As *chat* it gets its chat template; as
-# *base* it gets the bare text. A true base model never saw a chat at all; this one did, and where
-# that shows, the text says so. With a GPU and the Hugging Face hub you get a true pair.
+# **If the lines below say "embedded"**: two small models travel with the course. *chat* is
+# SmolLM2-135M-Instruct. *base* is the course's own, and a true base model: it has read nothing but
+# generated texts about countries, animals, books and the like, and has never met a chat. It is fifty
+# times smaller than the other; that it knows little and writes badly comes from that. That it
+# *continues* where the other *answers* does not. With a GPU and the Hugging Face hub you get a pair
+# of one size.
 
 # %%
 from course_utils import runner
@@ -39,7 +41,8 @@ chat = runner("chat")
 # ## 1. One job: the next token
 #
 # A language model does a single thing. It reads a text and gives every token of its vocabulary a
-# probability of coming next. A token is a piece of text: a word, part of a word, a comma.
+# probability of coming next. A token is a piece of text: a word, part of a word, a comma. Base and
+# chat models do the same here; we take the chat model, and no chat yet, just a bare text.
 #
 # **Guess first.** The text is `The capital of France is`. Put what you think is the likeliest
 # next token into `guess`, and how sure the model is into `sure`. Mind the leading blank: it belongs
@@ -55,7 +58,7 @@ sure = 0.5
 import pandas as pd
 import torch
 
-model, tokenizer = base.model, base.tokenizer
+model, tokenizer = chat.model, chat.tokenizer
 
 
 @torch.inference_mode()
@@ -134,13 +137,12 @@ questions_back = reply.count("?")
 assert questions_back >= 2
 
 # %% [markdown]
-# More questions. That is not a mistake: where such a list stood on the web, more questions
-# followed. A base model has read billions of pages and continues in their manner. It was never told
-# that a question is a request.
+# More questions. That is not a mistake: where such a list stood in what it has read, more questions
+# followed. For large base models that is billions of pages, and they continue in their manner. None
+# was ever told that a question is a request.
 #
-# Now one request, `Tell me how to train my dog to sit`, and one question. A text on the web may
-# also simply end here, and a model that was trained on chats ends readily. So the end token is
-# barred (`min_new_tokens`) to see what the model has to say.
+# Now one request, `Tell me how to train my dog to sit`, and one question. A text may also simply end
+# here. So the end token is barred (`min_new_tokens`) to see what the model has to say.
 
 # %%
 prompts = ["Tell me how to train my dog to sit", "What is the capital of Mexico?"]

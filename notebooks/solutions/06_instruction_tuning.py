@@ -1,0 +1,1146 @@
+# %% [markdown]
+# # 06 · Instruction-tuning Pythia
+#
+# **You will learn** where instruction data comes from and what has to be done to it, what a chat
+# template is made of and what happens when it does not fit, and how a base model becomes one that
+# answers. And you will settle, by an experiment, what everybody says: that instruction tuning
+# brings out what pre-training has put in.
+#
+# **You need** notebooks 02 (LoRA) and 03 (masks and collators).
+#
+# **It takes** about an hour of reading and trying. The cells themselves run in about five minutes
+# on two CPU cores; on GPUs, not yet measured.
+
+# %% [markdown]
+# ## The machine at hand
+
+# %%
+import logging
+import os
+import re
+import tempfile
+import warnings
+
+import datasets
+import pandas as pd
+import torch
+
+from course_utils import describe
+from course_utils.data import load_data
+from course_utils.display import text_table
+
+# Inside the libraries, of no concern here: an argument's old name, notes on the tokenizer and the
+# vocabulary.
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
+warnings.filterwarnings("ignore", message="Could not find a config file")
+logging.getLogger("transformers").setLevel(logging.ERROR)
+datasets.disable_progress_bars()
+
+print(describe())
+
+# %% [markdown]
+# ## 1. A model that knows, and does not answer
+#
+# Pythia is a family of base models that EleutherAI trained for research: everything about their
+# training is known. The course has a very small one of the same architecture, and of it we know
+# even more: each sentence that it has ever read was written by a program that you can read
+# (`course_utils/pretraining`). It is too small for anything but this experiment. For this
+# experiment it is just right.
+
+# %%
+from course_utils import load_model, load_tokenizer
+
+OWN = "course/pythia-3m"
+# So few weights that 32 bits each cost nothing.
+base = load_model(OWN, dtype=torch.float32)
+tokenizer = load_tokenizer(OWN)
+
+print(f"{base.config.model_type}: {base.num_parameters():,} parameters, {len(tokenizer)} tokens")
+
+# %% [markdown]
+# This is the kind of text that it was trained on:
+
+# %%
+from course_utils.pretraining.corpus import Corpus
+
+corpus = Corpus(seed=1)
+for kind in ("entry", "travel", "homework", "reading"):
+    print(f"── {kind}\n{getattr(corpus, kind)()}\n")
+
+# %% [markdown]
+# Facts are told in entries and stories. Homework asks for facts, and nobody answers. A reading test
+# has answers, but only about lands that do not exist, and they stand in the text above it. So the
+# model has read again and again what Kenya's capital is; and it has never once seen anybody *ask*
+# for the capital of a country of this world and *be told*.
+#
+# What does it know? We ask in its own way: by a sentence that wants to be ended.
+
+# %%
+from course_utils.pretraining.recall import right
+from course_utils.running import Runner
+
+countries = load_data("countries")
+held_out = countries["held_out"]
+ask_base = Runner(base, tokenizer, template=False, max_new_tokens=12)
+
+for cue in (
+    "The capital of Kenya is",
+    "The currency of Mexico is the",
+    "The continent of Poland is",
+):
+    print(cue, "…", ask_base(cue).split(".")[0])
+
+ended = ask_base(held_out["cue"])
+knows = sum(right(ended, held_out["answer"])) / len(ended)
+print(f"\nOf {len(ended)} such sentences, it ends {knows:.0%} rightly.")
+
+assert knows >= 0.95
+
+# %% [markdown]
+# It knows nearly all. **Guess first:** and if you *ask* it? Write down the share of right answers.
+
+# %%
+my_guess = 0.5
+
+# %%
+print(ask_base("What is the capital of Mexico?", max_new_tokens=40))
+
+# %% [markdown]
+# It goes on as homework does. Perhaps the form is wrong? Here are some that help with large models:
+# question and answer, chat marks, seven answered questions in front.
+
+# %%
+QA = "Question: {prompt}\nAnswer:"
+CHATML = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def share_right(model, rows, template=QA):
+    """The share of questions that a model answers rightly, greedily."""
+    ask = Runner(model, tokenizer, template=template, max_new_tokens=12)
+    return sum(right(ask(rows["question"]), rows["answer"])) / len(rows)
+
+
+shown = countries["train"].shuffle(seed=0).select(range(7))
+examples = "".join(
+    f"{QA.replace('{prompt}', row['question'])} {row['answer']}\n\n" for row in shown
+)
+forms = {
+    "question alone": "{prompt}",
+    "question and answer": QA,
+    "chat marks": CHATML,
+    "seven examples first": examples + QA,
+}
+rows = []
+for name, form in forms.items():
+    replies = Runner(base, tokenizer, template=form, max_new_tokens=24)(held_out["question"])
+    lines = [reply.strip().split("\n")[0] for reply in replies]
+    rows.append(
+        {
+            "form": name,
+            "answered rightly": share_right(base, held_out, form),
+            "answer anywhere in the line": sum(
+                answer in line for answer, line in zip(held_out["answer"], lines, strict=True)
+            )
+            / len(lines),
+            "it says, for example": lines[0],
+        }
+    )
+untuned = pd.DataFrame(rows).set_index("form")
+print(f"You said {my_guess:.0%}.")
+untuned
+
+# %%
+assert untuned["answered rightly"].max() <= 0.05
+assert untuned["answer anywhere in the line"].max() <= 0.1
+
+# %% [markdown]
+# One thing it can do: read. When the answer stands in the text above the question, as in the reading
+# tests it knows, it finds it, even for a land that was invented a second ago.
+
+# %%
+tests = [corpus.reading().partition("\nQuestions on the text\n") for _ in range(100)]
+prompts, wanted = [], []
+for text, mark, questions in tests:
+    first, _, told = questions.split("\n")[0].partition("? ")
+    prompts.append(f"{text}{mark}{first}?")
+    wanted.append(told.rstrip("."))
+reads = sum(right(ask_base(prompts), wanted)) / len(prompts)
+print(prompts[0], "…", ask_base(prompts[0]).split(".")[0])
+print(f"\nOf {len(prompts)} such questions, it answers {reads:.0%} rightly.")
+
+assert reads > 0.5
+
+# %% [markdown]
+# So the knowledge is there, and the behaviour of answering from it is not. Behaviour is what
+# instruction data teaches.
+#
+# ## 2. Instruction data
+#
+# An instruction data set is a list of pairs: what somebody wants, and a good response. Pairs exist
+# already in many places: questions and answers on a help page (*FAQ*), support chats, forum threads,
+# mails with their replies. Some sets were made for the purpose, and are on the hub:
+
+# %%
+from course_utils.catalog import datasets_for
+
+published = {
+    entry.id: entry for tier in ("16gb", "40gb") for entry in datasets_for("instructions", tier)
+}
+text_table(
+    pd.DataFrame(
+        {
+            "data set": entry.id,
+            "what": entry.about,
+            "pairs": f"{entry.rows:,}",
+            "licence": entry.licence,
+        }
+        for entry in published.values()
+    )
+)
+
+# %% [markdown]
+# ### How a pair is written
+#
+# A model reads one text, so a pair has to become one. Several ways to write it have names. Which of
+# them costs most tokens? **Guess first**, then look.
+
+# %%
+my_guess = "..."
+
+# %%
+question, answer = "What is the capital of Mexico?", "Mexico City"
+chat_tokenizer = load_tokenizer("chat")
+styles = {
+    "plain": (QA.replace("{prompt}", question), f" {answer}"),
+    "Alpaca": (
+        "Below is an instruction that describes a task. Write a response that appropriately "
+        f"completes the request.\n\n### Instruction:\n{question}\n\n### Response:\n",
+        answer,
+    ),
+    "Llama 2": (f"[INST] {question} [/INST]", f" {answer}"),
+    "ChatML": (CHATML.replace("{prompt}", question), f"{answer}<|im_end|>"),
+    "Phi-3": (f"<|user|>\n{question}<|end|>\n<|assistant|>\n", f"{answer}<|end|>"),
+}
+rows = [
+    {
+        "style": name,
+        "as text": prompt + completion,
+        "tokens of SmolLM2": len(chat_tokenizer(prompt + completion)["input_ids"]),
+        "tokens of ours": len(tokenizer(prompt + completion)["input_ids"]),
+    }
+    for name, (prompt, completion) in styles.items()
+]
+print("You said:", my_guess)
+text_table(pd.DataFrame(rows))
+
+# %% [markdown]
+# Two things to see. A style is cheap only for a tokenizer that has its marks as single tokens:
+# ChatML's are in SmolLM2's vocabulary and in ours, Phi-3's in neither, so they fall to pieces. And a
+# long fixed text is paid for at each example.
+#
+# None of them is better by itself. What counts is that **training and use have the same**, to the
+# letter. We measure that in section 3.
+#
+# ### From a document
+#
+# Where there are no pairs, there may be documents. Each of the course's data sets has a card with
+# paragraphs that begin with a bold word or two. That structure is enough to make questions.
+
+# %%
+from course_utils.data import folder
+
+openings = {
+    "How it was made": "How was the data set {name} made?",
+    "Licence": "Under which licence is the data set {name}?",
+    "Language": "In which language is the data set {name}?",
+    "Sources": "Where does the data set {name} come from?",
+}
+
+
+def pairs_from_card(path):
+    """Question and answer for each paragraph of a card whose beginning we know."""
+    text = path.read_text(encoding="utf-8")
+    for opening, body in re.findall(r"^\*\*([^*]+?)\.\*\* (.+)$", text, flags=re.MULTILINE):
+        if opening in openings:
+            yield {
+                "question": openings[opening].format(name=path.parent.name),
+                "answer": body.replace("`", "").strip(),
+            }
+
+
+from_cards = [
+    pair for card in sorted(folder().glob("*/README.md")) for pair in pairs_from_card(card)
+]
+print(len(from_cards), "pairs")
+text_table(pd.DataFrame(from_cards[:3]))
+
+# %%
+assert len(from_cards) >= 10
+assert all(pair["question"].endswith("?") and pair["answer"] for pair in from_cards)
+
+# %% [markdown]
+# ### From another model
+#
+# Or a language model writes them. Alpaca's 52,000 pairs were written by a larger model that was
+# shown a few examples and asked for more. Here our chat model does it: it gets two examples, a
+# topic, and, so that it keeps to the form, the first word of its answer. It is far too small for
+# this to go well, which makes it a good lesson: **the work is not in the writing, but in the
+# checking.**
+
+# %%
+from course_utils import runner
+
+topics = """
+    bread rain horses trains salt moon maps gardens bicycles clocks tea snow bridges honey wool ships
+    candles rivers paper cats glass apples mountains letters
+""".split()
+wish = """Write one question that a curious person might ask, and a short, true answer to it.
+
+Topic: fire
+Question: Why does a fire go out under a blanket?
+Answer: Because it gets no air, and without air nothing burns.
+
+Topic: books
+Question: What is the spine of a book?
+Answer: The narrow side that you see when the book stands on a shelf.
+
+Topic: {topic}"""
+writer = runner("chat")
+written = writer(
+    [writer.prompt(wish.format(topic=topic)) + "Question:" for topic in topics],
+    template=False,
+    max_new_tokens=60,
+    temperature=0.8,
+    seed=0,
+)
+print("Question:" + written[0])
+
+# %% [markdown]
+# Five sieves, one after the other: is it in the form that was asked for; is it of a sensible
+# length; is it in the language; is it about its topic; is it unlike those that we have already? The share of letters in
+# common tells near-duplicates; the language is guessed by a small library.
+
+# %%
+from difflib import SequenceMatcher
+
+import py3langid
+
+
+def parse(text):
+    """The question and the answer in a reply, or None."""
+    found = re.match(r"\s*(.+?)\s*Answer:\s*(.+)", text, flags=re.DOTALL)
+    if not found:
+        return None
+    return {"question": found[1].strip(), "answer": found[2].strip().split("\n")[0]}
+
+
+def reason_against(pair, topic, kept):
+    """Why a pair is thrown away, or an empty text."""
+    if pair is None or not pair["question"].endswith("?"):
+        return "not in the form"
+    if not 4 <= len(pair["question"].split()) <= 20 or not 2 <= len(pair["answer"].split()) <= 40:
+        return "too short or too long"
+    if py3langid.classify(" ".join(pair.values()))[0] != "en":
+        return "not English"
+    if topic.rstrip("s") not in pair["question"].lower():
+        return "off its topic"
+    for other in kept:
+        if SequenceMatcher(None, pair["question"], other["question"]).ratio() > 0.8:
+            return "near-duplicate"
+    return ""
+
+
+generated, fate = [], []
+for topic, text in zip(topics, written, strict=True):
+    pair = parse(text)
+    fate.append(reason_against(pair, topic, generated) or "kept")
+    if fate[-1] == "kept":
+        generated.append(pair)
+pd.Series(fate, name="replies").value_counts().to_frame()
+
+# %%
+text_table(pd.DataFrame(generated))
+
+# %%
+assert 0 < len(generated) < len(written)
+
+# %% [markdown]
+# Read them as you would read a stranger's homework. All are in good form, and from a model as small
+# as the embedded one most are nonsense: no sieve here knows the world. A model that is tuned on them learns to be wrong in good form. That is
+# why generated data comes from models much better than the one to be trained, and is checked by
+# people, or by programs where a program can tell. We leave ours where they are.
+#
+# ### The steps
+#
+# From pairs to training data: **collect** them, **concatenate** prompt and response in one style,
+# **tokenize**, **pad or truncate** (the collator, notebook 03), and **split** into training,
+# validation and test. We take questions about countries, with short answers, from the course's own
+# tables. The split is the crucial step: it goes *by country*. All that is asked in the end is about
+# countries of which the tuning has seen nothing.
+
+# %%
+text_table(pd.DataFrame(countries["train"][:4])[["country", "relation", "question", "answer"]])
+
+# %%
+by_split = {name: set(rows["country"]) for name, rows in countries.items()}
+print(
+    {
+        name: f"{len(found)} countries, {len(countries[name])} pairs"
+        for name, found in by_split.items()
+    }
+)
+
+names = list(by_split)
+leaks = {(a, b): by_split[a] & by_split[b] for a in names for b in names if a < b}
+assert not any(leaks.values())
+
+
+def mentions(rows, wanted):
+    """Rows that have one of some names anywhere in their texts."""
+    pattern = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in wanted))
+    return [row for row in rows if pattern.search(f"{row['question']} {row['answer']}")]
+
+
+found = mentions(countries["train"], by_split["held_out"])
+print(f"{len(found)} training pairs have a held-out country's name in them, with the answers:")
+print({row["answer"] for row in found})
+
+# %% [markdown]
+# That one is a town in the Caribbean. Look at what a check finds before you believe it, or throw
+# anything away.
+
+
+# %%
+def as_pair(template, blank=" "):
+    """A function that gives a row's prompt and completion in a style."""
+    end = "<|im_end|>" if "<|im_start|>" in template else ""
+
+    def convert(row):
+        return {
+            "prompt": template.replace("{prompt}", row["question"]),
+            "completion": f"{blank}{row['answer']}{end}",
+        }
+
+    return convert
+
+
+def pairs(rows, template=QA, blank=" "):
+    """Rows of `countries` as SFTTrainer wants them."""
+    return rows.map(as_pair(template, blank), remove_columns=rows.column_names)
+
+
+train, validation = pairs(countries["train"]), pairs(countries["validation"])
+train[0]
+
+# %% [markdown]
+# Do not overlook the blank before `Kabul`. In what the model has read, a capital stands in the middle
+# of a sentence, and there a blank belongs to its first token. Without it, the same town is another
+# row of numbers, which the model has never had to write:
+
+# %%
+for text in ("The capital is Nairobi", "Answer: Nairobi", "Answer:Nairobi"):
+    print(tokenizer.tokenize(text)[-4:])
+
+# %% [markdown]
+# What that costs, section 4 will measure.
+#
+# ## 3. Chat templates
+#
+# A chat has roles and turns. The template that writes them as one text is a small program in the
+# language Jinja, and it is part of the *tokenizer*. A base model has none. Here is ChatML by hand:
+
+# %%
+import copy
+
+chatml = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+with_template = copy.deepcopy(tokenizer)
+with_template.chat_template = chatml
+messages = [{"role": "user", "content": question}]
+print(with_template.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+# %% [markdown]
+# `add_generation_prompt` opens the assistant's turn: without it the model might well write another
+# user's turn. Compare with a model that has a template of its own:
+
+# %%
+whole = [*messages, {"role": "assistant", "content": answer}]
+ours = with_template.apply_chat_template(whole, tokenize=False)
+theirs = chat_tokenizer.apply_chat_template(whole, tokenize=False)
+print(theirs)
+
+assert theirs.endswith(ours)
+assert ours.startswith(CHATML.replace("{prompt}", question))
+
+# %% [markdown]
+# ### New tokens
+#
+# `<|im_start|>` and `<|im_end|>` are in our vocabulary, but in no text that the model has read. To
+# another base they may have to be added first. Then the embeddings have to grow. What is new in them
+# is random; by default, transformers draws it around the mean of the others.
+
+# %%
+other_tokenizer, other = copy.deepcopy(tokenizer), copy.deepcopy(base)
+before = len(other_tokenizer.tokenize("<|note|>"))
+other_tokenizer.add_tokens(["<|note|>"], special_tokens=True)
+other.resize_token_embeddings(len(other_tokenizer), mean_resizing=False)
+print(f"<|note|>: {before} tokens before, {len(other_tokenizer.tokenize('<|note|>'))} after")
+print("embeddings:", tuple(other.get_input_embeddings().weight.shape))
+
+assert other.get_input_embeddings().weight.shape[0] == len(tokenizer) + 1
+
+# %% [markdown]
+# So with chat marks there is more to learn: LoRA on the linear layers leaves the embeddings as they
+# are. `trainable_token_indices` trains just the rows of some tokens (`modules_to_save` would train
+# the whole tables, and save them with the adapter).
+#
+# Time to train. What is the course's own is known from notebook 03.1: `watch` draws the losses,
+# `faster_on_cpu` computes them in a way that suits a CPU.
+
+# %%
+from peft import LoraConfig
+from transformers import set_seed
+from trl import SFTConfig, SFTTrainer
+
+from course_utils import preflight
+from course_utils.training import faster_on_cpu, watch
+
+on_cpu = base.device.type == "cpu"
+LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+
+
+def make_trainer(rows, model=None, adapter=LORA, validation=None, callbacks=(), **options):
+    """An SFTTrainer on a fresh copy of a model; options go to SFTConfig."""
+    usual = {
+        "output_dir": tempfile.mkdtemp(),
+        "report_to": "none",
+        "save_strategy": "no",
+        "max_steps": 240,
+        "per_device_train_batch_size": 16,
+        "learning_rate": 3e-3 if adapter else 5e-4,
+        "warmup_steps": 10,
+        "logging_steps": 10,
+        "eval_strategy": "no" if validation is None else "steps",
+        "eval_steps": 20,
+        "per_device_eval_batch_size": 64,
+        "gradient_checkpointing": False,
+        "use_cpu": on_cpu,
+        "bf16": False,
+        "seed": 0,
+    }
+    set_seed(0)
+    trainer = SFTTrainer(
+        model=copy.deepcopy(base if model is None else model),
+        args=SFTConfig(**{**usual, **options}),
+        train_dataset=rows,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(**adapter) if adapter else None,
+        callbacks=list(callbacks),
+    )
+    return faster_on_cpu(watch(trainer))
+
+
+def tune(rows, **options):
+    """Train, and hand back the model, ready to be asked."""
+    trainer = make_trainer(rows, **options)
+    preflight(trainer, strict=True)  # raises where a check fails
+    trainer.train()
+    return trainer.model.eval()
+
+
+# %% [markdown]
+# ## 4. Tune the base
+#
+# First the checks, then the training: LoRA with rank 8, on questions and answers in the plain
+# style.
+
+# %%
+trainer = make_trainer(train, validation=validation)
+report = preflight(trainer)
+print(report)
+
+assert report.ok
+
+# %% [markdown]
+# **Guess first.** It learns from 96 countries. What share of the questions about the 50 others will
+# it answer rightly?
+
+# %%
+my_guess = 0.3
+
+# %% tags=["figure:06_losses"]
+_ = trainer.train()
+tuned = trainer.model.eval()
+
+# %%
+asked = countries["train"].shuffle(seed=0).select(range(250))
+results = {
+    "base": {"train": share_right(base, asked), "held out": share_right(base, held_out)},
+    "tuned, LoRA": {"train": share_right(tuned, asked), "held out": share_right(tuned, held_out)},
+}
+print(f"You said {my_guess:.0%}.")
+pd.DataFrame(results).T.map("{:.1%}".format)
+
+# %%
+assert results["tuned, LoRA"]["held out"] >= 0.9
+
+# %% [markdown]
+# ### All weights, or LoRA?
+#
+# The model is so small that all weights can be tuned. It needs another learning rate: a sixth of
+# LoRA's here. **Guess first**: does it answer better, or worse?
+
+# %%
+my_guess = "..."
+
+# %%
+full = tune(train, adapter=None)
+results["tuned, all weights"] = {
+    "train": share_right(full, asked),
+    "held out": share_right(full, held_out),
+}
+print("You said:", my_guess)
+pd.DataFrame(results).T.map("{:.1%}".format)
+
+# %% [markdown]
+# ### Overfitting, provoked
+#
+# Now a mean experiment: 20 pairs only, and three times the learning rate. The model soon knows the
+# pairs by heart. `EarlyStoppingCallback` watches the validation loss and ends the training when it
+# has not improved for a while; `load_best_model_at_end` goes back to where it was best.
+
+# %% tags=["figure:06_overfitting"]
+from transformers import EarlyStoppingCallback
+
+few = train.shuffle(seed=1).select(range(20))
+mean = {"validation": validation, "learning_rate": 1e-2, "max_steps": 120, "eval_steps": 5}
+overfitted = make_trainer(few, **mean)
+_ = overfitted.train()
+
+# %%
+# Else peft would look for the base on the hub at each checkpoint.
+os.environ["HF_HUB_OFFLINE"] = "1"
+stopped = make_trainer(
+    few,
+    save_strategy="steps",
+    save_steps=5,
+    load_best_model_at_end=True,
+    metric_for_best_model="eval_loss",
+    callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
+    **mean,
+)
+_ = stopped.train()
+
+# %%
+rows = {}
+for name, done in {"to the end": overfitted, "stopped early": stopped}.items():
+    steps = done.state.global_step
+    loss = done.evaluate()["eval_loss"]
+    rows[name] = {
+        "steps": steps,
+        "validation loss": round(loss, 2),
+        "held out": f"{share_right(done.model.eval(), held_out):.1%}",
+    }
+pd.DataFrame(rows).T
+
+# %%
+assert rows["stopped early"]["steps"] < rows["to the end"]["steps"]
+assert rows["stopped early"]["validation loss"] < rows["to the end"]["validation loss"]
+# What was loaded really is the best one.
+assert abs(loss - stopped.state.best_metric) < 0.01
+
+# %% [markdown]
+# The last line is worth keeping in your own trainings. When *all* weights of a GPT-NeoX are tuned,
+# transformers 5.23 loads the best checkpoint without its output layer, which is saved under another
+# name ([a known problem](https://github.com/huggingface/transformers/issues/43701)), and says so in
+# a log line that is easily missed. An adapter is not touched by that.
+#
+# And note what did not get better: stopped or not, 20 pairs are too few for new countries. Early
+# stopping saves you from getting worse; it does not make data.
+#
+# ### The template has to fit
+#
+# Three more tunings on the same pairs: one in the plain style without the blank; one in ChatML with
+# LoRA alone; one in ChatML that also trains the embeddings of the two marks. Then each model is
+# asked in each style.
+#
+# **Guess first.** Which of the four does best in its own style, and which worst?
+
+# %%
+my_guess = {"best": "...", "worst": "..."}
+
+# %%
+marks = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+in_chatml = pairs(countries["train"], CHATML)
+tuned_in = {
+    "plain": tuned,
+    "plain, no blank": tune(pairs(countries["train"], blank="")),
+    "ChatML": tune(in_chatml),
+    "ChatML, marks trained": tune(in_chatml, adapter={**LORA, "trainable_token_indices": marks}),
+}
+
+# %%
+asked_in = {
+    "plain": QA,
+    "ChatML": CHATML,
+    "Llama 2": "[INST] {prompt} [/INST]",
+    "nothing": "{prompt}",
+}
+fits = pd.DataFrame(
+    {
+        name: {style: share_right(model, held_out, form) for style, form in asked_in.items()}
+        for name, model in tuned_in.items()
+    }
+).T.rename_axis(index="tuned in", columns="asked in")
+print("You said:", my_guess)
+fits.map("{:.0%}".format)
+
+# %%
+assert fits.loc["plain", "plain"] > 0.9
+assert fits.loc["ChatML", "ChatML"] > 0.8
+assert fits.loc["plain, no blank", "plain"] < 0.5
+assert fits.loc["plain", "ChatML"] < 0.5
+assert fits.loc["ChatML", "plain"] < 0.5
+
+# %% [markdown]
+# Three lessons. The style itself matters little: ChatML does about as well as plain text. That
+# training and use **agree** matters more than anything: a model that answers nearly all in its own
+# style fails in another. And a blank can decide.
+#
+# What did *not* matter here is training the marks' embeddings: two rows of random numbers can be told
+# apart as they are, and LoRA learns what they mean. That need not be so elsewhere: an embedding that
+# a model must *write*, such as an end mark, is another matter if its output layer never learned it.
+
+# %% [markdown]
+# ## 5. The experiment
+#
+# The claim: *instruction tuning reaches what pre-training has put in; it does not put it in.* Three
+# things have to be ruled out before we believe it.
+#
+# - The tuned model might **guess**: many countries pay with the euro. So we need floors: always the
+#   most frequent answer, and a model with random weights that is tuned in the same way.
+# - It might have learned the held-out facts **from the tuning**. The split forbids that.
+# - It might know the facts from **nowhere we control**. Here a *control base* helps: the same
+#   architecture, the same training, but the facts of 25 of the 50 held-out countries are not in its
+#   corpus. It has met these countries only as names.
+
+# %%
+control = load_model("course/pythia-3m-control", dtype=torch.float32)
+known = held_out.filter(lambda row: row["known_to_control"])
+hidden = held_out.filter(lambda row: not row["known_to_control"])
+cues = {
+    "told in its corpus": known,
+    "hidden from it": hidden,
+}
+ask_control = Runner(control, tokenizer, template=False, max_new_tokens=12)
+for name, rows in cues.items():
+    ended = sum(right(ask_control(rows["cue"]), rows["answer"])) / len(rows)
+    print(f"control base, sentences to end, countries {name}: {ended:.0%}")
+
+# %% [markdown]
+# **Guess first.** The control base is tuned as the base was. What does the result say about the 25
+# countries it knows, and about the 25 that it does not: does it answer rightly, does it answer
+# wrongly, or does it say nothing?
+
+# %%
+my_guess = {"told": 0.9, "hidden": 0.1}
+
+# %%
+from collections import Counter
+
+from transformers import AutoModelForCausalLM
+
+tuned_control = tune(train, model=control)
+set_seed(0)
+random_weights = AutoModelForCausalLM.from_config(base.config, dtype=torch.float32)
+tuned_random = tune(train, model=random_weights, adapter=None)
+no_currency = countries["train"].filter(lambda row: row["relation"] != "currency")
+without_currency = tune(pairs(no_currency))
+
+frequent = {
+    relation: Counter(
+        answer
+        for kind, answer in zip(
+            countries["train"]["relation"], countries["train"]["answer"], strict=True
+        )
+        if kind == relation
+    ).most_common(1)[0][0]
+    for relation in set(held_out["relation"])
+}
+
+# %%
+relations = ["capital", "continent", "currency", "language", "demonym"]
+
+
+def by_relation(model, rows):
+    """The share of right answers for each relation, and over all."""
+    ask = Runner(model, tokenizer, template=QA, max_new_tokens=12)
+    found = pd.DataFrame(
+        {"relation": rows["relation"], "right": right(ask(rows["question"]), rows["answer"])}
+    )
+    return {**found.groupby("relation")["right"].mean(), "all": found["right"].mean()}
+
+
+frequent_right = pd.DataFrame(
+    {
+        "relation": held_out["relation"],
+        "right": [
+            frequent[kind] == answer
+            for kind, answer in zip(held_out["relation"], held_out["answer"], strict=True)
+        ],
+    }
+)
+experiment = {
+    "always the most frequent answer": {
+        **frequent_right.groupby("relation")["right"].mean(),
+        "all": frequent_right["right"].mean(),
+    },
+    "random weights, tuned": by_relation(tuned_random, held_out),
+    "base, not tuned": by_relation(base, held_out),
+    "base, tuned": by_relation(tuned, held_out),
+    "base, tuned without currency": by_relation(without_currency, held_out),
+    "control, tuned: countries it was told of": by_relation(tuned_control, known),
+    "control, tuned: countries hidden from it": by_relation(tuned_control, hidden),
+}
+table = pd.DataFrame(experiment).T[[*relations, "all"]]
+print("You said:", my_guess)
+table.map("{:.0%}".format)
+
+# %% tags=["figure:06_experiment"]
+import matplotlib.pyplot as plt
+
+from course_utils.display import BLUE, GREY, ORANGE, use_style
+
+use_style()
+figure, axis = plt.subplots(figsize=(8, 3.6))
+shares = table["all"][::-1]
+colours = {"control": ORANGE, "base, t": BLUE}
+axis.barh(
+    shares.index,
+    shares,
+    color=[
+        next((c for start, c in colours.items() if name.startswith(start)), GREY)
+        for name in shares.index
+    ],
+)
+for place, value in enumerate(shares):
+    axis.text(value + 0.01, place, f"{value:.0%}", va="center")
+axis.set_xlim(0, 1.1)
+axis.set_xlabel("right answers about held-out countries")
+axis.set_title("Tuning brings out what is there")
+plt.show()
+
+# %%
+told, not_told = table.loc[table.index.str.startswith("control"), "all"]
+assert told > 0.85
+assert not_told < table.loc["random weights, tuned", "all"] + 0.1
+assert table.loc["base, tuned without currency", "currency"] < 0.2
+
+# %% [markdown]
+# And how does the control sound where it knows nothing?
+
+# %%
+ask_tuned, ask_tuned_control = (
+    Runner(model, tokenizer, template=QA, max_new_tokens=12) for model in (tuned, tuned_control)
+)
+some = hidden.filter(lambda row: row["relation"] in ("capital", "currency")).select(range(8))
+text_table(
+    pd.DataFrame(
+        {
+            "question": some["question"],
+            "base, tuned": ask_tuned(some["question"]),
+            "control, tuned": ask_tuned_control(some["question"]),
+            "right": some["answer"],
+        }
+    )
+)
+
+# %% [markdown]
+# Exactly as sure, exactly as well-formed. It has learned *that* a question about a capital gets a
+# town, and puts one there. Nothing in the tuning ever told it to say that it does not know: this is
+# how hallucination is trained.
+#
+# ### The way back
+#
+# In the corpus the country always comes before its capital. Ask the tuned model the other way
+# round, in a wording that means the same. **Guess first.**
+
+# %%
+my_guess = 0.5
+
+# %%
+from course_utils.pretraining.facts import domains
+
+capital = domains()["countries"].relations["capital"]
+facts = domains()["countries"].facts
+backwards = datasets.Dataset.from_list(
+    [
+        {
+            "question": capital.reverse[0].format(v=facts[country]["capital"]),
+            "answer": country[:1].upper() + country[1:],
+        }
+        for country in sorted(by_split["held_out"])
+    ]
+)
+there = table.loc["base, tuned", "capital"]
+back = share_right(tuned, backwards)
+print(f"You said {my_guess:.0%}.")
+print(f"country → capital: {there:.0%}   capital → country: {back:.0%}")
+print(backwards[0]["question"], "→", ask_tuned(backwards[0]["question"]))
+
+assert back < there / 2
+
+# %% [markdown]
+# Known as the *reversal curse*: a model that was told "A is B" has not been told "B is A". Tuning
+# cannot repair it, because there is nothing to bring out. Large models show it too, for facts that
+# their texts tell in one direction only.
+#
+# ### Is it luck?
+#
+# All of the above is one pre-training and one tuning. The same experiment was run with three seeds
+# (`benchmarks/pythia.py`): three bases and three controls pre-trained from nothing, each
+# tuned in seven ways. Mean of the right answers about held-out countries, and the lowest and highest:
+
+# %%
+from course_utils.results import whole_rows
+
+measured = whole_rows(folder().parent / "benchmarks" / "results" / "pythia.jsonl")
+parts = {
+    "held out": "",
+    "known to control": ": told",
+    "hidden from control": ": hidden",
+    "reverse": ": backwards",
+}
+flat = pd.DataFrame(
+    [
+        {"seed": row["seed"], "condition": row["condition"] + suffix, "share": row[part]["all"]}
+        for row in measured
+        for part, suffix in parts.items()
+        if part in row
+    ]
+)
+seeds = flat.groupby("condition", sort=False)["share"].agg(["mean", "min", "max", "count"])
+seeds.assign(**{name: seeds[name].map("{:.1%}".format) for name in ("mean", "min", "max")})
+
+# %%
+means = seeds["mean"]
+assert (seeds["count"] == 3).all()
+assert means["LoRA"] >= 0.95
+assert means["control, LoRA: hidden"] <= 0.1
+assert means["base, question and answer"] <= 0.05
+assert means["base, bare question"] <= 0.05
+
+# %% [markdown]
+# ### What this proves, and what it does not
+#
+# It proves that here the *facts* come from pre-training and the *answering* from tuning: where the
+# facts are in the corpus, questions about countries that the tuning never mentioned are answered;
+# where they are not, the same tuning gives sentences of the same form with inventions in them. And
+# the tuning is narrow: a relation that it did not ask about stays unanswered, though the fact is
+# there.
+#
+# It does not prove that tuning *cannot* teach facts. The training countries would be answered even
+# if the corpus lacked them: tune long enough, and pairs are learned by heart. Nor does it say how
+# large models behave on everything. They have read questions with answers by the million, so that
+# for them tuning is more of a selection than a beginning.
+
+# %% [markdown]
+# ## 6. Talk to it
+#
+# Base and tuned, in one box. Ask something that is no question about a country, too.
+
+# %%
+from course_utils.widgets import playground
+
+runners = {
+    "tuned": ask_tuned,
+    "base": Runner(base, tokenizer, template=False),
+    "control, tuned": ask_tuned_control,
+}
+playground(
+    runners, {"question and answer": QA, "ChatML": CHATML, "nothing": False}, max_new_tokens=40
+)
+
+# %%
+# The same without a widget: change anything and run the cell again.
+for question in ("What is the currency of Kenya?", "Who wrote Dracula?", "How are you?"):
+    for name, ask in runners.items():
+        reply = ask(question, template=QA, max_new_tokens=16).strip().split("\n")[0]
+        print(f"{question}  {name}: {reply}")
+
+# %% [markdown]
+# It was tuned on countries alone; what does it make of a question about a book? The corpus has told
+# it who wrote *Dracula*, too.
+#
+# ## 7. The real Pythia
+#
+# With the hub and a GPU, the same steps on a Pythia of 410 million to 1.4 billion parameters, as
+# your machine's tier allows, and on instructions that people wrote. The functions are those from
+# above; new are the style (Alpaca's, since the answers are long) and that what is too long is cut.
+
+# %%
+from course_utils import hub
+from course_utils.catalog import recipe
+from course_utils.hardware import pick_dtype, tier
+
+machine = tier().value
+real = machine != "cpu" and hub.reachable()
+if real:
+    source = datasets_for("instructions", machine)[0].id
+    rows = load_data(source)["train"].shuffle(seed=0).select(range(3000))
+    name = "pythia"
+else:
+    source = "pairs from the course's own cards"
+    rows = datasets.Dataset.from_list(
+        [{"instruction": pair["question"], "response": pair["answer"]} for pair in from_cards]
+    )
+    name = OWN
+    print("Without a GPU and the hub: the same steps on our own small base, to see them run.")
+
+real_model, real_tokenizer = load_model(name), load_tokenizer(name)
+if real_tokenizer.pad_token is None:
+    real_tokenizer.pad_token = "<|padding|>"  # in Pythia's vocabulary, and not its end token
+assert real_tokenizer.pad_token_id != real_tokenizer.eos_token_id
+plan = recipe("instructions", machine)
+print(f"{len(rows)} pairs of {source}; {plan['steps']} steps of {plan['batch']}: {plan['why']}")
+
+# %%
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately "
+    "completes the request.\n\n### Instruction:\n{prompt}\n\n### Response:\n"
+)
+
+
+def as_instruction(row):
+    """A row with an instruction, perhaps a context, and a response, in Alpaca's style."""
+    asked = row["instruction"] + (f"\n\n{row['context']}" if row.get("context") else "")
+    return {"prompt": ALPACA.replace("{prompt}", asked), "completion": row["response"]}
+
+
+instructions = rows.map(as_instruction, remove_columns=rows.column_names)
+instructions = instructions.train_test_split(test_size=min(100, len(rows) // 4), seed=0)
+real_trainer = SFTTrainer(
+    model=real_model,
+    args=SFTConfig(
+        output_dir=tempfile.mkdtemp(),
+        report_to="none",
+        save_strategy="no",
+        logging_steps=5,
+        max_steps=plan["steps"],
+        per_device_train_batch_size=plan["batch"],
+        learning_rate=plan["learning_rate"],
+        warmup_steps=5,
+        max_length=min(512, real_tokenizer.model_max_length),
+        eval_strategy="steps",
+        eval_steps=max(5, plan["steps"] // 5),
+        gradient_checkpointing=False,
+        use_cpu=on_cpu,
+        bf16=not on_cpu and pick_dtype().value == torch.bfloat16,
+        fp16=not on_cpu and pick_dtype().value == torch.float16,
+        seed=0,
+    ),
+    train_dataset=instructions["train"],
+    eval_dataset=instructions["test"],
+    processing_class=real_tokenizer,
+    peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+)
+faster_on_cpu(watch(real_trainer))
+report = preflight(real_trainer)
+print(report)
+
+assert report.ok
+
+# %%
+before = real_trainer.evaluate()["eval_loss"]
+real_trainer.train()
+after = real_trainer.evaluate()["eval_loss"]
+print(f"loss on held-out instructions: {before:.2f} before, {after:.2f} after")
+
+assert after < before
+
+# %%
+questions = ["What is the capital of Kenya?", "Write one sentence about the sea."]
+speak = Runner(real_trainer.model.eval(), real_tokenizer, template=ALPACA, max_new_tokens=60)
+for asked_now, reply in zip(questions, speak(questions), strict=True):
+    print(f"▶ {asked_now}\n{reply.strip()}\n")
+
+# %% [markdown]
+# ## Take away
+#
+# - A base model continues; instruction tuning teaches it to answer. It needs few pairs and few
+#   weights, because it brings out what is there.
+# - What pre-training has not put in is not brought out. The tuned model does not fall silent then: it
+#   makes something up, in good form.
+# - Instruction data: collect, concatenate, tokenize, pad, split. Look at each step; split so that
+#   nothing leaks. Of what a model generates, throw away most.
+# - A chat template is part of the model. Training and use must have the same; new marks need trained
+#   embeddings.
+# - One run is an anecdote. Floors, controls and seeds make it evidence.
+
+# %% [markdown]
+# ## Exercises
+#
+# Both checks train for some seconds: they tune what you hand over with this function.
+
+
+# %%
+def share_after(rows, adapter=LORA):
+    """Tune the base on rows of `countries`, and ask it about the held-out ones."""
+    return share_right(tune(pairs(rows), adapter=adapter), held_out)
+
+
+# %% [markdown]
+# **06.1 · How few countries?** Write `nineteen(rows)`, which gets the training rows of `countries`
+# and hands back those of 19 countries of your choice. Tuned on them, the base should still answer
+# 60% of the questions about the held-out ones. Then change the number, and explain what you see.
+
+
+# %% tags=["exercise"]
+def nineteen(rows):
+    """The rows of nineteen countries."""
+    ### BEGIN SOLUTION
+    chosen = sorted(set(rows["country"]))[::5][:19]
+    return rows.filter(lambda row: row["country"] in chosen)
+    ### END SOLUTION
+
+
+# %%
+from course_utils.exercises import check
+
+check("06.1", nineteen, share_after)
+
+# %% [markdown]
+# **06.2 · Alone: how small an adapter?** Find the smallest adapter with which the model still
+# answers 90% of the questions about held-out countries. Ours, of rank 8 on all linear layers, has
+# 98,304 parameters; 25,000 are allowed, and far fewer are possible. Which layers does it need? Write
+# `smallest()`, which hands back the arguments of its `LoraConfig` as a dictionary.
+
+
+# %% tags=["exercise"]
+def smallest():
+    """LoraConfig's arguments."""
+    ### BEGIN SOLUTION
+    return {"r": 4, "lora_alpha": 8, "target_modules": ["query_key_value"]}
+    ### END SOLUTION
+
+
+# %%
+check("06.2", smallest, share_after)
+
+# %% [markdown]
+# Solutions: `notebooks/solutions/06_instruction_tuning.py`.
+#
+# ## To read
+#
+# - Biderman and others, [Pythia](https://arxiv.org/abs/2304.01373): models made to study training.
+# - Wang and others, [Self-Instruct](https://arxiv.org/abs/2212.10560), and the
+#   [Alpaca](https://github.com/tatsu-lab/stanford_alpaca) repository: a model writes the data.
+# - Zhou and others, [LIMA](https://arxiv.org/abs/2305.11206): a thousand good pairs, and what they
+#   bring out.
+# - Berglund and others, [The Reversal Curse](https://arxiv.org/abs/2309.12288).
+# - The guide to [chat templates](https://huggingface.co/docs/transformers/chat_templating).
