@@ -105,48 +105,54 @@ def playground(
 
 
 def translator(
-    translations: dict[str, Callable[[str], str]], sentences: list[str], *, seed: int | None = None
+    functions: dict[str, Callable[[str], str]],
+    texts: list[str],
+    *,
+    label: str = "English",
+    action: str = "Translate",
+    another: str = "Random sentence",
+    seed: int | None = None,
 ) -> WithFallback:
-    """Type a sentence or take a random one; see it through several translators, one below another.
+    """Type a text or take a random one; see what several functions make of it, one below another.
 
     Introduced in notebook 03.2.
 
     Args:
-        translations: functions from a sentence to its translation, by the name shown.
-        sentences: what the button "Random sentence" draws from.
+        functions: from a text to a translation, or a reply, by the name shown.
+        texts: what the button for a random one draws from.
+        label: what stands before the text.
+        action, another: what the two buttons say.
         seed: for the draws; None for other ones each time.
     """
     draw = random.Random(seed)
-    text = widgets.Text(
-        value=sentences[0], description="English", layout=widgets.Layout(width="80%")
-    )
-    another = widgets.Button(description="Random sentence", icon="random")
-    button = widgets.Button(description="Translate", button_style="primary")
+    text = widgets.Text(value=texts[0], description=label, layout=widgets.Layout(width="80%"))
+    chance = widgets.Button(description=another, icon="random")
+    button = widgets.Button(description=action, button_style="primary")
     shown = widgets.HTML()
 
-    def translate(_: object = None) -> None:
-        another.disabled = button.disabled = True
-        rows = [("English", text.value)]
+    def run(_: object = None) -> None:
+        chance.disabled = button.disabled = True
+        rows = [(label, text.value)]
         try:
-            for name, function in translations.items():
+            for name, function in functions.items():
                 rows.append((name, function(text.value)))
         except ValueError as error:
             rows.append(("That does not work", str(error)))
         finally:
-            another.disabled = button.disabled = False
+            chance.disabled = button.disabled = False
         shown.value = "".join(
             f"<p><b>{html.escape(name)}:</b> {html.escape(answer)}</p>" for name, answer in rows
         )
 
     def on_random(_: widgets.Button) -> None:
-        text.value = draw.choice(sentences)
-        translate()
+        text.value = draw.choice(texts)
+        run()
 
-    button.on_click(translate)
-    another.on_click(on_random)
+    button.on_click(run)
+    chance.on_click(on_random)
     box = WithFallback(
-        [text, widgets.HBox([button, another]), shown],
+        [text, widgets.HBox([button, chance]), shown],
         "Widgets are not shown here. The next cell does the same without one.",
     )
-    box.controls = {"text": text, "translate": button, "random": another, "shown": shown}
+    box.controls = {"text": text, "run": button, "random": chance, "shown": shown}
     return box

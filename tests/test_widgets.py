@@ -77,7 +77,7 @@ def test_translating() -> None:
     ways = {"backwards": lambda text: text[::-1], "loud": refuses}
     controls = translator(ways, ["I eat.", "We <b>sleep</b>."], seed=0).controls
     controls["text"].value = "Yes."
-    controls["translate"].click()
+    controls["run"].click()
     assert ".seY" in controls["shown"].value
     assert "YES." in controls["shown"].value
     drawn = set()
@@ -88,6 +88,6 @@ def test_translating() -> None:
         assert "<b>sleep" not in controls["shown"].value
     assert drawn == {"I eat.", "We <b>sleep</b>."}
     controls["text"].value = "Who?"
-    controls["translate"].click()
+    controls["run"].click()
     assert "no &lt;questions&gt;" in controls["shown"].value
-    assert not controls["translate"].disabled
+    assert not controls["run"].disabled

@@ -8,7 +8,7 @@
 #
 # **You need** notebooks 02 (LoRA) and 03 (masks and collators).
 #
-# **It takes** about an hour of reading and trying. The cells themselves run in about five minutes
+# **It takes** about an hour of reading and trying. The cells themselves run in about three minutes
 # on two CPU cores; on GPUs, not yet measured.
 
 # %% [markdown]
@@ -495,8 +495,8 @@ assert other.get_input_embeddings().weight.shape[0] == len(tokenizer) + 1
 
 # %% [markdown]
 # So with chat marks there is more to learn: LoRA on the linear layers leaves the embeddings as they
-# are. `trainable_token_indices` trains just the rows of some tokens (`modules_to_save` would train
-# the whole tables, and save them with the adapter).
+# are. `trainable_token_indices` trains just the rows of some tokens; `modules_to_save` trains whole
+# tables, and saves them with the adapter. Section 4 tries both.
 #
 # Time to train. What is the course's own is known from notebook 03.1: `watch` draws the losses,
 # `faster_on_cpu` computes them in a way that suits a CPU.
@@ -665,11 +665,11 @@ assert abs(loss - stopped.state.best_metric) < 0.01
 #
 # ### The template has to fit
 #
-# Three more tunings on the same pairs: one in the plain style without the blank; one in ChatML with
-# LoRA alone; one in ChatML that also trains the embeddings of the two marks. Then each model is
-# asked in each style.
+# Four more tunings on the same pairs: one in the plain style without the blank; one in ChatML with
+# LoRA alone; one that also trains the embeddings of the two marks; one that also trains the whole
+# output layer. Then each model is asked in each style.
 #
-# **Guess first.** Which of the four does best in its own style, and which worst?
+# **Guess first.** Which of the five does best in its own style, and which worst?
 
 # %%
 my_guess = {"best": "...", "worst": "..."}
@@ -682,6 +682,7 @@ tuned_in = {
     "plain, no blank": tune(pairs(countries["train"], blank="")),
     "ChatML": tune(in_chatml),
     "ChatML, marks trained": tune(in_chatml, adapter={**LORA, "trainable_token_indices": marks}),
+    "ChatML, output trained": tune(in_chatml, adapter={**LORA, "modules_to_save": ["lm_head"]}),
 }
 
 # %%
@@ -706,15 +707,43 @@ assert fits.loc["ChatML", "ChatML"] > 0.8
 assert fits.loc["plain, no blank", "plain"] < 0.5
 assert fits.loc["plain", "ChatML"] < 0.5
 assert fits.loc["ChatML", "plain"] < 0.5
+assert fits.loc["ChatML, output trained", "ChatML"] < fits.loc["ChatML", "ChatML"]
 
 # %% [markdown]
-# Three lessons. The style itself matters little: ChatML does about as well as plain text. That
-# training and use **agree** matters more than anything: a model that answers nearly all in its own
-# style fails in another. And a blank can decide.
+# The style itself matters little: ChatML does about as well as plain text. That training and use
+# **agree** matters more than anything: a model that answers nearly all in its own style fails in
+# others. (The exception: tuned in ChatML with LoRA alone, it goes by the question more than by the
+# marks, and answers the bare question too.) And a blank can decide.
 #
-# What did *not* matter here is training the marks' embeddings: two rows of random numbers can be told
-# apart as they are, and LoRA learns what they mean. That need not be so elsewhere: an embedding that
-# a model must *write*, such as an end mark, is another matter if its output layer never learned it.
+# But did you see the curves? In ChatML the training loss stopped falling at about 1. Look at what
+# each token of a right reply costs the model:
+
+# %%
+reply = CHATML.replace("{prompt}", question) + f" {answer}<|im_end|><|endoftext|>"
+ids = tokenizer(reply, return_tensors="pt")["input_ids"]
+costs = {}
+for name in ("ChatML", "ChatML, marks trained", "ChatML, output trained"):
+    with torch.inference_mode():
+        surprise = -tuned_in[name](ids).logits[0].log_softmax(dim=-1)
+    costs[name] = {
+        tokenizer.decode(ids[0, place]): surprise[place - 1, ids[0, place]].item()
+        for place in range(ids.shape[1] - 5, ids.shape[1])
+    }
+pd.DataFrame(costs).round(2)
+
+# %%
+assert costs["ChatML"]["<|im_end|>"] > 2
+assert costs["ChatML, marks trained"]["<|im_end|>"] > 2
+assert costs["ChatML, output trained"]["<|im_end|>"] < 0.5
+
+# %% [markdown]
+# It is the end mark. To *read* a new mark takes its row of the embeddings; to *write* it takes its
+# row of the output layer, which here is another table (they are not *tied*), and which neither LoRA
+# nor `trainable_token_indices` has touched. The model helps itself: it ends with the end token that
+# it knows. Training the output layer mends the mark, and does harm: 393,216 more weights, tuned at
+# LoRA's high rate, on some countries' names, and it answers less about the others.
+#
+# So, for a base model: a style whose marks it can already write is the easy way.
 
 # %% [markdown]
 # ## 5. The experiment
@@ -952,26 +981,32 @@ assert means["base, bare question"] <= 0.05
 # %% [markdown]
 # ## 6. Talk to it
 #
-# Base and tuned, in one box. Ask something that is no question about a country, too.
+# Base, tuned, and the control, side by side. Ask something that is no question about a country, too.
 
 # %%
-from course_utils.widgets import playground
+from course_utils.widgets import translator
 
-runners = {
-    "tuned": ask_tuned,
-    "base": Runner(base, tokenizer, template=False),
+speakers = {
+    "base": Runner(base, tokenizer, template=False, max_new_tokens=24),
+    "base, tuned": ask_tuned,
     "control, tuned": ask_tuned_control,
 }
-playground(
-    runners, {"question and answer": QA, "ChatML": CHATML, "nothing": False}, max_new_tokens=40
+translator(
+    speakers,
+    list(held_out["question"]),
+    label="Question",
+    action="Ask",
+    another="Random question",
 )
 
 # %%
 # The same without a widget: change anything and run the cell again.
-for question in ("What is the currency of Kenya?", "Who wrote Dracula?", "How are you?"):
-    for name, ask in runners.items():
-        reply = ask(question, template=QA, max_new_tokens=16).strip().split("\n")[0]
-        print(f"{question}  {name}: {reply}")
+asked_now = ["What is the currency of Kenya?", "Who wrote Dracula?", "How are you?"]
+text_table(
+    pd.DataFrame(
+        {"question": asked_now, **{name: ask(asked_now) for name, ask in speakers.items()}}
+    )
+)
 
 # %% [markdown]
 # It was tuned on countries alone; what does it make of a question about a book? The corpus has told
@@ -980,8 +1015,8 @@ for question in ("What is the currency of Kenya?", "Who wrote Dracula?", "How ar
 # ## 7. The real Pythia
 #
 # With the hub and a GPU, the same steps on a Pythia of 410 million to 1.4 billion parameters, as
-# your machine's tier allows, and on instructions that people wrote. The functions are those from
-# above; new are the style (Alpaca's, since the answers are long) and that what is too long is cut.
+# your machine's tier allows, and on instructions that people wrote. New are only the style (Alpaca's)
+# and that what is too long is cut.
 
 # %%
 from course_utils import hub
@@ -995,7 +1030,7 @@ if real:
     rows = load_data(source)["train"].shuffle(seed=0).select(range(3000))
     name = "pythia"
 else:
-    source = "pairs from the course's own cards"
+    source = "from the course's own cards"
     rows = datasets.Dataset.from_list(
         [{"instruction": pair["question"], "response": pair["answer"]} for pair in from_cards]
     )
@@ -1007,7 +1042,7 @@ if real_tokenizer.pad_token is None:
     real_tokenizer.pad_token = "<|padding|>"  # in Pythia's vocabulary, and not its end token
 assert real_tokenizer.pad_token_id != real_tokenizer.eos_token_id
 plan = recipe("instructions", machine)
-print(f"{len(rows)} pairs of {source}; {plan['steps']} steps of {plan['batch']}: {plan['why']}")
+print(f"{len(rows)} pairs, {source}; {plan['steps']} steps of {plan['batch']}: {plan['why']}")
 
 # %%
 ALPACA = (
@@ -1066,8 +1101,8 @@ assert after < before
 # %%
 questions = ["What is the capital of Kenya?", "Write one sentence about the sea."]
 speak = Runner(real_trainer.model.eval(), real_tokenizer, template=ALPACA, max_new_tokens=60)
-for asked_now, reply in zip(questions, speak(questions), strict=True):
-    print(f"▶ {asked_now}\n{reply.strip()}\n")
+for wish, reply in zip(questions, speak(questions), strict=True):
+    print(f"▶ {wish}\n{reply.strip()}\n")
 
 # %% [markdown]
 # ## Take away
@@ -1077,9 +1112,9 @@ for asked_now, reply in zip(questions, speak(questions), strict=True):
 # - What pre-training has not put in is not brought out. The tuned model does not fall silent then: it
 #   makes something up, in good form.
 # - Instruction data: collect, concatenate, tokenize, pad, split. Look at each step; split so that
-#   nothing leaks. Of what a model generates, throw away most.
-# - A chat template is part of the model. Training and use must have the same; new marks need trained
-#   embeddings.
+#   nothing leaks. What a model generates is to be checked, one by one.
+# - A chat template is part of the model: training and use must have the same, to the blank. New marks
+#   have to be read (embeddings) and written (output layer); look at the loss of each token.
 # - One run is an anecdote. Floors, controls and seeds make it evidence.
 
 # %% [markdown]
