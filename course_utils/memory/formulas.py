@@ -1,0 +1,188 @@
+"""Textbook estimates of a training's memory, in bytes, each with its source.
+
+They see the transformer's blocks and nothing else: no embeddings, no logits, no kernel's scratch,
+no LoRA, no quantization. What is left out is often the larger part. Introduced in notebook 04.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from course_utils import catalog
+from course_utils.catalog import unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PretrainedConfig
+
+ATTENTIONS = ("eager", "flash_attention_2")
+# The models that the formulas are computed for in notebook 04, with the lengths that go with them.
+SEVEN = {
+    "facebook/opt-350m": 2048,
+    "microsoft/Phi-3.5-mini-instruct": 4096,
+    "meta-llama/Llama-2-7b-hf": 4096,
+    "meta-llama/Llama-3.2-3B": 8192,
+    "mistralai/Mistral-7B-v0.1": 32768,
+    "Qwen/Qwen2.5-7B": 32768,
+    "allenai/OLMo-7B-hf": 2048,
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the formulas know of a model: numbers of layers and heads, and widths in elements."""
+
+    layers: int
+    hidden: int
+    heads: int
+    key_value_heads: int
+    head_width: int
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Shape:
+        """The shape that a configuration of transformers describes."""
+        heads = config.num_attention_heads
+        multi_query = getattr(config, "multi_query", False)  # Falcon's word for one key-value head
+        return cls(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            heads=heads,
+            key_value_heads=1
+            if multi_query
+            else getattr(config, "num_key_value_heads", 0) or heads,
+            head_width=getattr(config, "head_dim", 0) or config.hidden_size // heads,
+        )
+
+
+def _check(attention: str, **counts: int) -> None:
+    if attention not in ATTENTIONS:
+        raise unknown("attention", attention, list(ATTENTIONS))
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} is {count}; 1 or more is possible.")
+
+
+def block_parameters(shape: Shape) -> int:
+    """12·L·h², the number of weights in L blocks of width h.
+
+    Four h × h matrices of the attention and two of h × 4h of the MLP. Source: Kaplan and others,
+    "Scaling Laws for Neural Language Models" (2020), section 2.1. Models with a gated MLP or with
+    fewer key-value heads differ.
+    """
+    return 12 * shape.layers * shape.hidden**2
+
+
+def activation_bytes(
+    shape: Shape, batch_size: int, seq_len: int, attention: str = "eager", item_bytes: int = 2
+) -> float:
+    """L·(34·h·b·s + 5·n·b·s²): what a forward pass keeps for the backward pass, in bytes.
+
+    Source: Korthikanti and others, "Reducing Activation Recomputation in Large Transformer Models"
+    (2022), equation 1, which counts bytes with 16-bit activations and 8-bit dropout masks. The
+    second term is the attention matrix; flash attention does not keep it (Dao and others, 2022).
+
+    Args:
+        shape: the model.
+        batch_size, seq_len: b examples of s tokens each.
+        attention: "eager" or "flash_attention_2".
+        item_bytes: of an activation; 2 as in the source, 4 in float32, to which it is scaled.
+
+    Raises:
+        UnknownName: another attention.
+        ValueError: a batch size or a length below 1.
+    """
+    _check(attention, batch_size=batch_size, seq_len=seq_len)
+    tokens = batch_size * seq_len
+    each = 34 * shape.hidden * tokens
+    if attention == "eager":
+        each += 5 * shape.heads * tokens * seq_len
+    return shape.layers * each * item_bytes / 2
+
+
+def activations_to_weights(
+    shape: Shape,
+    batch_size: int,
+    seq_len: int,
+    attention: str = "eager",
+    compute_bytes: int = 2,
+    weight_bytes: int = 2,
+) -> float:
+    """How many times the blocks' weights their activations take: `activation_bytes` over 12·L·h².
+
+    With flash attention about 1.4·b·s/h at 16 bits. Where one reads about 3·s/h, the 34 was taken
+    for a number of elements and multiplied by their size again; it is bytes at 16 bits already.
+
+    Args and errors are those of `activation_bytes`; `weight_bytes` is a weight's size.
+    """
+    activations = activation_bytes(shape, batch_size, seq_len, attention, compute_bytes)
+    return activations / (block_parameters(shape) * weight_bytes)
+
+
+def states_bytes(
+    parameters: int, trained: int | None = None, item_bytes: int = 4
+) -> dict[str, int]:
+    """p, p, 2p: weights, gradients and Adam's two moments, in bytes.
+
+    Source: Rajbhandari and others, "ZeRO" (2020), section 3.1.
+
+    Args:
+        parameters: of the model.
+        trained: how many of them are trained; None for all.
+        item_bytes: of each of the four.
+
+    Raises:
+        ValueError: more are trained than there are.
+    """
+    trained = parameters if trained is None else trained
+    if not 0 <= trained <= parameters:
+        raise ValueError(f"{trained} of {parameters} parameters cannot be trained.")
+    return {
+        "weights": parameters * item_bytes,
+        "gradients": trained * item_bytes,
+        "optimizer": 2 * trained * item_bytes,
+    }
+
+
+def key_value_cache_bytes(shape: Shape, batch_size: int, seq_len: int, item_bytes: int = 2) -> int:
+    """2·L·n_kv·d·b·s: what generation keeps of the tokens so far, in bytes.
+
+    A key and a value of width d for each key-value head, layer and token. Source: Pope and others,
+    "Efficiently Scaling Transformer Inference" (2022).
+
+    Raises:
+        ValueError: a batch size or a length below 1.
+    """
+    _check("eager", batch_size=batch_size, seq_len=seq_len)
+    each = 2 * shape.key_value_heads * shape.head_width * item_bytes
+    return shape.layers * each * batch_size * seq_len
+
+
+def seven_models() -> pd.DataFrame:
+    """The formulas for seven models: a row each, one example of `SEVEN`'s length, 16 bits.
+
+    GB = 10^9 bytes.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, length in SEVEN.items():
+        shape = Shape.of(catalog.model(name).config())
+        rows.append(
+            {
+                "model": name,
+                "h": shape.hidden,
+                "s": length,
+                "n_heads": shape.heads,
+                "L": shape.layers,
+                "blocks (GB)": 2 * block_parameters(shape) / 1e9,
+                **{
+                    f"activations, {kind} (GB)": activation_bytes(shape, 1, length, attention) / 1e9
+                    for kind, attention in (("eager", "eager"), ("flash", "flash_attention_2"))
+                },
+                "ratio, eager": activations_to_weights(shape, 1, length),
+                "ratio, flash": activations_to_weights(shape, 1, length, "flash_attention_2"),
+                "KV cache (GB)": key_value_cache_bytes(shape, 1, length) / 1e9,
+            }
+        )
+    return pd.DataFrame(rows).set_index("model")
