@@ -79,7 +79,7 @@ def activation_bytes(
     """L·(34·h·b·s + 5·n·b·s²): what a forward pass keeps for the backward pass, in bytes.
 
     Source: Korthikanti and others, "Reducing Activation Recomputation in Large Transformer Models"
-    (2022), equation 1, which counts bytes with 16-bit activations and 8-bit dropout masks. The
+    (2022), which counts bytes with 16-bit activations and 8-bit dropout masks. The
     second term is the attention matrix; flash attention does not keep it (Dao and others, 2022).
 
     Args:
