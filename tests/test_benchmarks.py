@@ -53,7 +53,7 @@ def test_committed_rows_are_of_one_kind() -> None:
 
 
 def test_pythia_was_measured_with_three_seeds() -> None:
-    """The rows that notebook 06 shows: each condition once for each seed, on one machine."""
+    """The rows that notebook 06 shows: each condition once for each seed, on one kind of CPU."""
     program = load_tool("pythia", "benchmarks")
     rows = whole_rows(program.RESULTS)
     conditions = {row["condition"] for row in rows}
@@ -61,7 +61,8 @@ def test_pythia_was_measured_with_three_seeds() -> None:
     assert sorted((row["seed"], row["condition"]) for row in rows) == sorted(
         (seed, name) for seed in (0, 1, 2) for name in conditions
     )
-    assert len({row["machine"] for row in rows}) == 1
+    # Seed 0 was measured on one of its cores; the shares are compared, never the seconds.
+    assert len({row["machine"].split(",")[0] for row in rows}) == 1
 
 
 def test_pythia_measures_one_tuning(tmp_path: Path) -> None:
