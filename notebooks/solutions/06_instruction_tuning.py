@@ -974,10 +974,9 @@ assert means["base, bare question"] <= 0.05
 # the tuning is narrow: a relation that it did not ask about stays unanswered, though the fact is
 # there.
 #
-# It does not prove that tuning *cannot* teach facts. The training countries would be answered even
-# if the corpus lacked them: tune long enough, and pairs are learned by heart. Nor does it say how
-# large models behave on everything. They have read questions with answers by the million, so that
-# for them tuning is more of a selection than a beginning.
+# It does not prove that tuning *cannot* teach facts: nobody here tried to teach it one that its
+# corpus lacks. Nor does it say how large models behave. They have read questions with answers by the
+# million, so that for them tuning may be more of a selection than a beginning.
 
 # %% [markdown]
 # ## 6. Talk to it
