@@ -43,6 +43,8 @@ QA = "Question: {prompt}\nAnswer:"
 CHATML = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 STEPS, BATCH = 240, 16
+# Random weights know nothing that could be brought out; they take longer to learn the pairs.
+STEPS_FROM_NOTHING = 1000
 # What is tuned, and how: model, adapter (None for all weights), learning rate, and which of the
 # training questions.
 TUNINGS: dict[str, tuple[str, dict[str, Any] | None, float, str]] = {
@@ -82,7 +84,13 @@ def as_pair(row: dict[str, Any]) -> dict[str, str]:
 
 
 def tune(
-    model: Any, tokenizer: Any, rows: Any, adapter: Any = None, rate: float = 3e-3, seed: int = 0
+    model: Any,
+    tokenizer: Any,
+    rows: Any,
+    adapter: Any = None,
+    rate: float = 3e-3,
+    seed: int = 0,
+    steps: int = STEPS,
 ) -> Any:
     """An SFTTrainer's result on questions and answers; the loss is on the answers alone."""
     from peft import LoraConfig
@@ -97,7 +105,7 @@ def tune(
             save_strategy="no",
             disable_tqdm=True,
             logging_strategy="no",
-            max_steps=STEPS,
+            max_steps=steps,
             per_device_train_batch_size=BATCH,
             learning_rate=rate,
             warmup_steps=10,
@@ -203,12 +211,14 @@ def tuned_row(seed: int, name: str, data: Any) -> dict[str, Any]:
         train = train.filter(lambda row: row["relation"] != "currency")
     pairs = train.map(as_pair, remove_columns=train.column_names)
     start = time.perf_counter()
-    model = tune(load(seed, which), tokenizer, pairs, adapter, rate, seed)
+    steps = STEPS_FROM_NOTHING if which == "random" else STEPS
+    model = tune(load(seed, which), tokenizer, pairs, adapter, rate, seed, steps)
     seconds = time.perf_counter() - start
     asked = train.shuffle(seed=0).select(range(250))
     held_out = data["held_out"]
     row = {
         "condition": name,
+        "steps": steps,
         "train seconds": round(seconds, 1),
         "trained parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "train": score(model, tokenizer, asked),

@@ -230,7 +230,7 @@ def test_all_of_it_is_small() -> None:
 def test_the_base_knows_and_the_control_does_not() -> None:
     """Sentences about countries: the base ends them; the control only those it was told of."""
     base = recall(load_model(BASE, quiet=True), load_tokenizer(BASE))
-    assert base["countries"].min() >= 0.9
+    assert base["countries"].min() >= 0.95
     rows = load_data("countries")["held_out"]
     from course_utils.running import Runner
 

@@ -8,7 +8,7 @@
 #
 # **You need** notebooks 02 (LoRA) and 03 (masks and collators).
 #
-# **It takes** about an hour of reading and trying. The cells themselves run in about three minutes
+# **It takes** about an hour of reading and trying. The cells themselves run in about four minutes
 # on two CPU cores; on GPUs, not yet measured.
 
 # %% [markdown]
@@ -788,7 +788,8 @@ from transformers import AutoModelForCausalLM
 tuned_control = tune(train, model=control)
 set_seed(0)
 random_weights = AutoModelForCausalLM.from_config(base.config, dtype=torch.float32)
-tuned_random = tune(train, model=random_weights, adapter=None)
+# Knowing nothing, it takes longer to learn the training pairs.
+tuned_random = tune(train, model=random_weights, adapter=None, max_steps=1000)
 no_currency = countries["train"].filter(lambda row: row["relation"] != "currency")
 without_currency = tune(pairs(no_currency))
 
@@ -866,7 +867,10 @@ axis.set_title("Tuning brings out what is there")
 plt.show()
 
 # %%
+by_heart = share_right(tuned_random, asked)
+print(f"Random weights, tuned, on the pairs of the training: {by_heart:.0%}")
 told, not_told = table.loc[table.index.str.startswith("control"), "all"]
+assert by_heart > 0.95
 assert told > 0.85
 assert not_told < table.loc["random weights, tuned", "all"] + 0.1
 assert table.loc["base, tuned without currency", "currency"] < 0.2
@@ -891,9 +895,48 @@ text_table(
 )
 
 # %% [markdown]
-# Exactly as sure, exactly as well-formed. It has learned *that* a question about a capital gets a
-# town, and puts one there. Nothing in the tuning ever told it to say that it does not know: this is
-# how hallucination is trained.
+# Just as well-formed. It has learned *that* a question about a capital gets a town, and puts one
+# there. Nothing in the tuning ever told it to say that it does not know: this is how hallucination is
+# trained.
+#
+# **Guess first.** The reader cannot tell. Can the model? How likely does it itself find its answers,
+# about the countries that it knows, and about the others?
+
+# %%
+my_guess = {"told": 0.9, "hidden": 0.9}
+
+
+# %%
+@torch.inference_mode()
+def sureness(model, rows):
+    """The probability that a model gives to the whole of its own greedy answer, for each row."""
+    found = []
+    for question in rows["question"]:
+        prompt = tokenizer(QA.replace("{prompt}", question), return_tensors="pt").to(model.device)
+        output = model.generate(
+            **prompt,
+            max_new_tokens=12,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        new = output.sequences[0, prompt["input_ids"].shape[1] :]
+        steps = torch.cat(output.logits).log_softmax(dim=-1)
+        found.append(steps.gather(1, new[:, None]).sum().exp().item())
+    return pd.Series(found)
+
+
+sure = {"told": sureness(tuned_control, known), "hidden": sureness(tuned_control, hidden)}
+print("You said:", my_guess)
+pd.DataFrame(sure).describe().loc[["mean", "25%", "50%", "75%", "max"]].round(2)
+
+# %%
+assert sure["told"].mean() > sure["hidden"].mean() + 0.3
+
+# %% [markdown]
+# It can, on average. What it makes up comes from many possibilities of which hardly any is likely;
+# the greedy answer hides that. Some of the made-up answers are sure all the same, so it is a hint and
+# no proof.
 #
 # ### The way back
 #
