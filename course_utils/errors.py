@@ -33,3 +33,7 @@ class NotEnoughMemory(CourseError):
 
 class UnsafeFormat(CourseError):
     """Weights that would have to be unpickled, or a model that brings code of its own."""
+
+
+class ImpossibleSetup(CourseError, ValueError):
+    """A combination of settings that no training can have; the text says what excludes what."""

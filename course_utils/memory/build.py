@@ -1,0 +1,232 @@
+"""From a `Setup` to what is trained: model, adapter, optimizer, batch, on meta or on a GPU.
+
+The same functions serve prediction and measurement, so that both do the same work. Introduced in
+notebook 05.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from course_utils.memory.setup import Setup
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+LEARNING_RATE = 1e-5
+_DTYPE = "dtype"  # the keyword's name in from_config
+_CHOSEN_EARLY = False  # whether an attention is a class, chosen when a model is made
+
+
+def model(setup: Setup, device: str) -> nn.Module:
+    """The model with random weights, ready to be trained as the setup says.
+
+    Args:
+        setup: which model, and how.
+        device: "meta" or "cuda".
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = setup.config()
+    # The package is asked for when a model is made; on meta a stand-in takes its place afterwards.
+    later = setup.attention == "flash_attention_2" and device == "meta" and not _CHOSEN_EARLY
+    named = {
+        "attn_implementation": "eager" if later else setup.attention,
+        _DTYPE: DTYPES[setup.weight_dtype],
+    }
+    with torch.device(device), _quiet():
+        made = AutoModelForCausalLM.from_config(config, **named)
+    if later:
+        made.config._attn_implementation = setup.attention
+    if setup.loop == "trainer" or setup.checkpointing != "none":
+        made.config.use_cache = False
+    made.train()
+    if setup.quantized:
+        _quantize(made, setup, device)
+    reentrant = {"use_reentrant": setup.checkpointing == "reentrant"}
+    checkpointed = setup.checkpointing != "none"
+    if setup.quantized:
+        from peft import prepare_model_for_kbit_training
+
+        with _quiet():
+            made = prepare_model_for_kbit_training(
+                made,
+                use_gradient_checkpointing=checkpointed,
+                gradient_checkpointing_kwargs=reentrant if checkpointed else None,
+            )
+    elif checkpointed:
+        with _quiet():
+            made.gradient_checkpointing_enable(gradient_checkpointing_kwargs=reentrant)
+        if setup.lora and reentrant["use_reentrant"]:
+            made.enable_input_require_grads()
+    return _with_adapter(made, setup, device) if setup.lora else made
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' remarks, which are about real trainings."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _kept_whole(made: nn.Module) -> list[str]:
+    """The modules that transformers does not quantize: the output layer and what is tied to it."""
+    try:
+        from transformers.quantizers.base import get_keys_to_not_convert
+    except ImportError:
+        from transformers.integrations import get_keys_to_not_convert
+    return get_keys_to_not_convert(made)
+
+
+def _quantize(made: nn.Module, setup: Setup, device: str) -> None:
+    """Replace linear layers by bitsandbytes' ones, or on meta by their stand-ins."""
+    import bitsandbytes as bnb
+    from transformers.pytorch_utils import Conv1D
+
+    from course_utils.memory import quantized_layers as stand_in
+
+    kind, _, double = setup.weights.partition("-")
+    eight_bits = setup.weights == "8-bit"
+    dtype = DTYPES[setup.dtype]
+    whole = _kept_whole(made)
+    for name, module in list(made.named_modules()):
+        if not isinstance(module, (nn.Linear, Conv1D)):
+            continue
+        if any(name == key or name.startswith(f"{key}.") for key in whole):
+            continue
+        if device == "meta":
+            new = (
+                stand_in.Linear8bit(module)
+                if eight_bits
+                else stand_in.Linear4bit(module, kind, bool(double), dtype)
+            )
+        else:
+            weight = module.weight.data if isinstance(module, nn.Linear) else module.weight.data.T
+            rows, columns = weight.shape
+            if eight_bits:
+                new = bnb.nn.Linear8bitLt(
+                    columns, rows, has_fp16_weights=False, threshold=6.0, device="meta"
+                )
+                new.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+            else:
+                new = bnb.nn.Linear4bit(
+                    columns,
+                    rows,
+                    compute_dtype=dtype,
+                    compress_statistics=bool(double),
+                    quant_type=kind,
+                    device="meta",
+                )
+                new.weight = bnb.nn.Params4bit(
+                    weight, requires_grad=False, compress_statistics=bool(double), quant_type=kind
+                )
+            new.bias = module.bias
+            new = new.to(device)
+        made.set_submodule(name, new)
+    # As from_pretrained leaves it; peft asks for these.
+    made.is_loaded_in_8bit, made.is_loaded_in_4bit = eight_bits, not eight_bits
+    made.is_quantized = made.config._is_quantized = True
+    made.quantization_method = "bitsandbytes"
+
+
+def _with_adapter(made: nn.Module, setup: Setup, device: str) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    targets: Any = setup.lora_targets
+    if targets == "default":
+        targets = None
+    elif targets != "all-linear":
+        targets = [name.strip() for name in targets.split(",")]
+    config = LoraConfig(
+        r=setup.lora_rank,
+        lora_alpha=2 * setup.lora_rank,
+        lora_dropout=setup.lora_dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    with torch.device(device), _quiet():
+        return get_peft_model(made, config)
+
+
+def trained(made: nn.Module) -> list[nn.Parameter]:
+    """The parameters that the optimizer gets."""
+    return [parameter for parameter in made.parameters() if parameter.requires_grad]
+
+
+def optimizer(setup: Setup, parameters: list[nn.Parameter], device: str) -> Any:
+    """The optimizer, with the settings that transformers' Trainer gives it."""
+    name = setup.optimizer
+    if name in ("adam_8bit", "adam_8bit_paged"):
+        paged = name.endswith("paged")
+        if device == "meta":
+            from course_utils.memory.optimizers import Adam8bit
+
+            return Adam8bit(parameters, paged)
+        import bitsandbytes as bnb
+
+        return bnb.optim.AdamW(parameters, LEARNING_RATE, optim_bits=8, is_paged=paged)
+    if name == "sgd":
+        return torch.optim.SGD(parameters, LEARNING_RATE, foreach=True)
+    if name == "adafactor":
+        from transformers.optimization import Adafactor
+
+        return Adafactor(parameters, LEARNING_RATE, scale_parameter=False, relative_step=False)
+    made = torch.optim.AdamW(
+        parameters,
+        LEARNING_RATE,
+        foreach=name == "adam",
+        fused=name == "adam_fused" and device != "meta",
+    )
+    if name == "adam_fused":  # on meta, the constructor refuses what the step can do
+        for group in made.param_groups:
+            group["fused"] = True
+    return made
+
+
+def batch(setup: Setup, vocabulary: int) -> dict[str, torch.Tensor]:
+    """A micro-batch of random tokens on the CPU, int64, each (batch size, length).
+
+    Padded: the first example has the whole length, the others go down to half of it. Packed: four
+    examples of about a quarter each in a row, whose positions begin anew, and no mask, as TRL's
+    packing without padding gives it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (setup.batch_size, setup.seq_len)
+    tokens = torch.randint(min(vocabulary, 1000), shape, generator=generator)
+    labels = tokens.clone()
+    if setup.prompt_masked:
+        labels[:, : setup.seq_len // 2] = -100
+    given = {"input_ids": tokens, "labels": labels}
+    if setup.sequences == "packed":
+        each = max(1, -(-setup.seq_len // 4))
+        positions = torch.arange(setup.seq_len) % each
+        given["position_ids"] = positions.expand(shape).clone()
+        labels[:, ::each] = -100  # an example's first token is not predicted from the one before
+        return given
+    mask = torch.ones(shape, dtype=torch.int64)
+    if setup.sequences == "padded":
+        steps = max(1, setup.batch_size - 1)
+        for row in range(setup.batch_size):
+            used = setup.seq_len - row * (setup.seq_len // 2) // steps
+            if setup.batch_size == 1:
+                used = max(1, setup.seq_len // 2)
+            mask[row, used:] = 0
+        labels[mask == 0] = -100
+    given["attention_mask"] = mask
+    return given

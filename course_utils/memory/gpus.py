@@ -1,0 +1,84 @@
+"""The GPUs that the course knows by name: memory and capability. Introduced in notebook 05."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from course_utils.catalog import unknown
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as far as memory depends on it.
+
+    Attributes:
+        name: as people call it.
+        memory_mib: what `nvidia-smi` shows in all, in MiB = 2^20 bytes.
+        capability: the CUDA compute capability, which decides what kernels run.
+    """
+
+    name: str
+    memory_mib: int
+    capability: tuple[int, int]
+
+    @property
+    def workspace(self) -> int:
+        """Bytes that cuBLAS takes from the allocator for each thread that multiplies matrices.
+
+        8,320 KiB, on Hopper 32 MiB: the defaults that PyTorch takes over from CUDA
+        (`aten/src/ATen/cuda/CublasHandlePool.cpp`, `CUBLAS_WORKSPACE_CONFIG`).
+        """
+        return 32 * MIB if self.capability[0] == 9 else 8320 * 1024
+
+    @property
+    def computes_bfloat16(self) -> bool:
+        """Whether bfloat16 is computed in, not emulated."""
+        return self.capability >= (8, 0)
+
+
+# Sizes as nvidia-smi shows them; capabilities as on developer.nvidia.com/cuda-gpus.
+GPUS = {
+    "t4": Gpu("T4", 15360, (7, 5)),
+    "p100": Gpu("P100", 16384, (6, 0)),
+    "v100": Gpu("V100 16 GB", 16384, (7, 0)),
+    "rtx3060": Gpu("RTX 3060", 12288, (8, 6)),
+    "rtx3090": Gpu("RTX 3090", 24576, (8, 6)),
+    "rtx4090": Gpu("RTX 4090", 24564, (8, 9)),
+    "rtx5090": Gpu("RTX 5090", 32607, (12, 0)),
+    "l4": Gpu("L4", 23034, (8, 9)),
+    "a10g": Gpu("A10G", 23028, (8, 6)),
+    "l40s": Gpu("L40S", 46068, (8, 9)),
+    "a100-40gb": Gpu("A100 40 GB", 40960, (8, 0)),
+    "a100-80gb": Gpu("A100 80 GB", 81920, (8, 0)),
+    "h100": Gpu("H100 80 GB", 81559, (9, 0)),
+    "h200": Gpu("H200", 143771, (9, 0)),
+}
+DEFAULT = GPUS["rtx4090"]
+
+
+def gpu(name: str) -> Gpu:
+    """A GPU by its key in `GPUS`, in any case and with or without blanks.
+
+    Raises:
+        UnknownName: another one, with those that are known.
+    """
+    key = name.lower().replace(" ", "").replace("_", "-")
+    if key not in GPUS:
+        raise unknown("GPU", name, list(GPUS))
+    return GPUS[key]
+
+
+def this_gpu() -> Gpu | None:
+    """The first CUDA device of this machine, or None."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    return Gpu(
+        properties.name,
+        properties.total_memory // MIB,
+        (properties.major, properties.minor),
+    )

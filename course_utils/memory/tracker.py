@@ -1,0 +1,181 @@
+"""Follows a training on meta tensors and tells the simulated allocator what a GPU would be told.
+
+Every operation's new storages are requests, their ends are releases, and integers are computed
+for real beside their shapes, since code asks them for its way (is this mask all ones?). Introduced
+in notebook 04.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
+
+from course_utils.errors import CourseError
+from course_utils.memory.allocator import Allocator
+
+# Integers of more elements than this are not followed; a mask of 8,192 by 8,192 is.
+MOST_INTEGERS = 2**27
+PHASES = ("weights", "forward", "backward", "optimizer")
+
+
+class DataDependent(CourseError):
+    """The model's code asks for a number that only real weights could give."""
+
+
+class Tracker(TorchDispatchMode):
+    """While it is entered, operations on meta tensors are booked with an allocator.
+
+    Args:
+        allocator: what is told of every request and release.
+        scratch: given an operation, its arguments and its result, the sizes in bytes of what its
+            CUDA kernel takes for itself while it runs.
+
+    Attributes:
+        phase: what is going on, one of `PHASES`; set from outside.
+        peaks: the most allocated in each phase, in bytes.
+        peak_op: the operation at the overall peak.
+        log: a list of (phase, key, size) for each request and (phase, key, -size) for each
+            release; a key stands for one piece of memory.
+    """
+
+    def __init__(
+        self,
+        allocator: Allocator,
+        scratch: Callable[..., Iterable[int]] = lambda *_: (),
+    ):
+        super().__init__()
+        self.allocator = allocator
+        self.scratch = scratch
+        self.phase = "weights"
+        self.peaks = dict.fromkeys(PHASES, 0)
+        self.peak_op = ""
+        self.log: list[tuple[str, int, int]] = []
+        self._keys = WeakIdKeyDictionary()  # storage -> key
+        self._integers = WeakIdKeyDictionary()  # meta tensor -> the same on the CPU
+        self._next_key = 0
+        self._peak = 0
+
+    def hold(self, tensor: torch.Tensor, values: torch.Tensor | None = None) -> int:
+        """Book a tensor that no operation made; returns its key.
+
+        Args:
+            tensor: on meta.
+            values: the integers that it stands for.
+        """
+        if values is not None:
+            self._integers[tensor] = values
+        storage = tensor.untyped_storage()
+        if storage not in self._keys:
+            self._book(storage, "hold")
+        return self._keys[storage]
+
+    def key(self, tensor: torch.Tensor) -> int | None:
+        """The key of a tensor's memory in the log."""
+        return self._keys.get(tensor.untyped_storage())
+
+    def take(self, size: int, name: str) -> Callable[[], None]:
+        """Book memory that is not a tensor's; returns what releases it."""
+        block = self.allocator.malloc(size)
+        key = self._log_request(block.size, name)
+
+        def release() -> None:
+            self.allocator.free(block)
+            self.log.append((self.phase, key, -size_taken))
+
+        size_taken = block.size
+        return release
+
+    def _log_request(self, size: int, name: str) -> int:
+        key = self._next_key
+        self._next_key += 1
+        self.log.append((self.phase, key, size))
+        now = self.allocator.allocated
+        self.peaks[self.phase] = max(self.peaks[self.phase], now)
+        if now > self._peak:
+            self._peak, self.peak_op = now, name
+        return key
+
+    def _book(self, storage: torch.UntypedStorage, name: str) -> None:
+        release = self.take(storage.nbytes(), name)
+        self._keys[storage] = self._next_key - 1
+        weakref.finalize(storage, release).atexit = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return self._read(args[0])
+        if func in _SIZED_BY_VALUES and args[0].device.type == "meta":
+            return self._sized_by_values(func, args, kwargs)
+        out = func(*args, **kwargs)
+        name = str(func)
+        for tensor in tree_flatten(out)[0]:
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "meta":
+                storage = tensor.untyped_storage()
+                if storage not in self._keys:
+                    self._book(storage, name)
+        for release in [self.take(size, name) for size in self.scratch(func, args, kwargs, out)]:
+            release()
+        self._follow_integers(func, args, kwargs, out)
+        return out
+
+    def _read(self, tensor: torch.Tensor) -> Any:
+        values = self._integers.get(tensor) if tensor.device.type == "meta" else tensor
+        if values is None:
+            raise DataDependent(
+                "The model's code reads a number that depends on its weights; without them its way "
+                "cannot be told."
+            )
+        return torch.ops.aten._local_scalar_dense.default(values)
+
+    def _sized_by_values(self, func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
+        """Such as nonzero: what it gives is as long as its input's values say."""
+        values = self._integers.get(args[0])
+        if values is None:
+            raise DataDependent(f"{func} needs values that only real weights could give.")
+        found = func(values, *args[1:], **kwargs)
+        out = torch.empty(found.shape, dtype=found.dtype, device="meta")
+        self.hold(out, found)
+        return out
+
+    def _follow_integers(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+        """Compute an operation's integers and truth values on the CPU, where its inputs are."""
+        wanted = [
+            tensor
+            for tensor in tree_flatten(out)[0]
+            if isinstance(tensor, torch.Tensor)
+            and tensor.device.type == "meta"
+            and not (tensor.is_floating_point() or tensor.is_complex())
+            and tensor.numel() <= MOST_INTEGERS
+        ]
+        if not wanted:
+            return
+
+        def real(value: Any) -> Any:
+            if isinstance(value, torch.Tensor) and value.device.type == "meta":
+                return self._integers[value]
+            return torch.device("cpu") if isinstance(value, torch.device) else value
+
+        try:
+            real_args, real_kwargs = tree_map(real, (args, kwargs))
+        except KeyError:
+            return
+        if func in _UNDEFINED:
+            return
+        found = tree_flatten(func(*real_args, **real_kwargs))[0]
+        for tensor, values in zip(tree_flatten(out)[0], found, strict=True):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "meta":
+                self._integers[tensor] = values
+
+
+_aten = torch.ops.aten
+_SIZED_BY_VALUES = {_aten.nonzero.default, _aten.masked_select.default}
+# Memory without values in it.
+_UNDEFINED = {_aten.empty.memory_format, _aten.empty_like.default, _aten.new_empty.default}
