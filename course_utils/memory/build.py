@@ -142,6 +142,7 @@ def _quantize(made: nn.Module, setup: Setup, device: str) -> None:
     # As from_pretrained leaves it; peft asks for these.
     made.is_loaded_in_8bit, made.is_loaded_in_4bit = eight_bits, not eight_bits
     made.is_quantized = made.config._is_quantized = True
+    made.config._pre_quantization_dtype = dtype
     made.quantization_method = "bitsandbytes"
 
 
@@ -187,16 +188,9 @@ def optimizer(setup: Setup, parameters: list[nn.Parameter], device: str) -> Any:
         from transformers.optimization import Adafactor
 
         return Adafactor(parameters, LEARNING_RATE, scale_parameter=False, relative_step=False)
-    made = torch.optim.AdamW(
-        parameters,
-        LEARNING_RATE,
-        foreach=name == "adam",
-        fused=name == "adam_fused" and device != "meta",
+    return torch.optim.AdamW(
+        parameters, LEARNING_RATE, foreach=name == "adam", fused=name == "adam_fused"
     )
-    if name == "adam_fused":  # on meta, the constructor refuses what the step can do
-        for group in made.param_groups:
-            group["fused"] = True
-    return made
 
 
 def batch(setup: Setup, vocabulary: int) -> dict[str, torch.Tensor]:

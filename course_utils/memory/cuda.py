@@ -68,7 +68,9 @@ def attention_kernel(
     known = half or query.dtype == torch.float32
     if query.dtype == torch.bfloat16 and gpu.capability < (8, 0):
         known = False
-    if known and width % alignment == 0 and value.shape[-1] % alignment == 0:
+    aligned = width % alignment == 0 and value.shape[-1] % alignment == 0
+    # The efficient kernel repeats no heads; that comes after PyTorch 2.13.
+    if known and aligned and (same_heads or Version("2.14") <= TORCH):
         return "efficient"
     return "math"
 
@@ -311,6 +313,15 @@ class OnGpu(TorchFunctionMode):
             torch.set_autocast_dtype("cuda", dtype)
             if not self._casting:
                 self._casts.clear()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Without autocast, as code asks for that must stay in its own dtype."""
+        casting, self._casting = self._casting, 0
+        try:
+            yield
+        finally:
+            self._casting = casting
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:

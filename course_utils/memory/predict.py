@@ -21,6 +21,7 @@ from unittest import mock
 
 import torch
 from torch import nn
+from torch.nn.utils import clip_grad
 
 from course_utils.memory import build, cuda
 from course_utils.memory.allocator import Allocator
@@ -121,7 +122,8 @@ def predict(setup: Setup, gpu: Gpu | None = None, capacity: int | None = None) -
     start = time.perf_counter()
     made = build.model(setup, "meta")
     parameters = build.trained(made)
-    optimizer = build.optimizer(setup, parameters, "meta")
+    with _fused_on_meta():
+        optimizer = build.optimizer(setup, parameters, "meta")
     example = build.batch(setup, setup.config().vocab_size)
     allocator = Allocator(capacity)
     tracker = Tracker(allocator, cuda.scratch)
@@ -155,7 +157,7 @@ def predict(setup: Setup, gpu: Gpu | None = None, capacity: int | None = None) -
             yield
 
     workspaces: dict[str, Any] = {}
-    with _as_on_gpu(gpu), tracker:
+    with _as_on_gpu(on_gpu), tracker:
         train(setup, made, optimizer, parameters, batch, phase, autocast)
     _label(tracker, kinds, optimizer=optimizer)
     for _, key, _ in tracker.log:
@@ -242,8 +244,15 @@ def _enter_when_recomputed(made: nn.Module, on_gpu: cuda.OnGpu) -> None:
             module._gradient_checkpointing_func = wrapped
 
 
+def _fused_on_meta() -> contextlib.AbstractContextManager:
+    """Let the fused AdamW take meta tensors, for which torch has its kernel's shapes."""
+    return mock.patch.object(
+        sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None
+    )
+
+
 @contextlib.contextmanager
-def _as_on_gpu(gpu: Gpu) -> Iterator[None]:
+def _as_on_gpu(on_gpu: cuda.OnGpu) -> Iterator[None]:
     """Let libraries that ask about the device find what they would find on a GPU."""
     import transformers.modeling_flash_attention_utils as flash
 
@@ -262,7 +271,17 @@ def _as_on_gpu(gpu: Gpu) -> Iterator[None]:
     def get_autocast_dtype(device: str) -> torch.dtype:
         return dtype_of("cuda" if device == "meta" else device)
 
+    autocast = torch.autocast
+
+    def autocast_or_pause(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        if device_type != "meta":
+            return autocast(device_type, *args, **kwargs)
+        return contextlib.nullcontext() if kwargs.get("enabled", True) else on_gpu.paused()
+
     with (
+        mock.patch.object(torch, "autocast", autocast_or_pause),
+        mock.patch.object(clip_grad, "_device_has_foreach_support", lambda _: True),
+        _fused_on_meta(),
         mock.patch.dict(
             sys.modules, {"flash_attn": stand_in, "flash_attn.bert_padding": padding}
         ),

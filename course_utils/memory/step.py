@@ -39,7 +39,8 @@ def train(
         phase("forward")
         with autocast():
             outputs = model(**batch())
-        return _in_float32(outputs) if setup.mixed_precision else outputs
+        wrapped = setup.mixed_precision and setup.loop == "trainer"
+        return _in_float32(outputs) if wrapped else outputs
 
     def backward(loss: torch.Tensor) -> None:
         phase("backward")
@@ -64,7 +65,7 @@ def train(
             if scaler:
                 scaler.unscale_(optimizer)
             if setup.loop == "trainer":
-                nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM, foreach=True)
+                nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
             if scaler:
                 scaler.step(optimizer)
                 scaler.update()

@@ -1,0 +1,71 @@
+"""The checks of notebook 04."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from course_utils.exercises import Wrong, call, exercise
+
+
+@exercise(
+    "04.1",
+    "The notebook's `quantize` begins with the blocks as rows; so can you.",
+    "With two levels there is one step between them. How many steps with four levels?",
+    "Count in steps from the smallest number, round the count, and go back.",
+    "A block may hold one and the same number throughout. What is its step, and who divides by it?",
+)
+def _affine(function: Callable[..., torch.Tensor]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape, bits, block in (((4, 32), 4, 32), ((6, 16), 2, 8), ((2, 128), 3, 64)):
+        weight = 5 + torch.randn(*shape, generator=generator)  # all on one side of zero
+        rows = weight.reshape(-1, block)
+        what = f"With {bits} bits and blocks of {block}, "
+        kept = weight.clone()
+        found = _numbers(call(function, weight, bits, block), shape, what).reshape(-1, block)
+        if not torch.equal(weight, kept):
+            raise Wrong("The weight that was handed in has changed.")
+        low, high = rows.amin(dim=1, keepdim=True), rows.amax(dim=1, keepdim=True)
+        for name, end, place in (
+            ("smallest", low, rows.argmin(1)),
+            ("largest", high, rows.argmax(1)),
+        ):
+            given = found.gather(1, place[:, None])
+            if not torch.allclose(given, end, atol=1e-4):
+                raise Wrong(
+                    f"{what}the {name} number of a block is {end[0].item():.3f}, and comes back as "
+                    f"{given[0].item():.3f}. Both ends are levels."
+                )
+        step = (high - low) / (2**bits - 1)
+        counts = (found - low) / step
+        different = max(len(row.unique()) for row in counts.mul(1000).round())
+        if different > 2**bits:
+            raise Wrong(
+                f"{what}a block holds {different} different numbers, not {2**bits} at most."
+            )
+        if not torch.allclose(counts, counts.round(), atol=0.01):
+            raise Wrong(
+                f"{what}some numbers lie between two of the {2**bits} evenly spaced levels."
+            )
+        if ((found - rows).abs() > 0.51 * step).any():
+            raise Wrong(f"{what}some numbers have a nearer level than the one they were given.")
+    constant = torch.cat([torch.full((1, 8), 3.0), torch.arange(8.0)[None]])
+    found = _numbers(
+        call(function, constant.clone(), 3, 8), (2, 8), "With a block of eight threes, "
+    )
+    if not torch.allclose(found, constant, atol=1e-5):
+        raise Wrong("A block of eight threes does not come back as eight threes.")
+
+
+def _numbers(given: object, shape: tuple[int, ...], what: str) -> torch.Tensor:
+    """An answer as a tensor, or what is wrong with it."""
+    if not isinstance(given, torch.Tensor):
+        raise Wrong(f"{what}a tensor is expected, and this is {type(given).__name__}.")
+    if tuple(given.shape) != shape:
+        raise Wrong(f"{what}the shape is {tuple(given.shape)}, and the weight's was {shape}.")
+    if not given.is_floating_point():
+        raise Wrong(f"{what}these are {given.dtype}: codes? The numbers they stand for are wanted.")
+    if not torch.isfinite(given).all():
+        raise Wrong(f"{what}not all numbers are finite: was something divided by zero?")
+    return given.detach().float()
