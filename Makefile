@@ -5,10 +5,10 @@ VENV := $(if $(COURSE_VENV),$(COURSE_VENV),.venv)
 RUN := $(VENV)/bin/python
 NB ?= 01
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test course notebook notebooks save pretrain doctor
+.PHONY: help setup lab test course notebook notebooks save pretrain replicate-memory doctor
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## create or update .venv (the other commands do it themselves)
 	@$(if $(PYTHON),,echo "No Python 3.11 or later was found. Get one from https://www.python.org/downloads/ and name it: make lab PYTHON=/path/to/python3" >&2; exit 1)
@@ -38,6 +38,10 @@ save: setup ## run one notebook and keep its outputs in notebooks/: NB=01
 pretrain: setup ## train the course's own base model and its control anew (about 15 minutes)
 	@$(RUN) -m course_utils pretrain
 	@$(RUN) -m course_utils pretrain --control
+
+replicate-memory: ## predict the published memory tables with the libraries of their time
+	@$(if $(PYTHON),,echo "No Python 3.11 or later was found." >&2; exit 1)
+	@"$(PYTHON)" tools/replicate_memory.py
 
 doctor: setup ## what this machine has, and what the course would use
 	@$(RUN) -m course_utils doctor

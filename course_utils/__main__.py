@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from course_utils.errors import CourseError
+from course_utils.memory.cli import add_arguments as add_memory_arguments
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,6 +33,8 @@ def parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--steps", type=int, help="fewer than the usual ones, for a try")
     pretrain.add_argument("--threads", type=int, help="another number gives another model")
     pretrain.add_argument("--out", type=Path, help="where to save, instead of in the package")
+    memory = command("memory", "memory.cli", "GPU memory: predict, measure, tables, what fits")
+    add_memory_arguments(memory)
     return top
 
 

@@ -1,30 +1,59 @@
 """Measured rows in JSON lines: appended as they come, whole again after a kill.
 
-Used by the programs in `benchmarks/`. Introduced in notebook 06.
+Used by the programs in `benchmarks/` and by `memory.grid`. Introduced in notebook 05.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 
+def _replace(path: Path, text: str) -> None:
+    """Write a whole file so that it is there whole or as it was."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 def whole_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a results file, none if there is no file; what a kill left of a last line is cut.
+    """The rows of a results file, none if there is no file; what cannot be read is set right.
+
+    What a kill left of a last line is cut. A line in the middle that is no JSON object is moved to
+    `<file>.bad` beside it, and a warning says so; the others are used.
 
     Args:
         path: a file of JSON objects, one a line.
     """
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        partial = path.with_suffix(".partial")
-        partial.write_text(whole, encoding="utf-8")
-        partial.replace(path)
-    return [json.loads(line) for line in whole.splitlines()]
+    rows, good, bad = [], [], []
+    for line in whole.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+            good.append(line)
+        elif line.strip():
+            bad.append(line)
+    if bad:
+        aside = path.with_name(f"{path.name}.bad")
+        with aside.open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in bad)
+        warnings.warn(
+            f"{len(bad)} of {len(bad) + len(good)} lines of {path.name} are no rows; they are kept "
+            f"in {aside.name}, the others are used.",
+            stacklevel=2,
+        )
+    if bad or whole != text:
+        _replace(path, "".join(f"{line}\n" for line in good))
+    return rows
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:

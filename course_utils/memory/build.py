@@ -22,8 +22,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 LEARNING_RATE = 1e-5
-_DTYPE = "dtype"  # the keyword's name in from_config
-_CHOSEN_EARLY = False  # whether an attention is a class, chosen when a model is made
+# What older transformers do otherwise; benchmarks/libraries_of_2024.py sets it.
+DTYPE_KEYWORD = "dtype"  # of from_config
+ATTENTION_IS_A_CLASS = False  # chosen when a model is made
 
 
 def model(setup: Setup, device: str) -> nn.Module:
@@ -37,10 +38,10 @@ def model(setup: Setup, device: str) -> nn.Module:
 
     config = setup.config()
     # The package is asked for when a model is made; on meta a stand-in takes its place afterwards.
-    later = setup.attention == "flash_attention_2" and device == "meta" and not _CHOSEN_EARLY
+    later = setup.attention == "flash_attention_2" and device == "meta" and not ATTENTION_IS_A_CLASS
     named = {
         "attn_implementation": "eager" if later else setup.attention,
-        _DTYPE: DTYPES[setup.weight_dtype],
+        DTYPE_KEYWORD: DTYPES[setup.weight_dtype],
     }
     with torch.device(device), _quiet():
         made = AutoModelForCausalLM.from_config(config, **named)
@@ -85,12 +86,10 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _kept_whole(made: nn.Module) -> list[str]:
+def kept_whole(made: nn.Module) -> list[str]:
     """The modules that transformers does not quantize: the output layer and what is tied to it."""
-    try:
-        from transformers.quantizers.base import get_keys_to_not_convert
-    except ImportError:
-        from transformers.integrations import get_keys_to_not_convert
+    from transformers.quantizers.base import get_keys_to_not_convert
+
     return get_keys_to_not_convert(made)
 
 
@@ -104,7 +103,7 @@ def _quantize(made: nn.Module, setup: Setup, device: str) -> None:
     kind, _, double = setup.weights.partition("-")
     eight_bits = setup.weights == "8-bit"
     dtype = DTYPES[setup.dtype]
-    whole = _kept_whole(made)
+    whole = kept_whole(made)
     for name, module in list(made.named_modules()):
         if not isinstance(module, (nn.Linear, Conv1D)):
             continue

@@ -57,7 +57,7 @@ def attention_kernel(
     same_width = width == key.shape[-1] == value.shape[-1]
     half = query.dtype in HALF
     if half and gpu.capability >= (8, 0):
-        cudnn_first = gpu.capability[0] in (9, 10) and TORCH >= Version("2.10")
+        cudnn_first = gpu.capability[0] in (9, 10) and Version("2.10") <= TORCH
         if cudnn_first and width <= 128 and width % 8 == 0:
             return "cudnn"
         # GPUs between 8.6 and 8.9 have too little shared memory for a wide head's backward pass.
@@ -386,6 +386,10 @@ class OnGpu(TorchFunctionMode):
     def _softmax(func: Callable, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Source: `aten/src/ATen/native/SoftMax.cpp`; from float16 to float32 in one kernel."""
         dim = args[0] if args else kwargs.get("dim")
-        if kwargs.get("dtype") == torch.float32 and input.dtype == torch.float16 and dim is not None:
+        if (
+            kwargs.get("dtype") == torch.float32
+            and input.dtype == torch.float16
+            and dim is not None
+        ):
             return torch._softmax(input, dim, True)
         return func(input, *args, **kwargs)

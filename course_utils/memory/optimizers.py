@@ -1,4 +1,4 @@
-"""bitsandbytes' 8-bit AdamW on meta tensors, as far as its memory goes. Introduced in notebook 05."""
+"""bitsandbytes' 8-bit AdamW on meta tensors: what it holds. Introduced in notebook 05."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ class Adam8bit:
             made += [torch.zeros_like(parameter, dtype=dtype) for _ in range(2)]
         if not small:
             blocks = -(-parameter.numel() // BLOCK)
-            made += [
-                torch.zeros(blocks, dtype=torch.float32, device="meta") for _ in range(2)
-            ]
+            made += [torch.zeros(blocks, dtype=torch.float32, device="meta") for _ in range(2)]
         return made
 
     def zero_grad(self) -> None:

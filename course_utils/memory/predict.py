@@ -8,22 +8,16 @@ to a simulated CUDA allocator. Introduced in notebook 04.
 from __future__ import annotations
 
 import contextlib
-import functools
-import gc
 import importlib.metadata
-import sys
 import time
-import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import torch
 from torch import nn
-from torch.nn.utils import clip_grad
 
-from course_utils.memory import build, cuda
+from course_utils.memory import build, cuda, stand_ins
 from course_utils.memory.allocator import Allocator
 from course_utils.memory.gpus import DEFAULT, Gpu, this_gpu
 from course_utils.memory.setup import Setup
@@ -122,14 +116,14 @@ def predict(setup: Setup, gpu: Gpu | None = None, capacity: int | None = None) -
     start = time.perf_counter()
     made = build.model(setup, "meta")
     parameters = build.trained(made)
-    with _fused_on_meta():
+    with stand_ins.fused_on_meta():
         optimizer = build.optimizer(setup, parameters, "meta")
     example = build.batch(setup, setup.config().vocab_size)
     allocator = Allocator(capacity)
     tracker = Tracker(allocator, cuda.scratch)
     dtype = build.DTYPES[setup.dtype] if setup.mixed_precision else None
     on_gpu = cuda.OnGpu(gpu, dtype)
-    _enter_when_recomputed(made, on_gpu)
+    stand_ins.enter_when_recomputed(made, on_gpu)
     kinds: dict[int, str] = {}
 
     for tensor in _all_tensors(made):
@@ -157,12 +151,12 @@ def predict(setup: Setup, gpu: Gpu | None = None, capacity: int | None = None) -
             yield
 
     workspaces: dict[str, Any] = {}
-    with _as_on_gpu(on_gpu), tracker:
+    with stand_ins.as_on_gpu(on_gpu), tracker:
         train(setup, made, optimizer, parameters, batch, phase, autocast)
     _label(tracker, kinds, optimizer=optimizer)
     for _, key, _ in tracker.log:
         kinds.setdefault(key, "activations")
-    prediction = Prediction(
+    return Prediction(
         setup,
         gpu,
         allocator.peak_allocated / MB,
@@ -176,9 +170,6 @@ def predict(setup: Setup, gpu: Gpu | None = None, capacity: int | None = None) -
         tracker.log,
         kinds,
     )
-    del made, optimizer, parameters
-    gc.collect()
-    return prediction
 
 
 def _all_tensors(made: nn.Module) -> Iterator[torch.Tensor]:
@@ -221,75 +212,6 @@ def _at_peak(log: list[tuple[str, int, int]], kinds: dict[int, str]) -> dict[str
         if total > most:
             most, found = total, dict(now)
     return {kind: size / MB for kind, size in found.items()}
-
-
-def _enter_when_recomputed(made: nn.Module, on_gpu: cuda.OnGpu) -> None:
-    """A checkpointed layer runs again in the backward pass, where the function mode is not on."""
-
-    def entering(function: Any) -> Any:
-        @functools.wraps(function)
-        def inside(*args: Any, **kwargs: Any) -> Any:
-            with on_gpu.active(), on_gpu.casting():
-                return function(*args, **kwargs)
-
-        return inside
-
-    for module in made.modules():
-        checkpoint = module.__dict__.get("_gradient_checkpointing_func")
-        if checkpoint is not None:
-
-            def wrapped(function: Any, *args: Any, _checkpoint: Any = checkpoint, **kwargs: Any):
-                return _checkpoint(entering(function), *args, **kwargs)
-
-            module._gradient_checkpointing_func = wrapped
-
-
-def _fused_on_meta() -> contextlib.AbstractContextManager:
-    """Let the fused AdamW take meta tensors, for which torch has its kernel's shapes."""
-    return mock.patch.object(
-        sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None
-    )
-
-
-@contextlib.contextmanager
-def _as_on_gpu(on_gpu: cuda.OnGpu) -> Iterator[None]:
-    """Let libraries that ask about the device find what they would find on a GPU."""
-    import transformers.modeling_flash_attention_utils as flash
-
-    stand_in = types.ModuleType("flash_attn")
-    stand_in.flash_attn_func = cuda.flash_attn_func
-    stand_in.flash_attn_varlen_func = cuda.flash_attn_varlen_func
-    stand_in.flash_attn_with_kvcache = None
-    padding = types.ModuleType("flash_attn.bert_padding")
-    for name in ("pad_input", "unpad_input"):
-        setattr(padding, name, getattr(flash, f"_{name}", None))
-    asked, dtype_of = torch.is_autocast_enabled, torch.get_autocast_dtype
-
-    def is_autocast_enabled(device: str | None = None) -> bool:
-        return asked("cuda" if device in (None, "meta") else device)
-
-    def get_autocast_dtype(device: str) -> torch.dtype:
-        return dtype_of("cuda" if device == "meta" else device)
-
-    autocast = torch.autocast
-
-    def autocast_or_pause(device_type: str, *args: Any, **kwargs: Any) -> Any:
-        if device_type != "meta":
-            return autocast(device_type, *args, **kwargs)
-        return contextlib.nullcontext() if kwargs.get("enabled", True) else on_gpu.paused()
-
-    with (
-        mock.patch.object(torch, "autocast", autocast_or_pause),
-        mock.patch.object(clip_grad, "_device_has_foreach_support", lambda _: True),
-        _fused_on_meta(),
-        mock.patch.dict(
-            sys.modules, {"flash_attn": stand_in, "flash_attn.bert_padding": padding}
-        ),
-        mock.patch.object(flash, "is_flash_attn_2_available", lambda *_, **__: True),
-        mock.patch.object(torch, "is_autocast_enabled", is_autocast_enabled),
-        mock.patch.object(torch, "get_autocast_dtype", get_autocast_dtype),
-    ):
-        yield
 
 
 def _assumptions(setup: Setup, gpu: Gpu) -> list[str]:

@@ -121,18 +121,18 @@ class Setup:
                 f"Quantized weights ({self.weights}) cannot be trained themselves: set lora=True, "
                 'or take weights="16-bit".'
             )
-        if self.attention == "flash_attention_2" and self.weights == "32-bit":
-            if not self.mixed_precision:
-                raise ImpossibleSetup(
-                    "FlashAttention 2 computes in 16 bits: with 32-bit weights set "
-                    'mixed_precision=True, or take attention="sdpa".'
-                )
-        if self.mixed_precision and self.dtype == "float16" and self.weights == "16-bit":
-            if not self.lora:
-                raise ImpossibleSetup(
-                    "The gradient scaler of mixed precision in float16 refuses float16 gradients: "
-                    'take weights="32-bit", dtype="bfloat16", or LoRA.'
-                )
+        computes_in_32 = self.weights == "32-bit" and not self.mixed_precision
+        if self.attention == "flash_attention_2" and computes_in_32:
+            raise ImpossibleSetup(
+                "FlashAttention 2 computes in 16 bits: with 32-bit weights set "
+                'mixed_precision=True, or take attention="sdpa".'
+            )
+        trained_in_16 = self.weights == "16-bit" and not self.lora
+        if self.mixed_precision and self.dtype == "float16" and trained_in_16:
+            raise ImpossibleSetup(
+                "The gradient scaler of mixed precision in float16 refuses float16 gradients: "
+                'take weights="32-bit", dtype="bfloat16", or LoRA.'
+            )
         if self.sequences == "packed" and self.seq_len < 2:
             raise ImpossibleSetup("Packing needs two tokens or more.")
         self._check_length()

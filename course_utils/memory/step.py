@@ -58,7 +58,9 @@ def train(
             one_for_the_trainer()
         else:
             outputs = forward()
-            loss = outputs["loss"] / setup.accumulation if setup.accumulation > 1 else outputs["loss"]
+            loss = (
+                outputs["loss"] / setup.accumulation if setup.accumulation > 1 else outputs["loss"]
+            )
             backward(loss)
         if number % setup.accumulation == 0:
             phase("optimizer")

@@ -35,6 +35,7 @@ class Tracker(TorchDispatchMode):
         allocator: what is told of every request and release.
         scratch: given an operation, its arguments and its result, the sizes in bytes of what its
             CUDA kernel takes for itself while it runs.
+        device: whose tensors are booked; "cpu" follows a real training, to compare.
 
     Attributes:
         phase: what is going on, one of `PHASES`; set from outside.
@@ -48,10 +49,12 @@ class Tracker(TorchDispatchMode):
         self,
         allocator: Allocator,
         scratch: Callable[..., Iterable[int]] = lambda *_: (),
+        device: str = "meta",
     ):
         super().__init__()
         self.allocator = allocator
         self.scratch = scratch
+        self.device = device
         self.phase = "weights"
         self.peaks = dict.fromkeys(PHASES, 0)
         self.peak_op = ""
@@ -117,13 +120,14 @@ class Tracker(TorchDispatchMode):
         out = func(*args, **kwargs)
         name = str(func)
         for tensor in tree_flatten(out)[0]:
-            if isinstance(tensor, torch.Tensor) and tensor.device.type == "meta":
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == self.device:
                 storage = tensor.untyped_storage()
                 if storage not in self._keys:
                     self._book(storage, name)
         for release in [self.take(size, name) for size in self.scratch(func, args, kwargs, out)]:
             release()
-        self._follow_integers(func, args, kwargs, out)
+        if self.device == "meta":
+            self._follow_integers(func, args, kwargs, out)
         return out
 
     def _read(self, tensor: torch.Tensor) -> Any:

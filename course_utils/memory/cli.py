@@ -1,0 +1,147 @@
+"""`python -m course_utils memory …`: predict, measure, grid and fit from the shell."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from course_utils.memory import setup as setups
+from course_utils.memory.gpus import DEFAULT, GPUS, this_gpu
+from course_utils.memory.gpus import gpu as gpu_by_name
+from course_utils.memory.grid import NAMED, READINGS
+from course_utils.memory.setup import Setup
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the command its subcommands and their options."""
+    commands = parser.add_subparsers(dest="memory_command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    _add_setup(common)
+    common.add_argument("--json", action="store_true", help="as JSON")
+    predicting = commands.add_parser(
+        "predict", parents=[common], help="what a training will need, told without a GPU"
+    )
+    predicting.add_argument("--gpu", help=f"for which GPU: {', '.join(GPUS)}")
+    measuring = commands.add_parser("measure", parents=[common], help="the same on this GPU")
+    measuring.add_argument("--timeout", type=float, default=600, help="seconds")
+    table = commands.add_parser("grid", help="a table of the workshop, anew")
+    table.add_argument("name", help=", ".join(NAMED))
+    table.add_argument("--measure", action="store_true", help="on this GPU, instead of predicting")
+    table.add_argument("--out", type=Path, help="rows as JSON lines; a second run goes on there")
+    table.add_argument("--reading", default="published", help=", ".join(READINGS))
+    table.add_argument("--gpu", help="for which GPU to predict")
+    fitting = commands.add_parser("fit", parents=[common], help="what fits on a GPU")
+    fitting.add_argument("--gpu", required=True, help=", ".join(GPUS))
+    fitting.add_argument(
+        "--lengths", type=int, nargs="+", help="a table of the largest batches for these lengths"
+    )
+
+
+def _add_setup(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, help="a model's id, or a folder with its config.json")
+    add("--weights", default="16-bit", help=", ".join(setups.WEIGHTS))
+    add("--dtype", help=f"{', '.join(setups.DTYPES)}; by default what the GPU computes in")
+    add("--attention", default="sdpa", help=", ".join(setups.ATTENTIONS))
+    add("--seq-len", type=int, default=512)
+    add("--batch-size", type=int, default=1)
+    add("--lora", action="store_true")
+    add("--lora-rank", type=int, default=16)
+    add("--lora-dropout", type=float, default=0.05)
+    add("--lora-targets", default="default", help="default, all-linear, or names with commas")
+    add(
+        "--checkpointing",
+        nargs="?",
+        const="non-reentrant",
+        default="none",
+        help=", ".join(setups.CHECKPOINTING),
+    )
+    add("--optimizer", default="adam_fused", help=", ".join(setups.OPTIMIZERS))
+    add("--accumulation", type=int, default=1)
+    add("--mixed-precision", action="store_true")
+    add("--sequences", default="full", help=", ".join(setups.SEQUENCES))
+    add("--prompt-masked", action="store_true")
+    add("--loop", default="trainer", help=", ".join(setups.LOOPS))
+    add("--micro-batches", type=int, help="how many to run; by default two optimizer steps")
+
+
+def _setup(args: argparse.Namespace) -> Setup:
+    given = {name: getattr(args, name) for name in Setup.__dataclass_fields__}
+    if given["dtype"] is None:
+        gpu = gpu_by_name(args.gpu) if getattr(args, "gpu", None) else this_gpu() or DEFAULT
+        given["dtype"] = "bfloat16" if gpu.computes_bfloat16 else "float16"
+    return Setup(**given)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run a subcommand; 0 where it went well, 1 where a training does not fit or failed."""
+    return {"predict": _predict, "measure": _measure, "grid": _grid, "fit": _fit}[
+        args.memory_command
+    ](args)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from course_utils.memory.predict import predict
+
+    found = predict(_setup(args), gpu_by_name(args.gpu) if args.gpu else None)
+    if args.json:
+        print(json.dumps(found.to_dict(), indent=1))
+        return 0
+    print(f"{found.setup}, on a {found.gpu.name}")
+    print(f"peak allocated  {found.peak_allocated_mb:10,.0f} MB, in {found.peak_op}")
+    print(f"peak reserved   {found.peak_reserved_mb:10,.0f} MB")
+    for title, sizes in (("peak by phase", found.phases), ("at the peak", found.at_peak)):
+        print(f"\n{title}")
+        for name, size in sizes.items():
+            print(f"  {name:<13} {size:10,.0f} MB")
+    print("\nassuming " + "; ".join(found.assumptions))
+    print("for " + ", ".join(f"{name} {version}" for name, version in found.versions.items()))
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> int:
+    from course_utils.memory.measure import measure
+
+    row = measure(_setup(args), args.timeout)
+    if args.json or row["status"] != "ok":
+        print(json.dumps(row, indent=1))
+        return 0 if row["status"] == "ok" else 1
+    print(f"{_setup(args)}, on {row['gpu']}")
+    for name in ("peak_allocated_mb", "peak_reserved_mb", "context_mb"):
+        print(f"{name:<18} {row[name]:10,.0f}")
+    print(f"{row['step_seconds']:.3f} s a step, {row['tokens_per_second']:,.0f} tokens/s")
+    return 0
+
+
+def _grid(args: argparse.Namespace) -> int:
+    from course_utils.memory import grid
+
+    combinations = [grid.as_setup(cell, args.reading) for cell in grid.published(args.name)]
+    how = "measure" if args.measure else "predict"
+    rows = grid.run(combinations, how, args.out, gpu_by_name(args.gpu) if args.gpu else None)
+    found = {"measured": rows} if args.measure else {"predicted": rows}
+    compared = grid.compare(args.name, **found, reading=args.reading)
+    column = "measured" if args.measure else "predicted"
+    for shown in (column, "published"):
+        table = grid.layout(compared, shown)
+        print(f"{shown}, MB\n{table.to_string(float_format='{:,.0f}'.format)}\n")
+    return 0
+
+
+def _fit(args: argparse.Namespace) -> int:
+    from course_utils.memory.fit import fit, ways_to_fit
+
+    if args.lengths:
+        print(fit(args.model, args.gpu, args.lengths).to_string())
+        return 0
+    answers = ways_to_fit(_setup(args), args.gpu)
+    if answers.empty:
+        print("It does not fit, and no combination of the known changes is enough.")
+        return 1
+    if args.json:
+        answers["setup"] = [setup.to_dict() for setup in answers["setup"]]
+        print(answers.to_json(orient="records", indent=1))
+    else:
+        print(answers.drop(columns="setup").to_string(index=False))
+    return 0

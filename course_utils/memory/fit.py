@@ -1,0 +1,231 @@
+"""What fits on a GPU, and what makes a misfit fit. Introduced in notebook 05."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from course_utils.errors import ImpossibleSetup
+from course_utils.memory.allocator import OutOfMemory
+from course_utils.memory.gpus import MIB, Gpu
+from course_utils.memory.gpus import gpu as gpu_by_name
+from course_utils.memory.predict import Prediction, predict
+from course_utils.memory.setup import Setup
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# The CUDA context with its kernels, which no allocator sees: a cautious guess, not yet measured.
+CONTEXT_MIB = 600
+LARGEST_BATCH = 1024
+
+# Ways to train that people choose between, from the largest to the smallest.
+WAYS: dict[str, dict[str, Any]] = {
+    "all weights, 32-bit with mixed precision": {"weights": "32-bit", "mixed_precision": True},
+    "all weights, 16-bit": {},
+    "all weights, 16-bit, 8-bit Adam": {"optimizer": "adam_8bit"},
+    "LoRA on 16-bit": {"lora": True, "lora_targets": "all-linear"},
+    "LoRA on 8-bit": {"lora": True, "lora_targets": "all-linear", "weights": "8-bit"},
+    "QLoRA": {
+        "lora": True,
+        "lora_targets": "all-linear",
+        "weights": "nf4-double",
+        "optimizer": "adam_8bit_paged",
+    },
+}
+
+# What makes a training smaller, from what costs least: what is changed, and what it costs.
+CHANGES: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("attention", {"attention": "sdpa"}, "nothing: the same results, faster"),
+    ("fused optimizer", {"optimizer": "adam_fused"}, "nothing: the same results, faster"),
+    ("8-bit Adam", {"optimizer": "adam_8bit"}, "a rounding of the optimizer's states"),
+    ("smaller micro-batches", {"batch_size": "half"}, "more of them for the same step"),
+    ("checkpointing", {"checkpointing": "non-reentrant"}, "about a third more computing"),
+    ("LoRA", {"lora": True, "lora_targets": "all-linear"}, "fewer trained weights"),
+    ("4-bit weights", {"weights": "nf4-double"}, "rounded weights; needs LoRA"),
+    ("half the length", {"seq_len": "half"}, "longer examples are cut"),
+)
+
+
+def room(gpu: Gpu | str) -> int:
+    """Bytes that PyTorch's allocator may take on a GPU: all but the CUDA context's share."""
+    gpu = gpu_by_name(gpu) if isinstance(gpu, str) else gpu
+    return (gpu.memory_mib - CONTEXT_MIB) * MIB
+
+
+def fits(setup: Setup, gpu: Gpu | str) -> Prediction | None:
+    """The prediction for a training that fits on a GPU, or None if it does not.
+
+    Raises:
+        UnknownName: a GPU's name that is not known.
+    """
+    gpu = gpu_by_name(gpu) if isinstance(gpu, str) else gpu
+    try:
+        return predict(setup, gpu, room(gpu))
+    except OutOfMemory:
+        return None
+
+
+def largest_batch(setup: Setup, gpu: Gpu | str) -> int:
+    """The largest batch size with which a training fits; 0 if none does.
+
+    Memory grows with the batch in a nearly straight line, so that two predictions give a guess and
+    a few more confirm it.
+    """
+    gpu = gpu_by_name(gpu) if isinstance(gpu, str) else gpu
+    first = fits(setup.but(batch_size=1), gpu)
+    if first is None:
+        return 0
+    good, bad = 1, LARGEST_BATCH + 1
+    known = [(1, first.peak_reserved_mb)]
+    guess = 2
+    while bad - good > 1:
+        found = fits(setup.but(batch_size=guess), gpu)
+        if found is None:
+            bad = guess
+        else:
+            good = guess
+            known = [*known[-1:], (guess, found.peak_reserved_mb)]
+        guess = _next_guess(known, room(gpu) / 1e6, good, bad)
+    return good
+
+
+def _next_guess(known: list[tuple[int, float]], limit: float, good: int, bad: int) -> int:
+    guess = (good + bad) // 2
+    if len(known) == 2 and known[1][1] > known[0][1]:
+        (x0, y0), (x1, y1) = known
+        guess = int(x1 + (limit - y1) * (x1 - x0) / (y1 - y0))
+    return min(max(guess, good + 1), bad - 1)
+
+
+def fit(
+    model: str,
+    gpu: Gpu | str,
+    lengths: Iterable[int] = (512, 2048),
+    ways: dict[str, dict[str, Any]] | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The largest batch size for each way of training a model, by length of its examples.
+
+    Args:
+        model: as in `Setup`.
+        gpu: a GPU, or its name.
+        lengths: tokens an example.
+        ways: names and arguments of `Setup`; `WAYS` if None. Each is tried without and with
+            checkpointing.
+        progress: show a bar.
+
+    Returns:
+        A row a way, a column a length; 0 where not even one example fits, "–" where the way is
+        impossible.
+
+    Raises:
+        UnknownName: a model or GPU that is not known.
+    """
+    import pandas as pd
+    from tqdm.auto import tqdm
+
+    gpu = gpu_by_name(gpu) if isinstance(gpu, str) else gpu
+    dtype = "bfloat16" if gpu.computes_bfloat16 else "float16"
+    lengths = list(lengths)
+    Setup(model)  # an unknown model is an error now, and not in a cell of the table
+    cases = list(itertools.product((ways or WAYS).items(), ("none", "non-reentrant"), lengths))
+    cells: dict[str, dict[int, int | str]] = {}
+    for (name, options), checkpointing, length in tqdm(cases, disable=not progress, leave=False):
+        label = name if checkpointing == "none" else f"{name}, checkpointing"
+        try:
+            setup = Setup(
+                model, **{"dtype": dtype, **options}, checkpointing=checkpointing, seq_len=length
+            )
+            cell: int | str = largest_batch(setup, gpu)
+        except ImpossibleSetup:
+            cell = "–"
+        cells.setdefault(label, {})[length] = cell
+    table = pd.DataFrame(cells).T
+    table.columns.name = "largest batch for examples of … tokens"
+    return table
+
+
+def _changed(setup: Setup, changes: dict[str, Any]) -> Setup | None:
+    """The setup with some changes made; None where they change nothing or are impossible."""
+    values = {}
+    for name, value in changes.items():
+        now = getattr(setup, name)
+        values[name] = now // 2 if value == "half" else value
+        if value == "half" and now < 2:
+            return None
+    if "batch_size" in values:
+        values["accumulation"] = setup.accumulation * 2
+    try:
+        changed = setup.but(**values)
+    except ImpossibleSetup:
+        return None
+    return None if changed == setup else changed
+
+
+def ways_to_fit(
+    setup: Setup, gpu: Gpu | str, wanted: int = 3, progress: bool = True
+) -> pd.DataFrame:
+    """The cheapest changes with which a training fits: single ones first, then more together.
+
+    Args:
+        setup: what does not fit.
+        gpu: a GPU, or its name.
+        wanted: how many answers are enough.
+        progress: show a bar.
+
+    Returns:
+        A row an answer: what to change, what it costs, the peak in MB that the allocator reserves;
+        the changed `Setup`s are in the column `setup`. One row "nothing" if it fits as it is; none
+        if no combination of `CHANGES` is enough.
+    """
+    import pandas as pd
+    from tqdm.auto import tqdm
+
+    gpu = gpu_by_name(gpu) if isinstance(gpu, str) else gpu
+    found = fits(setup, gpu)
+    if found is not None:
+        return pd.DataFrame([_answer((), setup, found)])
+    answers: list[dict[str, Any]] = []
+    enough: list[frozenset[str]] = []
+    combinations = [
+        combination
+        for size in range(1, len(CHANGES) + 1)
+        for combination in itertools.combinations(CHANGES, size)
+    ]
+    for combination in tqdm(combinations, disable=not progress, leave=False):
+        names = frozenset(name for name, _, _ in combination)
+        if any(less <= names for less in enough):  # less is enough
+            continue
+        merged: dict[str, Any] = {}
+        for _, changes, _ in combination:
+            merged |= changes
+        changed = _changed(setup, merged)
+        # A change that alone does nothing makes a combination the same as a smaller one.
+        if changed is None or any(_idle(setup, changes, merged) for _, changes, _ in combination):
+            continue
+        found = fits(changed, gpu)
+        if found is not None:
+            enough.append(names)
+            answers.append(_answer(combination, changed, found))
+            if len(answers) == wanted:
+                break
+    columns = ["change", "cost", "peak reserved (MB)", "setup"]
+    return pd.DataFrame(answers, columns=columns)
+
+
+def _idle(setup: Setup, changes: dict[str, Any], merged: dict[str, Any]) -> bool:
+    """Whether a change does nothing here, or another one overrules it."""
+    return any(merged[name] != value for name, value in changes.items()) or all(
+        getattr(setup, name) == value for name, value in changes.items()
+    )
+
+
+def _answer(combination: tuple, setup: Setup, found: Prediction) -> dict[str, Any]:
+    return {
+        "change": " + ".join(name for name, _, _ in combination) or "nothing",
+        "cost": "; ".join(cost for _, _, cost in combination),
+        "peak reserved (MB)": round(found.peak_reserved_mb),
+        "setup": setup,
+    }

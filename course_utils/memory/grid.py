@@ -1,0 +1,310 @@
+"""Mixin'Matching: tables of GPU memory over combinations of settings. Introduced in notebook 05.
+
+`published.csv` holds the figures of the workshop's three tables of November 2024: peaks that the
+CUDA allocator had allocated, in MB = 10^6 bytes, batch size 1, on a GPU of about 24 GB.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from course_utils.catalog import unknown
+from course_utils.errors import CourseError, ImpossibleSetup
+from course_utils.memory.allocator import OutOfMemory
+from course_utils.memory.gpus import DEFAULT, Gpu, this_gpu
+from course_utils.memory.setup import Setup
+from course_utils.results import append_row, whole_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+_HERE = Path(__file__).parent
+NAMED = {
+    "opt-350m-16bit": ("facebook/opt-350m", "16-bit"),
+    "opt-350m-8bit": ("facebook/opt-350m", "8-bit"),
+    "falcon-7b-8bit": ("tiiuae/falcon-7b", "8-bit"),
+}
+READINGS = {
+    "published": "what the published figures are of: one micro-batch, outputs and KV cache kept "
+    "until the step's end, paged 8-bit states, and no step at all where gradients accumulate",
+    "today": "what the settings say: two optimizer steps in the Trainer's loop, gradients "
+    "accumulating over four micro-batches each",
+}
+AXES = ("seq_len", "grad_checkpointing", "lora", "optimizer", "grad_accumulation")
+WAYS = ("predict", "measure")
+
+
+def published(name: str) -> list[dict[str, str]]:
+    """The cells of a published table, as they are in `published.csv`.
+
+    Raises:
+        UnknownName: another table, with those that there are.
+    """
+    if name not in NAMED:
+        raise unknown("table", name, list(NAMED))
+    with (_HERE / "published.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if (row["model"], row["weights"]) == NAMED[name]]
+
+
+def as_setup(cell: dict[str, str], reading: str = "published") -> Setup:
+    """The training that a cell of a published table stands for.
+
+    Args:
+        cell: of `published`.
+        reading: one of `READINGS`.
+
+    Raises:
+        UnknownName: another reading.
+    """
+    if reading not in READINGS:
+        raise unknown("reading", reading, list(READINGS))
+    eight_bits = cell["optimizer"] == "adam_8bit"
+    accumulates = cell["grad_accumulation"] == "yes"
+    common = {
+        "model": cell["model"],
+        "weights": cell["weights"],
+        "dtype": "float16",
+        "attention": cell["attention"],
+        "lora": cell["lora"] == "yes",
+        "mixed_precision": cell["mixed_precision"] == "yes",
+        "seq_len": int(cell["seq_len"]),
+        "batch_size": int(cell["batch_size"]),
+    }
+    if reading == "published":
+        # Both kinds of row hold no state that PyTorch's allocator would see.
+        stateless = eight_bits or accumulates
+        return Setup(
+            **common,
+            checkpointing="reentrant" if cell["grad_checkpointing"] == "yes" else "none",
+            optimizer="adam_8bit_paged" if stateless and not common["lora"] else "adam",
+            loop="handwritten",
+            micro_batches=1,
+        )
+    return Setup(
+        **common,
+        checkpointing="non-reentrant" if cell["grad_checkpointing"] == "yes" else "none",
+        optimizer="adam_8bit" if eight_bits else "adam",
+        accumulation=4 if accumulates else 1,
+    )
+
+
+def product(model: str, **options: Any) -> list[dict[str, Any]]:
+    """Every combination of some options, as arguments of `Setup`; the last option varies fastest.
+
+    Args:
+        model: as in `Setup`.
+        options: fields of `Setup`, each a value or a list of values.
+    """
+    lists = [value if isinstance(value, (list, tuple)) else [value] for value in options.values()]
+    return [
+        {"model": model, **dict(zip(options, values, strict=True))}
+        for values in itertools.product(*lists)
+    ]
+
+
+def _key(row: dict[str, Any]) -> str:
+    """What makes two rows the same measurement."""
+    wanted = {name: row.get(name) for name in ("setup", "how", "gpu", "versions")}
+    return json.dumps(wanted, sort_keys=True)
+
+
+def _key_to_come(setup: dict[str, Any], how: str, gpu: str | None) -> str:
+    from course_utils.memory.predict import versions
+
+    word = "predicted" if how == "predict" else "measured"
+    return _key({"setup": setup, "how": word, "gpu": gpu, "versions": versions()})
+
+
+def run(
+    combinations: Iterable[dict[str, Any] | Setup],
+    how: str = "predict",
+    out: Path | None = None,
+    gpu: Gpu | None = None,
+    timeout: float = 600,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Predict or measure each combination; a row each, in the given order.
+
+    With `out`, rows are appended as they come, and what is there already, for the same setup, GPU
+    and versions, is not done again: a run that was killed goes on.
+
+    Args:
+        combinations: setups, or arguments of `Setup`; impossible ones become rows with
+            `status` "refused" and the reason.
+        how: "predict" or "measure" (which needs a GPU).
+        out: a file of JSON lines.
+        gpu: for predictions, as in `predict`.
+        timeout: for measurements, seconds each.
+        progress: show a bar.
+
+    Raises:
+        UnknownName: another `how`.
+        NoGpu: measurements without a GPU.
+    """
+    from tqdm.auto import tqdm
+
+    if how not in WAYS:
+        raise unknown("way", how, list(WAYS))
+    here = this_gpu()
+    meant = (gpu or here or DEFAULT) if how == "predict" else here
+    name = meant.name if meant else None
+    done = {_key(row): row for row in (whole_rows(out) if out else [])}
+    rows = []
+    for given in tqdm(list(combinations), disable=not progress, leave=False, desc=how):
+        try:
+            setup = given if isinstance(given, Setup) else Setup(**given)
+        except ImpossibleSetup as error:
+            rows.append({"setup": given, "status": "refused", "error": str(error)})
+            continue
+        key = _key_to_come(setup.to_dict(), how, name)
+        if key not in done:
+            done[key] = _row(setup, how, gpu, timeout)
+            if out:
+                append_row(out, done[key])
+        rows.append(done[key])
+    return rows
+
+
+def _row(setup: Setup, how: str, gpu: Gpu | None, timeout: float) -> dict[str, Any]:
+    if how == "measure":
+        from course_utils.memory.measure import measure
+
+        return measure(setup, timeout)
+    from course_utils.memory.predict import predict
+
+    try:
+        prediction = predict(setup, gpu)
+    except (CourseError, OutOfMemory) as error:
+        return {
+            "setup": setup.to_dict(),
+            "how": "predicted",
+            "status": "refused",
+            "error": str(error),
+        }
+    return {"how": "predicted", "status": "ok", **prediction.to_dict()}
+
+
+def peak(row: dict[str, Any]) -> float | str:
+    """A row's peak in MB, or why there is none ("OOM", "refused", …)."""
+    return row["peak_allocated_mb"] if row["status"] == "ok" else row["status"]
+
+
+def compare(
+    name: str,
+    predicted: list[dict[str, Any]] | None = None,
+    measured: list[dict[str, Any]] | None = None,
+    reading: str = "published",
+) -> pd.DataFrame:
+    """A published table's cells beside what was predicted and measured for them, a row a cell.
+
+    Columns: the axes of the table, `attention`, `published`, and `predicted` and `measured` where
+    given, in MB (text such as "OOM" where there is no figure); `error (%)` is predicted over
+    measured, or over published where nothing was measured.
+    """
+    import pandas as pd
+
+    def by_setup(rows: list[dict[str, Any]] | None) -> dict[str, Any]:
+        return {json.dumps(row["setup"], sort_keys=True): peak(row) for row in rows or []}
+
+    found = {"predicted": by_setup(predicted), "measured": by_setup(measured)}
+    lines = []
+    for cell in published(name):
+        key = json.dumps(as_setup(cell, reading).to_dict(), sort_keys=True)
+        line = {axis: cell[axis] for axis in (*AXES, "mixed_precision", "attention")}
+        line["seq_len"] = int(cell["seq_len"])
+        line["published"] = _number(cell["peak_mb"])
+        for column, peaks in found.items():
+            if peaks:
+                line[column] = peaks.get(key)
+        against = line.get("measured", line["published"])
+        if isinstance(line.get("predicted"), float) and isinstance(against, float):
+            line["error (%)"] = 100 * (line["predicted"] / against - 1)
+        lines.append(line)
+    frame = pd.DataFrame(lines)
+    empty = [axis for axis in (*AXES, "mixed_precision") if frame[axis].nunique() == 1]
+    return frame.drop(columns=empty)
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def layout(compared: pd.DataFrame, column: str = "predicted") -> pd.DataFrame:
+    """One column of `compare` in the sources' layout: a column an attention implementation."""
+    kept = [name for name in compared.columns if name in (*AXES, "mixed_precision")]
+    table = compared.set_index([*kept, "attention"])[column].unstack("attention", sort=False)
+    return table.rename(columns={"eager": "Eager", "sdpa": "SDPA", "flash_attention_2": "FA2"})
+
+
+def heat_map(table: pd.DataFrame, axis: Axes, limit_mb: float | None = None) -> None:
+    """Draw a table of MB in colours, its figures written in; what is no number stays grey.
+
+    Args:
+        table: as `layout` gives it.
+        axis: where to draw.
+        limit_mb: a GPU's memory; figures above it are in bold.
+    """
+    import numpy as np
+    import pandas as pd
+
+    numbers = table.apply(pd.to_numeric, errors="coerce")
+    image = np.ma.masked_invalid(numbers.to_numpy(dtype=float))
+    shown = axis.imshow(np.log10(image), cmap="YlOrRd", aspect="auto")
+    shown.cmap.set_bad("0.85")
+    middle = (np.log10(image).min() + np.log10(image).max()) / 2
+    for row, column in itertools.product(*map(range, table.shape)):
+        value = numbers.iat[row, column]
+        text = str(table.iat[row, column]) if np.isnan(value) else f"{value:,.0f}"
+        dark = not np.isnan(value) and np.log10(value) > middle + 0.2
+        heavy = limit_mb is not None and value > limit_mb
+        axis.text(
+            column,
+            row,
+            text,
+            ha="center",
+            va="center",
+            fontsize=9,
+            color="white" if dark else "black",
+            fontweight="bold" if heavy else "normal",
+        )
+    axis.set_xticks(range(table.shape[1]), table.columns)
+    names = table.index.names
+    labels = [
+        ", ".join(f"{name} {value}" for name, value in zip(names, _tuple(entry), strict=True))
+        for entry in table.index
+    ]
+    axis.set_yticks(range(len(labels)), [_short(label) for label in labels])
+    axis.grid(False)
+    axis.tick_params(length=0)
+
+
+def _tuple(entry: Any) -> tuple:
+    return entry if isinstance(entry, tuple) else (entry,)
+
+
+def _short(label: str) -> str:
+    for long, short in (
+        ("grad_checkpointing yes", "checkpointing"),
+        ("grad_checkpointing no", "–"),
+        ("lora yes", "LoRA"),
+        ("lora no", "–"),
+        ("optimizer adam_8bit", "8-bit Adam"),
+        ("optimizer adam", "Adam"),
+        ("grad_accumulation yes", "accumulation"),
+        ("grad_accumulation no", "–"),
+        ("mixed_precision yes", "mixed"),
+        ("mixed_precision no", "–"),
+        ("seq_len ", ""),
+    ):
+        label = label.replace(long, short)
+    return " · ".join(part for part in label.split(", ") if part != "–") or "plain"

@@ -1,0 +1,211 @@
+"""`measure`: the memory and the time of a training on a GPU, by real steps.
+
+Each measurement runs in a process of its own, so that one starts as clean as the other and whatever
+goes wrong is a row. Introduced in notebook 05.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from course_utils.errors import CourseError
+from course_utils.memory.setup import Setup
+
+MB = 1e6
+
+
+class NoGpu(CourseError):
+    """A measurement that needs a CUDA device where there is none."""
+
+
+def measure(
+    setup: Setup, timeout: float = 600, weights: str | None = None, device: str = "cuda"
+) -> dict[str, Any]:
+    """Train for the setup's steps on this machine's GPU, and tell what it took.
+
+    Args:
+        setup: what is trained, and how.
+        timeout: seconds after which the process is ended.
+        weights: a folder of a saved model for real weights; None for random ones, which need the
+            same memory and time.
+        device: "cuda"; "cpu" tries the program out, and measures time but no memory.
+
+    Returns:
+        A row: `status` ("ok", "OOM", "crash" or "timeout"), `setup`, and if it went well
+        `peak_allocated_mb`, `peak_reserved_mb` and `context_mb` (MB = 10^6 bytes), `phases` with
+        the peak of each, `step_seconds` and `tokens_per_second` of steps after the first ones,
+        `gpu`, `driver`, `versions`. Out of memory: `asked`, as the allocator says it. Otherwise
+        `error`, what the process said last.
+
+    Raises:
+        NoGpu: no CUDA device; `predict` needs none.
+    """
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise NoGpu(
+                "This machine has no CUDA device to measure on. predict(setup) tells the memory "
+                "without one."
+            )
+    row: dict[str, Any] = {"setup": setup.to_dict(), "how": "measured"}
+    start = time.perf_counter()
+    here, there = _processes().Pipe(duplex=False)
+    process = _processes().Process(
+        target=_answer, args=(there, setup, weights, device), daemon=True
+    )
+    process.start()
+    there.close()
+    try:
+        answer = here.recv() if here.poll(timeout) else {"status": "timeout"}
+    except EOFError:  # the process is gone without a word
+        process.join()
+        answer = {"status": "crash", "error": f"the process ended with status {process.exitcode}"}
+    if answer["status"] == "timeout":
+        answer["error"] = f"not done after {timeout:g} s"
+        process.kill()
+    process.join()
+    return {**row, "wall_seconds": round(time.perf_counter() - start, 1), **answer}
+
+
+@functools.cache
+def _processes() -> Any:
+    """Where new processes come from: on Linux a server that has imported the libraries once."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["course_utils.memory.build", "transformers", "peft"])
+    return context
+
+
+def _answer(pipe: Any, setup: Setup, weights: str | None, device: str) -> None:
+    """What a process of its own does: measure, and say how it went."""
+    try:
+        pipe.send(measure_here(setup, weights, device))
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".splitlines()
+        pipe.send({"status": "crash", "error": _without_paths(" ".join(said))})
+
+
+def _without_paths(line: str) -> str:
+    """What an error says without this machine's folders."""
+    return re.sub(r"(/[\w.+-]+){2,}/", "…/", line.strip())[:300]
+
+
+def measure_here(setup: Setup, weights: str | None, device: str) -> dict[str, Any]:
+    """What `measure` does in its process."""
+    import contextlib
+
+    import torch
+
+    from course_utils.memory import build
+    from course_utils.memory.predict import versions
+    from course_utils.memory.step import train
+
+    cuda = torch.cuda if device == "cuda" else None
+    torch.manual_seed(0)
+    made = build.model(setup, device)
+    if weights:
+        _load(made, Path(weights))
+    parameters = build.trained(made)
+    optimizer = build.optimizer(setup, parameters, device)
+    example = build.batch(setup, setup.config().vocab_size)
+    dtype = build.DTYPES[setup.dtype]
+    scaled = setup.mixed_precision and setup.dtype == "float16" and cuda is not None
+    scaler = torch.amp.GradScaler("cuda") if scaled else None
+    peaks: dict[str, float] = {}
+    reserved = [0.0]
+    current = ["weights"]
+
+    def phase(name: str) -> None:
+        if cuda is not None:
+            cuda.synchronize()
+            peak = cuda.max_memory_allocated() / MB
+            peaks[current[0]] = max(peak, peaks.get(current[0], 0.0))
+            reserved[0] = max(reserved[0], cuda.max_memory_reserved() / MB)
+            cuda.reset_peak_memory_stats()
+        current[0] = name
+
+    def autocast() -> Any:
+        if not setup.mixed_precision:
+            return contextlib.nullcontext()
+        return torch.autocast(device, dtype=dtype)
+
+    def batch() -> dict[str, torch.Tensor]:
+        return {name: values.to(device) for name, values in example.items()}
+
+    def run(tell: Any) -> None:
+        train(setup, made, optimizer, parameters, batch, tell, autocast, scaler)
+
+    if cuda is not None:
+        cuda.empty_cache()
+        cuda.reset_peak_memory_stats()
+    try:
+        run(phase)
+        phase("done")
+        timed = _time(run, cuda)
+    except torch.OutOfMemoryError as error:
+        return {
+            "status": "OOM",
+            "asked": str(error).splitlines()[0].split(" Of the allocated")[0],
+            **_machine(cuda),
+            "versions": versions(),
+        }
+    steps = max(1, setup.runs // setup.accumulation)
+    tokens = setup.batch_size * setup.seq_len * setup.runs
+    row = {
+        "status": "ok",
+        "step_seconds": round(timed / steps, 4),
+        "tokens_per_second": round(tokens / timed, 1),
+        **_machine(cuda),
+        "versions": versions(),
+    }
+    if cuda is not None:
+        free, total = cuda.mem_get_info()
+        row |= {
+            "peak_allocated_mb": round(max(peaks.values()), 1),
+            "peak_reserved_mb": round(reserved[0], 1),
+            "context_mb": round((total - free - cuda.memory_reserved()) / MB, 1),
+            "phases": {name: round(size, 1) for name, size in peaks.items()},
+        }
+    return row
+
+
+def _load(made: Any, folder: Path) -> None:
+    """Real weights into a model that was made with random ones."""
+    from safetensors.torch import load_file
+
+    for file in sorted(folder.glob("*.safetensors")):
+        made.load_state_dict(load_file(file), strict=False)
+
+
+def _time(run: Any, cuda: Any) -> float:
+    """Seconds for the setup's steps once more, now that all is warm."""
+    if cuda is not None:
+        cuda.synchronize()
+    start = time.perf_counter()
+    run(lambda _: None)
+    if cuda is not None:
+        cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _machine(cuda: Any) -> dict[str, Any]:
+    if cuda is None:
+        import platform
+
+        return {"gpu": None, "machine": platform.machine()}
+    found: dict[str, Any] = {"gpu": cuda.get_device_name(0)}
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        found["driver"] = pynvml.nvmlSystemGetDriverVersion()
+    except Exception:  # no NVML: the row does without
+        found["driver"] = None
+    return found
