@@ -11,7 +11,7 @@ from course_utils.memory.allocator import OutOfMemory
 from course_utils.memory.gpus import MIB, Gpu
 from course_utils.memory.gpus import gpu as gpu_by_name
 from course_utils.memory.predict import Prediction, predict
-from course_utils.memory.setup import Setup
+from course_utils.memory.setup import Setup, config_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,7 +129,7 @@ def fit(
     gpu = gpu_by_name(gpu) if isinstance(gpu, str) else gpu
     dtype = "bfloat16" if gpu.computes_bfloat16 else "float16"
     lengths = list(lengths)
-    Setup(model)  # an unknown model is an error now, and not in a cell of the table
+    config_of(model)  # an unknown model is an error now, and not in a cell of the table
     cases = list(itertools.product((ways or WAYS).items(), ("none", "non-reentrant"), lengths))
     cells: dict[str, dict[int, int | str]] = {}
     for (name, options), checkpointing, length in tqdm(cases, disable=not progress, leave=False):

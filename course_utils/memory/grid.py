@@ -254,13 +254,14 @@ def heat_map(table: pd.DataFrame, axis: Axes, limit_mb: float | None = None) -> 
         axis: where to draw.
         limit_mb: a GPU's memory; figures above it are in bold.
     """
+    import matplotlib
     import numpy as np
     import pandas as pd
 
     numbers = table.apply(pd.to_numeric, errors="coerce")
     image = np.ma.masked_invalid(numbers.to_numpy(dtype=float))
-    shown = axis.imshow(np.log10(image), cmap="YlOrRd", aspect="auto")
-    shown.cmap.set_bad("0.85")
+    colours = matplotlib.colormaps["YlOrRd"].with_extremes(bad="0.85")
+    axis.imshow(np.log10(image), cmap=colours, aspect="auto")
     middle = (np.log10(image).min() + np.log10(image).max()) / 2
     for row, column in itertools.product(*map(range, table.shape)):
         value = numbers.iat[row, column]
