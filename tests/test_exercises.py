@@ -481,6 +481,47 @@ def test_wrong_questions(wrong: Callable, said: str) -> None:
     assert said in verdict.message
 
 
+def affine(
+    weight: torch.Tensor,
+    bits: int,
+    block: int,
+    steps: int = -1,
+    low: float | None = None,
+    up: bool = False,
+    constant: bool = True,
+) -> torch.Tensor:
+    """An answer to 04.1 with a slip in it: other steps, a fixed low end, always rounded up."""
+    rows = weight.reshape(-1, block)
+    start = rows.amin(1, keepdim=True) if low is None else torch.tensor(low)
+    step = (rows.amax(1, keepdim=True) - start) / (2**bits + steps)
+    if constant:
+        step = step.clamp(min=1e-9)
+    count = (rows - start) / step
+    return (((count - 1e-3).ceil() if up else count.round()) * step + start).reshape(weight.shape)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda w, bits, block: affine(w, bits, block).flatten(), "the shape is"),
+        (lambda w, bits, block: affine(w, bits, block).long(), "codes"),
+        (lambda w, bits, block: w.copy_(affine(w, bits, block)), "has changed"),
+        (lambda w, bits, block: affine(w, bits, block, low=0.0), "smallest number of a block"),
+        (lambda w, bits, block: affine(w, bits, w.numel()), "smallest number of a block"),
+        (lambda w, bits, block: w.clone(), "different numbers"),
+        (lambda w, bits, block: affine(w, bits, block, steps=0), "lie between"),
+        (lambda w, bits, block: affine(w, bits, block, steps=-2), "lie between"),
+        (lambda w, bits, block: affine(w, bits, block, up=True), "nearer level"),
+        (lambda w, bits, block: affine(w, bits, block, constant=False), "divided by zero"),
+    ],
+)
+def test_wrong_quantizers(wrong: Callable, said: str) -> None:
+    """From a wrong shape to the block whose numbers are all the same."""
+    verdict = exercises.grade("04.1", wrong)
+    assert not verdict.solved
+    assert said in verdict.message
+
+
 def chosen(number: int, column: str = "country") -> Callable[[Dataset], Dataset]:
     """An answer to 06.1: the rows of the first so many countries, or relations."""
 
