@@ -156,3 +156,130 @@ def translator(
     )
     box.controls = {"text": text, "run": button, "random": chance, "shown": shown}
     return box
+
+
+# A colour for each kind of memory; the last one is what lies outside the allocator.
+_COLOURS = {
+    "weights": "#7f7f7f",
+    "optimizer": "#e69f00",
+    "gradients": "#56b4e9",
+    "activations": "#0072b2",
+    "workspaces": "#009e73",
+    "CUDA context": "#cc79a7",
+}
+
+
+def memory_calculator(
+    model: str = "HuggingFaceTB/SmolLM2-1.7B",
+    gpu: str = "t4",
+    *,
+    seq_len: int = 1024,
+    batch_size: int = 1,
+) -> WithFallback:
+    """What a training needs of a GPU's memory, predicted, and what would make it fit.
+
+    Introduced in notebook 04.
+
+    Args:
+        model: the model that is chosen at first; any id of the catalogue can be.
+        gpu: the GPU that is chosen at first.
+        seq_len, batch_size: what stands in the fields at first.
+    """
+    from course_utils.catalog import catalog
+    from course_utils.errors import CourseError
+    from course_utils.memory import setup as setups
+    from course_utils.memory.allocator import OutOfMemory
+    from course_utils.memory.fit import CONTEXT_MIB, room, ways_to_fit
+    from course_utils.memory.gpus import GPUS, MIB
+    from course_utils.memory.predict import predict
+
+    def choice(label: str, options: Any, value: Any) -> widgets.Dropdown:
+        return widgets.Dropdown(options=options, value=value, description=label)
+
+    names = [*catalog().own, *catalog().models]
+    fields: dict[str, Any] = {
+        "model": widgets.Combobox(options=names, value=model, description="Model"),
+        "weights": choice("Weights", setups.WEIGHTS, "16-bit"),
+        "lora": widgets.Checkbox(value=True, description="LoRA", indent=False),
+        "optimizer": choice("Optimizer", list(setups.OPTIMIZERS), "adam_fused"),
+        "attention": choice("Attention", setups.ATTENTIONS, "sdpa"),
+        "checkpointing": choice("Checkpointing", setups.CHECKPOINTING, "none"),
+        "mixed_precision": widgets.Checkbox(
+            value=False, description="Mixed precision", indent=False
+        ),
+        "batch_size": widgets.BoundedIntText(batch_size, 1, 4096, description="Batch"),
+        "seq_len": widgets.BoundedIntText(seq_len, 1, 10**6, description="Tokens"),
+    }
+    which = choice("GPU", [(entry.name, key) for key, entry in GPUS.items()], gpu)
+    button = widgets.Button(description="Predict", button_style="primary")
+    help_button = widgets.Button(description="Make it fit")
+    shown = widgets.HTML()
+
+    def setup() -> setups.Setup:
+        dtype = "bfloat16" if GPUS[which.value].computes_bfloat16 else "float16"
+        given = {name: field.value for name, field in fields.items()}
+        targets = {"lora_targets": "all-linear"} if given["lora"] else {}
+        return setups.Setup(**given, **targets, dtype=dtype)
+
+    def tell(text: str) -> None:
+        shown.value = text
+
+    def busy(work: Callable[[], str]) -> None:
+        button.disabled = help_button.disabled = True
+        tell("…")
+        try:
+            tell(work())
+        except (CourseError, OutOfMemory, ValueError) as error:
+            tell(f"<p>That does not work: {html.escape(str(error))}</p>")
+        finally:
+            button.disabled = help_button.disabled = False
+
+    def run() -> str:
+        chosen = GPUS[which.value]
+        found = predict(setup(), chosen)
+        parts = {**found.at_peak, "CUDA context": CONTEXT_MIB * MIB / 1e6}
+        whole = chosen.memory_mib * MIB / 1e6
+        need = found.peak_reserved_mb
+        fits = need <= room(chosen) / 1e6
+        scale = 100 / max(whole, sum(parts.values()))
+        bars = "".join(
+            f'<div title="{kind}: {size:,.0f} MB" style="width:{size * scale:.2f}%;'
+            f'background:{_COLOURS[kind]};height:22px"></div>'
+            for kind, size in parts.items()
+        )
+        legend = " ".join(
+            f'<span style="color:{_COLOURS[kind]}">■</span> {kind} {size:,.0f}'
+            for kind, size in parts.items()
+        )
+        verdict = "It fits" if fits else "It does not fit"
+        return (
+            f"<p><b>{verdict}</b>: the allocator would reserve {need:,.0f} MB, and a {chosen.name} "
+            f"has {whole:,.0f} MB, of which the CUDA context takes about "
+            f"{CONTEXT_MIB * MIB / 1e6:,.0f} (not yet measured).</p>"
+            f'<div style="display:flex;width:100%;border:1px solid #888">{bars}</div>'
+            f"<p>At the peak ({html.escape(found.peak_op)}), MB: {legend}</p>"
+        )
+
+    def repair() -> str:
+        answers = ways_to_fit(setup(), which.value, progress=False)
+        if answers.empty:
+            return "<p>No combination of the known changes is enough.</p>"
+        return answers.drop(columns="setup").to_html(index=False, border=0)
+
+    button.on_click(lambda _: busy(run))
+    help_button.on_click(lambda _: busy(repair))
+    box = WithFallback(
+        [
+            widgets.HBox([fields["model"], which]),
+            widgets.HBox([fields["weights"], fields["optimizer"]]),
+            widgets.HBox([fields["attention"], fields["checkpointing"]]),
+            widgets.HBox([fields["batch_size"], fields["seq_len"]]),
+            widgets.HBox([fields["lora"], fields["mixed_precision"]]),
+            widgets.HBox([button, help_button]),
+            shown,
+        ],
+        "Widgets are not shown here. `predict(Setup(…))` and `ways_to_fit` do the same.",
+    )
+    box.controls = {**fields, "gpu": which, "predict": button, "repair": help_button}
+    box.controls["shown"] = shown
+    return box

@@ -16,6 +16,8 @@ from course_utils import exercises, load_tokenizer, runner
 from course_utils.data import load_data
 from course_utils.errors import UnknownName
 from course_utils.exercises import notebook_01, notebook_03_2
+from course_utils.memory.predict import predict
+from course_utils.memory.setup import Setup
 
 ALL = exercises.known()
 
@@ -518,6 +520,28 @@ def affine(
 def test_wrong_quantizers(wrong: Callable, said: str) -> None:
     """From a wrong shape to the block whose numbers are all the same."""
     verdict = exercises.grade("04.1", wrong)
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+def rise(setup: Setup, one: int, two: int) -> float:
+    """The difference between the peaks of two numbers of micro-batches."""
+    peaks = [predict(setup.but(micro_batches=n)).peak_allocated_mb for n in (one, two)]
+    return peaks[1] - peaks[0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda setup: str(rise(setup, 1, 2)), "number of MB"),
+        (lambda setup: rise(setup, 2 * setup.accumulation, setup.accumulation), "way round"),
+        (lambda setup: rise(setup, 1, 2), "predictions say otherwise"),
+        (lambda setup: 10.0, "predictions say otherwise"),
+    ],
+)
+def test_wrong_second_steps(wrong: Callable, said: str) -> None:
+    """A text, the wrong sign, micro-batches taken for steps, a guess."""
+    verdict = exercises.grade("04.2", wrong)
     assert not verdict.solved
     assert said in verdict.message
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from course_utils import runner
-from course_utils.widgets import WithFallback, playground, translator
+from course_utils.widgets import WithFallback, memory_calculator, playground, translator
 
 
 @pytest.fixture
@@ -91,3 +91,23 @@ def test_translating() -> None:
     controls["run"].click()
     assert "no &lt;questions&gt;" in controls["shown"].value
     assert not controls["run"].disabled
+
+
+def test_memory_calculator() -> None:
+    """Predicted, repaired, and refused with the reason."""
+    box = memory_calculator("HuggingFaceTB/SmolLM2-135M", "t4", seq_len=256)
+    controls = box.controls
+    controls["predict"].click()
+    assert "It fits" in controls["shown"].value
+    assert "weights" in controls["shown"].value
+    controls["repair"].click()
+    assert "nothing" in controls["shown"].value
+    controls["lora"].value = False
+    controls["weights"].value = "nf4"
+    controls["predict"].click()
+    assert "lora=True" in controls["shown"].value
+    controls["model"].value = "no/model"
+    controls["predict"].click()
+    assert "Unknown model" in controls["shown"].value
+    assert not controls["predict"].disabled
+    assert "predict(" in box._repr_mimebundle_()["text/plain"]

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 
 from course_utils.exercises import Wrong, call, exercise
+from course_utils.memory.predict import predict
+from course_utils.memory.setup import Setup
 
 
 @exercise(
@@ -71,3 +73,26 @@ def _numbers(given: object, shape: tuple[int, ...], what: str) -> torch.Tensor:
     if not torch.isfinite(given).all():
         raise Wrong(f"{what}not all numbers are finite: was something divided by zero?")
     return given.detach().float()
+
+
+@exercise(
+    "04.2",
+    "`setup.but(micro_batches=1)` is the same setup with one micro-batch.",
+    "With accumulation, one micro-batch is not yet a step.",
+    "`predict(...).peak_allocated_mb` is a peak; subtract two of them.",
+)
+def _second_step_costs(function: Callable[[Setup], float]) -> None:
+    base = Setup("course/pythia-3m", seq_len=256, batch_size=8, optimizer="adam_fused")
+    for setup in (base, base.but(optimizer="sgd"), base.but(accumulation=3)):
+        found = call(function, setup)
+        if isinstance(found, bool) or not isinstance(found, (int, float)):
+            raise Wrong(f"A number of MB is expected, and this is {type(found).__name__}.")
+        one, two = (
+            predict(setup.but(micro_batches=steps * setup.accumulation)).peak_allocated_mb
+            for steps in (1, 2)
+        )
+        what = f"For {setup.optimizer} with accumulation over {setup.accumulation}"
+        if two - one > 1 and abs(found - (one - two)) < 0.5:
+            raise Wrong(f"{what} it is {found:.1f} MB: the right way round?")
+        if abs(found - (two - one)) > 0.5:
+            raise Wrong(f"{what} you find {found:.1f} MB; predictions say otherwise.")

@@ -154,7 +154,8 @@ def predict(setup: Setup, gpu: Gpu | None = None, capacity: int | None = None) -
     with stand_ins.as_on_gpu(on_gpu), tracker:
         train(setup, made, optimizer, parameters, batch, phase, autocast)
     _label(tracker, kinds, optimizer=optimizer)
-    for _, key, _ in tracker.log:
+    log = list(tracker.log)  # what is released later belongs to no step
+    for _, key, _ in log:
         kinds.setdefault(key, "activations")
     return Prediction(
         setup,
@@ -162,12 +163,12 @@ def predict(setup: Setup, gpu: Gpu | None = None, capacity: int | None = None) -
         allocator.peak_allocated / MB,
         allocator.peak_reserved / MB,
         {name: tracker.peaks[name] / MB for name in PHASES},
-        _at_peak(tracker.log, kinds),
+        _at_peak(log, kinds),
         tracker.peak_op,
         _assumptions(setup, gpu),
         versions(),
         time.perf_counter() - start,
-        tracker.log,
+        log,
         kinds,
     )
 
