@@ -7,8 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 from conftest import ROOT, load_tool
 
+from course_utils.memory.measure import NoGpu
+from course_utils.memory.setup import CHECKPOINTING, OPTIMIZERS, SEQUENCES, WEIGHTS, Setup
 from course_utils.results import append_row, whole_rows
 
 PROGRAM = ROOT / "benchmarks" / "pig_latin.py"
@@ -91,3 +95,72 @@ def test_rows_survive_a_kill(tmp_path: Path) -> None:
     append_row(path, {"name": "next"})
     assert [row["name"] for row in whole_rows(path)] == ["São Tomé", "next"]
     assert [file.name for file in path.parent.iterdir()] == ["rows.jsonl"]
+
+
+def test_memory_measures_and_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each setup once, with its prediction; what is there is left alone. Tried on the CPU."""
+    program = load_tool("memory", "benchmarks")
+    small = Setup("course/pythia-3m", seq_len=32)
+    monkeypatch.setattr(program, "combinations", lambda: [small, small.but(optimizer="sgd")])
+    results = tmp_path / "rows.jsonl"
+    arguments = ["memory", "--device", "cpu", "--results", str(results)]
+    for limit, count in ((1, 1), (5, 2), (5, 2)):
+        monkeypatch.setattr(sys, "argv", [*arguments, "--limit", str(limit)])
+        program.main()
+        assert len(whole_rows(results)) == count
+    first, second = whole_rows(results)
+    assert first["status"] == second["status"] == "ok"
+    assert first["predicted"]["peak_allocated_mb"] > 10
+    assert program.error(first) is None  # the CPU's memory is not told
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(sys, "argv", ["memory"])
+        with pytest.raises(NoGpu, match="--device cpu"):
+            program.main()
+
+
+def test_memory_has_enough_combinations_of_every_kind() -> None:
+    """More than 120, half of them drawn, every value of every setting and every model."""
+    program = load_tool("memory", "benchmarks")
+    setups = program.combinations()
+    assert len(setups) >= 140
+    assert len(program.drawn()) == 72
+    assert program.drawn() == program.drawn()
+    for field, known in (
+        ("weights", WEIGHTS),
+        ("optimizer", OPTIMIZERS),
+        ("checkpointing", CHECKPOINTING),
+        ("sequences", SEQUENCES),
+        ("model", program.MODELS),
+    ):
+        seen = {getattr(setup, field) for setup in setups}
+        assert set(known) - {"fp4-double"} <= seen
+
+
+def test_memory_tells_how_far_it_is_off() -> None:
+    """Errors by model, phase and setting, from rows as a GPU gives them."""
+    program = load_tool("memory", "benchmarks")
+    rows = []
+    for off, setup in ((1.02, Setup("facebook/opt-350m")), (0.95, Setup("Qwen/Qwen2.5-0.5B"))):
+        told = {
+            "peak_allocated_mb": 1000 * off,
+            "peak_reserved_mb": 1200.0,
+            "phases": {"weights": 600.0, "forward": 900.0, "backward": 1000 * off},
+        }
+        real = {"weights": 600.0, "forward": 1000.0, "backward": 1000.0}
+        rows.append(
+            {
+                "status": "ok",
+                "setup": setup.to_dict(),
+                "peak_allocated_mb": 1000.0,
+                "peak_reserved_mb": 1000.0,
+                "phases": real,
+                "predicted": told,
+            }
+        )
+    rows.append({"status": "OOM", "setup": Setup("tiiuae/falcon-7b").to_dict(), "predicted": {}})
+    told = program.summarize(rows)
+    assert "3 rows; 2 with a measured and a predicted peak" in told
+    assert "mean   3.50%  worst   5.00%" in told
+    assert "model facebook/opt-350m" in told
+    assert "peak of phase forward" in told
+    assert "OOM: tiiuae/falcon-7b" in told

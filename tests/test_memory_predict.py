@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_stand_in import HubStandIn, Repository
 
 from course_utils.__main__ import main
 from course_utils.catalog import catalog
@@ -373,6 +374,19 @@ def test_models_from_a_folder_or_a_configuration(tmp_path: Path) -> None:
         Setup({"model_type": "from-the-future"})
     with pytest.raises(ImpossibleSetup, match="model_type"):
         Setup({"hidden_size": 4})
+
+
+def test_a_configuration_from_the_hub(tiny_folder: Path, hub_server: HubStandIn) -> None:
+    """A decoder that the catalogue does not know: its config is fetched, its weights are not."""
+    hub_server.repositories["someone/tiny"] = Repository(tiny_folder)
+    setup = Setup("someone/tiny", seq_len=64)
+    assert setup.config().num_hidden_layers == 2
+    assert predict(setup).peak_allocated_mb > 1
+    asked = hub_server.requests
+    assert any("config.json" in path for path in asked)
+    assert not any("/model.safetensors" in path for path in asked)
+    with pytest.raises(UnknownName, match="no model"):
+        Setup("someone/else")
 
 
 def test_unknown_gpu() -> None:

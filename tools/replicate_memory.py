@@ -1,6 +1,6 @@
 """`make replicate-memory`: the libraries of November 2024, and the published tables predicted.
 
-They are installed once, into `build/libraries-of-2024`, where `benchmarks/published_tables.py` runs.
+They are installed once, into `build/libraries-of-2024`, for `benchmarks/published_tables.py`.
 """
 
 from __future__ import annotations
