@@ -16,6 +16,7 @@ import torch
 from conftest import ROOT
 
 from course_utils.__main__ import main
+from course_utils.catalog import catalog
 from course_utils.errors import UnknownName
 from course_utils.memory import fit as fitting
 from course_utils.memory import grid
@@ -208,6 +209,11 @@ def test_measured_in_a_process_of_its_own() -> None:
     assert row["setup"] == setup.to_dict()
     quantized = setup.but(weights="nf4", lora=True, optimizer="adam_8bit")
     assert measure(quantized, device="cpu")["status"] == "ok"
+    real = str(catalog().own[SMALL].path)
+    assert measure(setup, weights=real, device="cpu")["status"] == "ok"
+    assert measure(quantized, weights=real, device="cpu")["status"] == "ok"
+    with pytest.raises(UnknownName, match="config.json"):
+        measure(setup, weights="none", device="cpu")
     crash = measure(setup.but(lora=True, lora_targets="no_such_layer"), device="cpu")
     assert crash["status"] == "crash"
     assert "no_such_layer" in crash["error"]

@@ -278,6 +278,26 @@ def test_which_attention_kernel() -> None:
     assert kernel("h100") == "cudnn"
 
 
+def test_nothing_of_a_prediction_stays() -> None:
+    """What transformers found in place of flash_attn and of a GPU is gone afterwards."""
+    import sys
+
+    import transformers.modeling_flash_attention_utils as flash
+
+    before = {name: value for name, value in vars(flash).items() if name.startswith("_flash")}
+    loaded, autocast = flash._loaded_implementation, torch.autocast
+    predict(Setup(SMALL, seq_len=64, attention="flash_attention_2", mixed_precision=True))
+    after = {name: value for name, value in vars(flash).items() if name.startswith("_flash")}
+    assert after == before
+    assert flash._loaded_implementation == loaded
+    assert torch.autocast is autocast
+    assert getattr(sys.modules.get("flash_attn"), "flash_attn_func", None) is not (
+        cuda.flash_attn_func
+    )
+    with pytest.raises(RuntimeError):
+        torch.is_autocast_enabled("meta")
+
+
 def test_what_makes_a_training_smaller() -> None:
     """The order that notebook 05 teaches."""
     base = Setup("facebook/opt-350m", seq_len=1024, attention="eager", optimizer="adam")

@@ -27,12 +27,13 @@ DTYPE_KEYWORD = "dtype"  # of from_config
 ATTENTION_IS_A_CLASS = False  # chosen when a model is made
 
 
-def model(setup: Setup, device: str) -> nn.Module:
-    """The model with random weights, ready to be trained as the setup says.
+def model(setup: Setup, device: str, weights: str | None = None) -> nn.Module:
+    """The model, ready to be trained as the setup says.
 
     Args:
         setup: which model, and how.
-        device: "meta" or "cuda".
+        device: "meta", "cuda" or "cpu".
+        weights: a folder of a saved model, in safetensors; None for random weights.
     """
     from transformers import AutoModelForCausalLM
 
@@ -43,14 +44,17 @@ def model(setup: Setup, device: str) -> nn.Module:
         "attn_implementation": "eager" if later else setup.attention,
         DTYPE_KEYWORD: DTYPES[setup.weight_dtype],
     }
-    with torch.device(device), _quiet():
-        made = AutoModelForCausalLM.from_config(config, **named)
+    if weights:
+        made = _saved(setup, device, weights, named)
+    else:
+        with torch.device(device), _quiet():
+            made = AutoModelForCausalLM.from_config(config, **named)
     if later:
         made.config._attn_implementation = setup.attention
     if setup.loop == "trainer" or setup.checkpointing != "none":
         made.config.use_cache = False
     made.train()
-    if setup.quantized:
+    if setup.quantized and not weights:
         _quantize(made, setup, device)
     reentrant = {"use_reentrant": setup.checkpointing == "reentrant"}
     checkpointed = setup.checkpointing != "none"
@@ -69,6 +73,25 @@ def model(setup: Setup, device: str) -> nn.Module:
         if setup.lora and reentrant["use_reentrant"]:
             made.enable_input_require_grads()
     return _with_adapter(made, setup, device) if setup.lora else made
+
+
+def _saved(setup: Setup, device: str, weights: str, named: dict[str, Any]) -> nn.Module:
+    """A model with real weights, quantized by transformers where it is to be."""
+    from transformers import AutoModelForCausalLM
+
+    from course_utils.quantization import quantization_config
+
+    if setup.quantized:
+        name = "8bit" if setup.weights == "8-bit" else setup.weights
+        named["quantization_config"] = quantization_config(name, DTYPES[setup.dtype])
+    with _quiet():
+        return AutoModelForCausalLM.from_pretrained(
+            weights,
+            device_map={"": device},
+            use_safetensors=True,
+            local_files_only=True,
+            **named,
+        )
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from course_utils.errors import CourseError
+from course_utils.errors import CourseError, UnknownName
 from course_utils.memory.setup import Setup
 
 MB = 1e6
@@ -44,6 +44,7 @@ def measure(
 
     Raises:
         NoGpu: no CUDA device; `predict` needs none.
+        UnknownName: `weights` is no folder of a saved model.
     """
     if device == "cuda":
         import torch
@@ -53,6 +54,8 @@ def measure(
                 "This machine has no CUDA device to measure on. predict(setup) tells the memory "
                 "without one."
             )
+    if weights and not (Path(weights) / "config.json").is_file():
+        raise UnknownName(f"{weights} is no folder of a saved model: no config.json is there.")
     row: dict[str, Any] = {"setup": setup.to_dict(), "how": "measured"}
     start = time.perf_counter()
     here, there = _processes().Pipe(duplex=False)
@@ -109,9 +112,7 @@ def measure_here(setup: Setup, weights: str | None, device: str) -> dict[str, An
 
     cuda = torch.cuda if device == "cuda" else None
     torch.manual_seed(0)
-    made = build.model(setup, device)
-    if weights:
-        _load(made, Path(weights))
+    made = build.model(setup, device, weights)
     parameters = build.trained(made)
     optimizer = build.optimizer(setup, parameters, device)
     example = build.batch(setup, setup.config().vocab_size)
@@ -174,14 +175,6 @@ def measure_here(setup: Setup, weights: str | None, device: str) -> dict[str, An
             "phases": {name: round(size, 1) for name, size in peaks.items()},
         }
     return row
-
-
-def _load(made: Any, folder: Path) -> None:
-    """Real weights into a model that was made with random ones."""
-    from safetensors.torch import load_file
-
-    for file in sorted(folder.glob("*.safetensors")):
-        made.load_state_dict(load_file(file), strict=False)
 
 
 def _time(run: Any, cuda: Any) -> float:

@@ -82,5 +82,23 @@ def as_on_gpu(on_gpu: OnGpu) -> Iterator[None]:
         mock.patch.object(flash, "is_flash_attn_2_available", return_value=True),
         mock.patch.object(torch, "is_autocast_enabled", is_autocast_enabled),
         mock.patch.object(torch, "get_autocast_dtype", get_autocast_dtype),
+        contextlib.ExitStack() as kept,
     ):
+        # What transformers remembers of the package is put back, for trainings on a real GPU.
+        for name in _REMEMBERED:
+            if hasattr(flash, name):
+                value = None if name == "_loaded_implementation" else getattr(flash, name)
+                kept.enter_context(mock.patch.object(flash, name, value))
         yield
+
+
+_REMEMBERED = (
+    "_loaded_implementation",
+    "_flash_fn",
+    "_flash_varlen_fn",
+    "_flash_with_kvcache_fn",
+    "_pad_fn",
+    "_unpad_fn",
+    "_process_flash_kwargs_fn",
+    "_process_with_kvcache_kwargs_fn",
+)
