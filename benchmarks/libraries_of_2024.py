@@ -7,6 +7,7 @@ matrices are rearranged for the GPU), PyTorch before 2.5 (math attention stays i
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import sys
 import types
@@ -40,7 +41,7 @@ sys.modules |= {
 from transformers import PreTrainedModel  # noqa: E402
 from transformers.integrations import get_keys_to_not_convert  # noqa: E402
 
-from course_utils.memory import build, quantized_layers  # noqa: E402
+from course_utils.memory import build, quantized_layers, stand_ins  # noqa: E402
 from course_utils.memory.quantized_layers import empty  # noqa: E402
 
 
@@ -126,7 +127,7 @@ class Linear8bit(quantized_layers.Linear8bit):
 
 PreTrainedModel._check_and_enable_flash_attn_2 = classmethod(_enable_flash)
 build.DTYPE_KEYWORD = "torch_dtype"
-build.ATTENTION_IS_A_CLASS = True
+stand_ins.flash_attention_chosen = contextlib.nullcontext  # the patches here do it
 build.kept_whole = get_keys_to_not_convert
 quantized_layers.Linear8bit = Linear8bit
 # The upcast of math attention came with PyTorch 2.5.

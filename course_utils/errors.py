@@ -37,3 +37,7 @@ class UnsafeFormat(CourseError):
 
 class ImpossibleSetup(CourseError, ValueError):
     """A combination of settings that no training can have; the text says what excludes what."""
+
+
+class NotTrainable(CourseError, RuntimeError):
+    """A training that the installed libraries cannot run; the text says where they stop."""

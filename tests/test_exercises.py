@@ -601,3 +601,73 @@ def test_done_knows_what_was_checked(capsys: pytest.CaptureFixture) -> None:
     assert not exercises.done("yoda.adapter", "03.1.1")
     with pytest.raises(UnknownName, match=r"yoda\.adapter"):
         exercises.done("yoda.adaptor")
+
+
+def qwen_on_t4(**changes: object) -> Setup:
+    """An answer to 05.1 that keeps all its wishes, but for what is changed."""
+    given = {"weights": "nf4-double", "dtype": "float16", "lora": True, "seq_len": 1024}
+    given |= {"lora_targets": "all-linear", "checkpointing": "non-reentrant", "accumulation": 8}
+    return Setup(**{"model": "Qwen/Qwen2.5-7B", **given, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": "facebook/opt-350m"}, "the model should be Qwen"),
+        ({"seq_len": 512}, "these have 512"),
+        ({"sequences": "padded"}, "should be full"),
+        ({"prompt_masked": True}, "should be full"),
+        ({"lora_rank": 8}, "rank 16 or more"),
+        ({"lora_targets": "default"}, "all-linear"),
+        ({"accumulation": 4}, "1 × 4"),
+        ({"dtype": "bfloat16"}, "does not compute in bfloat16"),
+        ({"attention": "flash_attention_2"}, "capability 8.0"),
+        ({"weights": "16-bit"}, "does not fit"),
+        ({"checkpointing": "none"}, "does not fit"),
+        ({"batch_size": 8, "accumulation": 1}, "does not fit"),
+        # Measuring less does not help.
+        ({"checkpointing": "none", "micro_batches": 1}, "does not fit"),
+    ],
+)
+def test_wrong_setups(changes: dict, said: str) -> None:
+    """Each wish is checked, and the predictor has the last word."""
+    verdict = exercises.grade("05.1", lambda: qwen_on_t4(**changes))
+    assert verdict.tried
+    assert not verdict.solved
+    assert said.lower() in verdict.message.lower()
+
+
+def one_by_one(fits: Callable) -> int:
+    """Right, with up to a thousand questions."""
+    batch = 0
+    while batch < 1000 and fits(batch + 1):
+        batch += 1
+    return batch
+
+
+def doubling(fits: Callable) -> int:
+    """Powers of two only."""
+    batch = 1
+    while batch <= 1000 and fits(batch):
+        batch *= 2
+    return batch // 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (one_by_one, "times"),
+        (doubling, "the answer was"),
+        (lambda fits: fits(5000), "a whole number"),
+        (lambda fits: 8 + 0 * fits(0), "a batch of 0"),
+        (lambda fits: [fits(1) for _ in range(11)] and 8, "11 times"),
+        (lambda fits: [fits(1) for _ in range(9999)], "this goes on"),
+        (lambda fits: 8.0, "a whole number"),
+    ],
+)
+def test_wrong_searches(wrong: Callable, said: str) -> None:
+    """Too many questions, too few, foolish ones."""
+    verdict = exercises.grade("05.2", wrong)
+    assert verdict.tried
+    assert not verdict.solved
+    assert said in verdict.message.lower()

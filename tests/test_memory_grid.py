@@ -212,7 +212,7 @@ def test_measured_in_a_process_of_its_own() -> None:
     real = str(catalog().own[SMALL].path)
     assert measure(setup, weights=real, device="cpu")["status"] == "ok"
     assert measure(quantized, weights=real, device="cpu")["status"] == "ok"
-    with pytest.raises(UnknownName, match="config.json"):
+    with pytest.raises(UnknownName, match=r"config\.json"):
         measure(setup, weights="none", device="cpu")
     crash = measure(setup.but(lora=True, lora_targets="no_such_layer"), device="cpu")
     assert crash["status"] == "crash"

@@ -12,7 +12,7 @@ from hub_stand_in import HubStandIn, Repository
 
 from course_utils.__main__ import main
 from course_utils.catalog import catalog
-from course_utils.errors import ImpossibleSetup, UnknownName
+from course_utils.errors import ImpossibleSetup, NotTrainable, UnknownName
 from course_utils.memory import build, cuda
 from course_utils.memory.allocator import MIB, Allocator, OutOfMemory
 from course_utils.memory.gpus import GPUS, gpu
@@ -276,6 +276,26 @@ def test_which_attention_kernel() -> None:
     assert kernel("t4") == "math"  # bfloat16 is not for it
     assert kernel("t4", torch.float16) == "efficient"
     assert kernel("h100") == "cudnn"
+
+
+def test_what_the_libraries_cannot_train_is_refused() -> None:
+    """As on a GPU: Falcon adds to the output of an int8 layer in place, which autograd forbids.
+
+    The first half is bitsandbytes' own function on the CPU, which has the same view in it.
+    """
+    import bitsandbytes as bnb
+
+    layer = bnb.nn.Linear8bitLt(64, 32, bias=False, has_fp16_weights=False, threshold=6.0).eval()
+    weight = bnb.nn.Int8Params(torch.randn(32, 64), requires_grad=False, has_fp16_weights=False)
+    layer.weight = weight.to("cpu")
+    out = layer(torch.randn(1, 5, 64, requires_grad=True))
+    with pytest.raises(RuntimeError, match="modified inplace"):
+        out += 1
+    falcon = Setup("tiiuae/falcon-7b", weights="8-bit", lora=True, seq_len=64)
+    with pytest.raises(NotTrainable, match="view"):
+        predict(falcon)
+    assert predict(falcon.but(lora_targets="all-linear")).peak_allocated_mb > 7000
+    assert predict(falcon.but(attention="flash_attention_2", weights="nf4")).peak_allocated_mb
 
 
 def test_nothing_of_a_prediction_stays() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from course_utils.memory import stand_ins
 from course_utils.memory.setup import Setup
 
 DTYPES = {
@@ -24,7 +25,6 @@ DTYPES = {
 LEARNING_RATE = 1e-5
 # What older transformers do otherwise; benchmarks/libraries_of_2024.py sets it.
 DTYPE_KEYWORD = "dtype"  # of from_config
-ATTENTION_IS_A_CLASS = False  # chosen when a model is made
 
 
 def model(setup: Setup, device: str, weights: str | None = None) -> nn.Module:
@@ -38,19 +38,17 @@ def model(setup: Setup, device: str, weights: str | None = None) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     config = setup.config()
-    # The package is asked for when a model is made; on meta a stand-in takes its place afterwards.
-    later = setup.attention == "flash_attention_2" and device == "meta" and not ATTENTION_IS_A_CLASS
     named = {
-        "attn_implementation": "eager" if later else setup.attention,
+        "attn_implementation": setup.attention,
         DTYPE_KEYWORD: DTYPES[setup.weight_dtype],
     }
     if weights:
         made = _saved(setup, device, weights, named)
     else:
-        with torch.device(device), _quiet():
+        flash = setup.attention == "flash_attention_2" and device == "meta"
+        without_package = stand_ins.flash_attention_chosen() if flash else contextlib.nullcontext()
+        with torch.device(device), _quiet(), without_package:
             made = AutoModelForCausalLM.from_config(config, **named)
-    if later:
-        made.config._attn_implementation = setup.attention
     if setup.loop == "trainer" or setup.checkpointing != "none":
         made.config.use_cache = False
     made.train()

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from course_utils.errors import ImpossibleSetup
+from course_utils.errors import ImpossibleSetup, NotTrainable
 from course_utils.memory.allocator import OutOfMemory
 from course_utils.memory.gpus import MIB, Gpu
 from course_utils.memory.gpus import gpu as gpu_by_name
@@ -118,7 +118,7 @@ def fit(
 
     Returns:
         A row a way, a column a length; 0 where not even one example fits, "–" where the way is
-        impossible.
+        impossible, or the installed libraries fail at it.
 
     Raises:
         UnknownName: a model or GPU that is not known.
@@ -139,7 +139,7 @@ def fit(
                 model, **{"dtype": dtype, **options}, checkpointing=checkpointing, seq_len=length
             )
             cell: int | str = largest_batch(setup, gpu)
-        except ImpossibleSetup:
+        except (ImpossibleSetup, NotTrainable):
             cell = "–"
         cells.setdefault(label, {})[length] = cell
     table = pd.DataFrame(cells).T
@@ -205,7 +205,10 @@ def ways_to_fit(
         # A change that alone does nothing makes a combination the same as a smaller one.
         if changed is None or any(_idle(setup, changes, merged) for _, changes, _ in combination):
             continue
-        found = fits(changed, gpu)
+        try:
+            found = fits(changed, gpu)
+        except NotTrainable:
+            continue
         if found is not None:
             enough.append(names)
             answers.append(_answer(combination, changed, found))

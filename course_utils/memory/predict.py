@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from course_utils.errors import CourseError, NotTrainable
 from course_utils.memory import build, cuda, stand_ins
-from course_utils.memory.allocator import Allocator
+from course_utils.memory.allocator import Allocator, OutOfMemory
 from course_utils.memory.gpus import DEFAULT, Gpu, this_gpu
 from course_utils.memory.setup import Setup
 from course_utils.memory.step import train
@@ -111,6 +112,7 @@ def predict(setup: Setup, gpu: Gpu | None = None, capacity: int | None = None) -
     Raises:
         OutOfMemory: more than `capacity` would be needed.
         DataDependent: the model's code goes a way that depends on its weights.
+        NotTrainable: the installed libraries cannot run this training, on a GPU neither.
     """
     gpu = gpu or this_gpu() or DEFAULT
     start = time.perf_counter()
@@ -152,7 +154,15 @@ def predict(setup: Setup, gpu: Gpu | None = None, capacity: int | None = None) -
 
     workspaces: dict[str, Any] = {}
     with stand_ins.as_on_gpu(on_gpu), tracker:
-        train(setup, made, optimizer, parameters, batch, phase, autocast)
+        try:
+            train(setup, made, optimizer, parameters, batch, phase, autocast)
+        except (CourseError, OutOfMemory):
+            raise
+        except Exception as error:
+            said = f"{type(error).__name__}: {str(error).split('. ')[0]}"
+            raise NotTrainable(
+                f"{setup}: the installed libraries stop at this with {said}."
+            ) from error
     _label(tracker, kinds, optimizer=optimizer)
     log = list(tracker.log)  # what is released later belongs to no step
     for _, key, _ in log:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad
 
+from course_utils.errors import ImpossibleSetup
 from course_utils.memory import cuda
 from course_utils.memory.cuda import OnGpu
 
@@ -40,6 +41,29 @@ def enter_when_recomputed(made: nn.Module, on_gpu: OnGpu) -> None:
                 return _checkpoint(entering(function), *args, **kwargs)
 
             module._gradient_checkpointing_func = wrapped
+
+
+@contextlib.contextmanager
+def flash_attention_chosen() -> Iterator[None]:
+    """Let a model be made with FlashAttention 2 where its package is not installed.
+
+    Raises:
+        ImpossibleSetup: transformers has no FlashAttention for this model.
+    """
+    from transformers import PreTrainedModel
+    from transformers.modeling_flash_attention_utils import _flash_attention_forward
+
+    def take_it(model: Any, implementation: str, *_: Any, **__: Any) -> str:
+        if not model._supports_flash_attn:
+            raise ImpossibleSetup(f"{type(model).__name__} has no FlashAttention in transformers.")
+        # Some models import the function only where the package is.
+        vars(sys.modules[type(model).__module__]).setdefault(
+            "_flash_attention_forward", _flash_attention_forward
+        )
+        return implementation
+
+    with mock.patch.object(PreTrainedModel, "_check_and_adjust_attn_implementation", take_it):
+        yield
 
 
 def fused_on_meta() -> contextlib.AbstractContextManager:
@@ -89,6 +113,8 @@ def as_on_gpu(on_gpu: OnGpu) -> Iterator[None]:
             if hasattr(flash, name):
                 value = None if name == "_loaded_implementation" else getattr(flash, name)
                 kept.enter_context(mock.patch.object(flash, name, value))
+        if hasattr(flash, "lazy_import_flash_attention"):
+            flash.lazy_import_flash_attention("flash_attention_2")
         yield
 
 
