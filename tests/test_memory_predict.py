@@ -211,6 +211,27 @@ def test_the_parts_of_a_prediction_by_hand() -> None:
     assert any("RTX 4090" in line for line in found.assumptions)
 
 
+@pytest.mark.parametrize(
+    ("accumulation", "micro_batches"), [(4, None), (3, 9), (4, 3), (4, 1), (4, 5), (3, 8), (1, 5)]
+)
+def test_a_shorter_training_has_the_same_peaks(accumulation, micro_batches) -> None:
+    """What is not run again would not have needed more, by the whole training's own count."""
+    setup = Setup(
+        LLAMA,
+        weights="32-bit",
+        attention="eager",
+        optimizer="adam_loop",
+        seq_len=64,
+        accumulation=accumulation,
+        micro_batches=micro_batches,
+    )
+    whole, by_phase, _ = peaks(setup, "meta")
+    short, by_phase_of_short, _ = peaks(setup.shortened(), "meta")
+    assert setup.shortened().runs <= setup.runs
+    assert short == whole
+    assert by_phase_of_short == by_phase
+
+
 def test_it_is_the_same_every_time() -> None:
     """No chance in it."""
     setup = Setup(SMALL, seq_len=64, lora=True)

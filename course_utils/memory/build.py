@@ -47,7 +47,7 @@ def model(setup: Setup, device: str, weights: str | None = None) -> nn.Module:
     else:
         flash = setup.attention == "flash_attention_2" and device == "meta"
         without_package = stand_ins.flash_attention_chosen() if flash else contextlib.nullcontext()
-        with torch.device(device), _quiet(), without_package:
+        with torch.device(device), quiet(), without_package:
             made = AutoModelForCausalLM.from_config(config, **named)
     if setup.loop == "trainer" or setup.checkpointing != "none":
         made.config.use_cache = False
@@ -59,14 +59,14 @@ def model(setup: Setup, device: str, weights: str | None = None) -> nn.Module:
     if setup.quantized:
         from peft import prepare_model_for_kbit_training
 
-        with _quiet():
+        with quiet():
             made = prepare_model_for_kbit_training(
                 made,
                 use_gradient_checkpointing=checkpointed,
                 gradient_checkpointing_kwargs=reentrant if checkpointed else None,
             )
     elif checkpointed:
-        with _quiet():
+        with quiet():
             made.gradient_checkpointing_enable(gradient_checkpointing_kwargs=reentrant)
         if setup.lora and reentrant["use_reentrant"]:
             made.enable_input_require_grads()
@@ -82,7 +82,7 @@ def _saved(setup: Setup, device: str, weights: str, named: dict[str, Any]) -> nn
     if setup.quantized:
         name = "8bit" if setup.weights == "8-bit" else setup.weights
         named["quantization_config"] = quantization_config(name, DTYPES[setup.dtype])
-    with _quiet():
+    with quiet():
         return AutoModelForCausalLM.from_pretrained(
             weights,
             device_map={"": device},
@@ -93,7 +93,7 @@ def _saved(setup: Setup, device: str, weights: str, named: dict[str, Any]) -> nn
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the libraries' remarks, which are about real trainings."""
     from transformers.utils import logging
 
@@ -181,7 +181,7 @@ def _with_adapter(made: nn.Module, setup: Setup, device: str) -> nn.Module:
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    with torch.device(device), _quiet():
+    with torch.device(device), quiet():
         return get_peft_model(made, config)
 
 

@@ -28,6 +28,9 @@ def measure(
 ) -> dict[str, Any]:
     """Train for the setup's steps on this machine's GPU, and tell what it took.
 
+    A script that calls it needs the usual `if __name__ == "__main__":`, since the new process
+    imports it.
+
     Args:
         setup: what is trained, and how.
         timeout: seconds after which the process is ended.

@@ -153,9 +153,9 @@ def predict(setup: Setup, gpu: Gpu | None = None, capacity: int | None = None) -
             yield
 
     workspaces: dict[str, Any] = {}
-    with stand_ins.as_on_gpu(on_gpu), tracker:
+    with build.quiet(), stand_ins.as_on_gpu(on_gpu), tracker:
         try:
-            train(setup, made, optimizer, parameters, batch, phase, autocast)
+            train(setup.shortened(), made, optimizer, parameters, batch, phase, autocast)
         except (CourseError, OutOfMemory):
             raise
         except Exception as error:

@@ -176,6 +176,19 @@ class Setup:
         """The same with some fields changed."""
         return replace(self, **changes)
 
+    def shortened(self) -> Setup:
+        """Fewer micro-batches with the same peaks: after two of a step, and after two steps, no
+        others need more."""
+        steps, rest = divmod(self.runs, self.accumulation)
+        if not steps:
+            rest = min(rest, 2)
+            return self.but(accumulation=rest + 1, micro_batches=rest)
+        accumulation = min(self.accumulation, 2)
+        return self.but(
+            accumulation=accumulation,
+            micro_batches=accumulation * min(steps, 2) + min(rest, 2),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Its fields; `Setup(**that)` is the same setup."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
