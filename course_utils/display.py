@@ -22,6 +22,16 @@ BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW, GREY = (
 )
 
 
+# What holds a GPU's memory in a training, in the order in which it is stacked.
+MEMORY_COLOURS = {
+    "weights": GREY,
+    "optimizer": ORANGE,
+    "gradients": SKY,
+    "activations": BLUE,
+    "workspaces": GREEN,
+}
+
+
 def use_style() -> None:
     """Set matplotlib's defaults: the palette, a light grid, text large enough to project."""
     mpl.rcParams.update(

@@ -158,17 +158,6 @@ def translator(
     return box
 
 
-# A colour for each kind of memory; the last one is what lies outside the allocator.
-_COLOURS = {
-    "weights": "#7f7f7f",
-    "optimizer": "#e69f00",
-    "gradients": "#56b4e9",
-    "activations": "#0072b2",
-    "workspaces": "#009e73",
-    "CUDA context": "#cc79a7",
-}
-
-
 def memory_calculator(
     model: str = "HuggingFaceTB/SmolLM2-1.7B",
     gpu: str = "t4",
@@ -186,6 +175,7 @@ def memory_calculator(
         seq_len, batch_size: what stands in the fields at first.
     """
     from course_utils.catalog import catalog
+    from course_utils.display import MEMORY_COLOURS, PINK
     from course_utils.errors import CourseError
     from course_utils.memory import setup as setups
     from course_utils.memory.allocator import OutOfMemory
@@ -196,6 +186,7 @@ def memory_calculator(
     def choice(label: str, options: Any, value: Any) -> widgets.Dropdown:
         return widgets.Dropdown(options=options, value=value, description=label)
 
+    colours = {**MEMORY_COLOURS, "CUDA context": PINK}
     names = [*catalog().own, *catalog().models]
     fields: dict[str, Any] = {
         "model": widgets.Combobox(options=names, value=model, description="Model"),
@@ -244,11 +235,11 @@ def memory_calculator(
         scale = 100 / max(whole, sum(parts.values()))
         bars = "".join(
             f'<div title="{kind}: {size:,.0f} MB" style="width:{size * scale:.2f}%;'
-            f'background:{_COLOURS[kind]};height:22px"></div>'
+            f'background:{colours[kind]};height:22px"></div>'
             for kind, size in parts.items()
         )
         legend = " ".join(
-            f'<span style="color:{_COLOURS[kind]}">■</span> {kind} {size:,.0f}'
+            f'<span style="color:{colours[kind]}">■</span> {kind} {size:,.0f}'
             for kind, size in parts.items()
         )
         verdict = "It fits" if fits else "It does not fit"

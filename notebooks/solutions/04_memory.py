@@ -1317,7 +1317,7 @@ else:
 # copy of CUDA's allocator. (Notebook 05 shows that this is near the truth.)
 
 # %%
-from course_utils.memory.predict import KINDS as HOLDERS
+from course_utils.display import MEMORY_COLOURS
 from course_utils.memory.predict import predict
 from course_utils.memory.setup import Setup
 
@@ -1340,7 +1340,6 @@ print(step)
 my_guess = {"peak (MB)": 1000, "most": "optimizer", "LoRA saves": 0.6}
 
 # %% tags=["figure:04_timeline"]
-HOLDER_COLOURS = dict(zip(HOLDERS, (GREY, ORANGE, SKY, BLUE, GREEN), strict=True))
 
 
 def draw_timeline(prediction, axis):
@@ -1348,16 +1347,16 @@ def draw_timeline(prediction, axis):
     timeline = prediction.timeline()
     axis.stackplot(
         timeline.index,
-        [timeline[kind] for kind in HOLDERS],
-        labels=HOLDERS,
-        colors=[HOLDER_COLOURS[kind] for kind in HOLDERS],
+        [timeline[kind] for kind in MEMORY_COLOURS],
+        labels=list(MEMORY_COLOURS),
+        colors=list(MEMORY_COLOURS.values()),
         step="post",
         linewidth=0,
     )
     changes = timeline["phase"].ne(timeline["phase"].shift())
     for place in timeline.index[changes][1:]:
         axis.axvline(place, color="black", linewidth=0.6, alpha=0.25)
-    total = timeline[list(HOLDERS)].sum(axis=1)
+    total = timeline[list(MEMORY_COLOURS)].sum(axis=1)
     axis.annotate(
         f"{total.max():,.0f} MB",
         (total.idxmax(), total.max()),
@@ -1563,9 +1562,9 @@ predicted = {name: predict(start.but(**change)) for name, (_, change) in solutio
 # %% tags=["figure:04_solutions"]
 figure, axis = plt.subplots(figsize=(8, 3.8))
 left = [0.0] * len(predicted)
-for kind in HOLDERS:
+for kind in MEMORY_COLOURS:
     widths = [prediction.at_peak[kind] / 1000 for prediction in predicted.values()]
-    axis.barh(list(predicted), widths, left=left, color=HOLDER_COLOURS[kind], label=kind)
+    axis.barh(list(predicted), widths, left=left, color=MEMORY_COLOURS[kind], label=kind)
     left = [begin + width for begin, width in zip(left, widths, strict=True)]
 for row, total in enumerate(left):
     axis.text(total + 0.5, row, f"{total:.1f}", va="center")

@@ -123,7 +123,7 @@ print("This run's figures are", "measured." if measured else "predicted; none is
 # %% tags=["figure:05_heat_maps"]
 import matplotlib.pyplot as plt
 
-from course_utils.display import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, text_table, use_style
+from course_utils.display import BLUE, GREY, MEMORY_COLOURS, ORANGE, RED, SKY, text_table, use_style
 
 use_style()
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 6.2))
@@ -556,17 +556,10 @@ print("You said:", my_guess)
 print({name: f"−{round(amount):,} MB" for name, amount in saved.items() if name != "the base"})
 
 # %% tags=["figure:05_one_at_a_time"]
-COLOURS = {
-    "weights": GREY,
-    "optimizer": ORANGE,
-    "gradients": GREEN,
-    "activations": SKY,
-    "workspaces": PINK,
-}
 figure, axes = plt.subplots(2, 1, figsize=(9, 6), height_ratios=[8, 4], sharex=True)
 for axis, bars in zip(axes, (alone, together), strict=True):
     start = np.zeros(len(bars))
-    for kind, colour in COLOURS.items():
+    for kind, colour in MEMORY_COLOURS.items():
         sizes = np.array([each.at_peak[kind] for each in bars.values()])
         axis.barh(list(bars), sizes, left=start, color=colour, label=kind)
         start += sizes
