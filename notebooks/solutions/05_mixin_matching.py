@@ -690,9 +690,9 @@ falcon = falcon.rename(
 )
 columns = ["tokens", "checkpointing", "mixed precision", "attention"]
 columns += ["published", "predicted", "error (%)"]
-falcon[columns].assign(remark=np.where(falcon["remark"] != "", "see section 3", "")).style.hide(
-    axis="index"
-).set_uuid("falcon").format({"predicted": "{:,.0f}"})
+shown = falcon[columns].assign(remark=np.where(falcon["remark"] != "", "see section 3", ""))
+shown["predicted"] = shown["predicted"].map("{:,.0f}".format)
+text_table(shown.astype(str))
 
 # %%
 out_of_memory = falcon[falcon["published"] == "OOM"]
