@@ -106,6 +106,7 @@ def test_memory_calculator() -> None:
     controls["weights"].value = "nf4"
     controls["predict"].click()
     assert "lora=True" in controls["shown"].value
+    controls["lora"].value = True
     controls["model"].value = "no/model"
     controls["predict"].click()
     assert "Unknown model" in controls["shown"].value
