@@ -437,6 +437,44 @@ def test_models_from_a_folder_or_a_configuration(tmp_path: Path) -> None:
         Setup({"hidden_size": 4})
 
 
+WIDTHS = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1000,
+    "max_position_embeddings": 512,
+    "head_dim": 32,
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["gpt2", "gemma3_text", "mistral", "qwen3", "phi", "olmo2", "granite", "starcoder2", "mixtral"],
+)
+def test_decoders_of_other_kinds(kind: str) -> None:
+    """No formula a model: whatever transformers can build is followed, experts too."""
+    config = {"model_type": kind, **WIDTHS}
+    if kind == "gpt2":
+        config = {"model_type": kind, "n_embd": 128, "n_layer": 2, "n_head": 4, "vocab_size": 1000}
+    setup = Setup(config, seq_len=128, batch_size=2)
+    assert 20 < predict(setup).peak_allocated_mb < 100
+    if kind != "mixtral":  # peft has no 4-bit experts
+        tuned = setup.but(weights="nf4", lora=True, lora_targets="all-linear")
+        assert 20 < predict(tuned.but(checkpointing="non-reentrant")).peak_allocated_mb < 100
+
+
+def test_a_model_without_an_attention_is_refused() -> None:
+    """With what transformers says of it."""
+    bloom = {"model_type": "bloom", "hidden_size": 128, "n_layer": 2, "n_head": 4}
+    with pytest.raises(NotTrainable, match="scaled_dot_product_attention"):
+        predict(Setup(bloom, seq_len=64))
+    assert predict(Setup(bloom, seq_len=64, attention="eager")).peak_allocated_mb > 20
+    with pytest.raises(ImpossibleSetup, match="no FlashAttention"):
+        predict(Setup(bloom, seq_len=64, attention="flash_attention_2"))
+
+
 def test_a_configuration_from_the_hub(tiny_folder: Path, hub_server: HubStandIn) -> None:
     """A decoder that the catalogue does not know: its config is fetched, its weights are not."""
     hub_server.repositories["someone/tiny"] = Repository(tiny_folder)

@@ -116,7 +116,8 @@ def predict(setup: Setup, gpu: Gpu | None = None, capacity: int | None = None) -
     """
     gpu = gpu or this_gpu() or DEFAULT
     start = time.perf_counter()
-    made = build.model(setup, "meta")
+    with _refusing(setup):
+        made = build.model(setup, "meta")
     parameters = build.trained(made)
     with stand_ins.fused_on_meta():
         optimizer = build.optimizer(setup, parameters, "meta")
@@ -153,16 +154,8 @@ def predict(setup: Setup, gpu: Gpu | None = None, capacity: int | None = None) -
             yield
 
     workspaces: dict[str, Any] = {}
-    with build.quiet(), stand_ins.as_on_gpu(on_gpu), tracker:
-        try:
-            train(setup.shortened(), made, optimizer, parameters, batch, phase, autocast)
-        except (CourseError, OutOfMemory):
-            raise
-        except Exception as error:
-            said = f"{type(error).__name__}: {str(error).split('. ')[0]}"
-            raise NotTrainable(
-                f"{setup}: the installed libraries stop at this with {said}."
-            ) from error
+    with build.quiet(), stand_ins.as_on_gpu(on_gpu), tracker, _refusing(setup):
+        train(setup.shortened(), made, optimizer, parameters, batch, phase, autocast)
     _label(tracker, kinds, optimizer=optimizer)
     log = list(tracker.log)  # what is released later belongs to no step
     for _, key, _ in log:
@@ -181,6 +174,18 @@ def predict(setup: Setup, gpu: Gpu | None = None, capacity: int | None = None) -
         log,
         kinds,
     )
+
+
+@contextlib.contextmanager
+def _refusing(setup: Setup) -> Iterator[None]:
+    """What the libraries raise, said as a refusal of this setup."""
+    try:
+        yield
+    except (CourseError, OutOfMemory):
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {str(error).split('. ')[0]}"
+        raise NotTrainable(f"{setup}: the installed libraries stop at this with {said}.") from error
 
 
 def _all_tensors(made: nn.Module) -> Iterator[torch.Tensor]:
