@@ -57,6 +57,7 @@ def chosen() -> list[dict[str, Any]]:
         ]
         if model not in LARGE:
             combinations.append(usual)
+    combinations.append({"model": MODELS[0], **ON_ALL, "weights": "fp4-double"})
     settings: dict[str, list[Any]] = {
         "attention": ["eager"],
         "optimizer": ["adam", "adam_loop", "adam_8bit", "adam_8bit_paged", "sgd", "adafactor"],

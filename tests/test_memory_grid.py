@@ -27,6 +27,8 @@ from course_utils.memory.setup import Setup
 from course_utils.results import whole_rows
 
 SMALL = "course/pythia-3m"
+# As it is outside the tests, which all take this machine for one without a GPU.
+HAS_GPU = torch.cuda.is_available
 RESULTS = ROOT / "benchmarks" / "results" / "published_tables.csv"
 
 
@@ -183,6 +185,17 @@ def test_killed_and_resumed_at_any_moment(tmp_path: Path) -> None:
     assert len({json.dumps(row["setup"]) for row in kept}) == len(COMBINATIONS)
 
 
+def test_a_refusal_is_not_asked_for_again(tmp_path: Path) -> None:
+    """What the libraries cannot train is a row like any other: written once."""
+    out = tmp_path / "rows.jsonl"
+    wrong = grid.product(SMALL, seq_len=32, lora=True, lora_targets="no_such_layer")
+    for _ in range(2):
+        (row,) = grid.run(wrong, out=out, progress=False)
+        assert row["status"] == "refused"
+        assert "no_such_layer" in row["error"]
+        assert len(whole_rows(out)) == 1
+
+
 def test_a_corrupt_file_loses_only_what_is_corrupt(tmp_path: Path) -> None:
     """Bad lines are reported and kept aside; good ones are used."""
     out = tmp_path / "rows.jsonl"
@@ -222,7 +235,6 @@ def test_measured_in_a_process_of_its_own() -> None:
     assert late["status"] == "timeout"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_what_runs_instead() -> None:
     """predict needs none."""
     with pytest.raises(NoGpu, match="predict"):
@@ -231,9 +243,10 @@ def test_without_a_gpu_it_says_what_runs_instead() -> None:
         grid.run(COMBINATIONS[:1], how="measure", progress=False)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_predicted_and_measured() -> None:
+@pytest.mark.skipif(not HAS_GPU(), reason="needs a GPU")
+def test_predicted_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU: within 5%, context and reserved memory told."""
+    monkeypatch.setattr("torch.cuda.is_available", HAS_GPU)
     setup = Setup("EleutherAI/pythia-160m", seq_len=512)
     row = measure(setup)
     assert row["peak_allocated_mb"] == pytest.approx(predict(setup).peak_allocated_mb, rel=0.05)
@@ -310,9 +323,8 @@ def test_grid_and_fit_from_the_shell(predicted: Path, capsys: pytest.CaptureFixt
     assert main([*fit, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["change"] == "nothing"
     assert main(["memory", "fit", "--gpu", "t5", "--model", SMALL]) == 1
-    if not torch.cuda.is_available():
-        assert main(["memory", "measure", "--model", SMALL, "--seq-len", "64"]) == 1
-        assert "no CUDA device" in capsys.readouterr().err
+    assert main(["memory", "measure", "--model", SMALL, "--seq-len", "64"]) == 1
+    assert "no CUDA device" in capsys.readouterr().err
 
 
 def test_tables_are_frames() -> None:

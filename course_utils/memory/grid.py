@@ -150,6 +150,8 @@ def run(
     """
     from tqdm.auto import tqdm
 
+    from course_utils.memory.predict import versions
+
     if how not in WAYS:
         raise unknown("way", how, list(WAYS))
     here = this_gpu()
@@ -165,7 +167,9 @@ def run(
             continue
         key = _key_to_come(setup.to_dict(), how, name)
         if key not in done:
-            done[key] = _row(setup, how, gpu, timeout)
+            # What failed says neither GPU nor versions, and is not to be done again either.
+            row = {"gpu": name, "versions": versions(), **_row(setup, how, gpu, timeout)}
+            done[key] = row
             if out:
                 append_row(out, done[key])
         rows.append(done[key])
