@@ -1462,6 +1462,7 @@ pd.DataFrame(by_phase).map("{:,.0f} MB".format)
 my_guess = {"eager": 3, "flash": 1}
 
 # %%
+from course_utils import catalog
 from course_utils.memory import formulas
 
 seven = formulas.seven_models()
@@ -1482,7 +1483,7 @@ seven[columns].round(1)
 opt = Setup("facebook/opt-350m", dtype="float16", optimizer="adam_loop", seq_len=2000)
 shape = formulas.Shape.of(opt.config())
 found = {name: predict(opt.but(attention=name)) for name in ("eager", "flash_attention_2")}
-parameters = 331_196_416
+parameters = catalog.model(opt.model).parameters
 states = formulas.states_bytes(parameters, item_bytes=2)
 timeline = found["eager"].timeline()
 held = pd.DataFrame(
@@ -1501,9 +1502,9 @@ for name, prediction in found.items():
     compared.append(
         {
             "attention": name,
-            "formula": formulas.activation_bytes(shape, 1, 2000, name) / 1e6,
+            "formula": formulas.activation_bytes(shape, opt.batch_size, opt.seq_len, name) / 1e6,
             "predicted": kept,
-            "of which logits and loss": 2000 * 50272 * (2 + 4 + 4) / 1e6,
+            "of which logits and loss": opt.seq_len * opt.config().vocab_size * (2 + 4 + 4) / 1e6,
         }
     )
 activations = pd.DataFrame(compared).set_index("attention")
