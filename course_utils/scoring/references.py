@@ -1,4 +1,4 @@
-"""How good replies are, measured against references. Introduced in notebook 03.
+"""How near replies are to references. Introduced in notebook 03.
 
 `scores` gives all three measures at once; each also stands alone.
 """
