@@ -41,3 +41,11 @@ class ImpossibleSetup(CourseError, ValueError):
 
 class NotTrainable(CourseError, RuntimeError):
     """A training that the installed libraries cannot run; the text says where they stop."""
+
+
+class EndpointError(CourseError):
+    """A server of a model that cannot be asked, or gave no answer; the text says what to do."""
+
+
+class UnsafeTask(CourseError):
+    """A benchmark that runs what a model has written on this machine."""

@@ -223,7 +223,7 @@ def runner(
     tokenizer = load_tokenizer(name, source=source)
     if template is None:
         known = catalog().models.get(origin.id)
-        kind = name if name in catalog().roles else known.kind if known else None
+        kind = known.kind if known else None
         template = tokenizer.chat_template is not None and kind != "base"
     key = (str(origin.folder), str(quantization))
     model = _shared.get(key)

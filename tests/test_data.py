@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from course_utils import data
-from course_utils.data import NAMES, lexicon, load_data, rows
+from course_utils.data import MADE, NAMES, lexicon, load_data, rows
 from course_utils.data.pig_latin import originals, pig_latin, pig_latin_word
 from course_utils.data.sentences import SPLITS, Grammar, article, divide, plural
 from course_utils.data.spelling import spell, unspell
@@ -156,7 +156,7 @@ def test_parser_finds_what_the_grammar_made() -> None:
     assert not wrong[:10]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MADE)
 def test_files_are_what_the_rules_make(name: str) -> None:
     """The files under datasets/ are the builder's, row by row."""
     for split, expected in rows(name).items():
@@ -228,9 +228,11 @@ def test_grammar_details() -> None:
 def test_load_data(name: str) -> None:
     """As `datasets` gives it, the splits in order."""
     loaded = load_data(name)
-    assert list(loaded) == list(rows(name))
-    assert loaded["train"].num_rows == len(rows(name)["train"])
-    assert loaded["train"].column_names == list(rows(name)["train"][0])
+    files = {path.stem: path for path in (ROOT / "datasets" / name).glob("*.jsonl")}
+    assert set(loaded) == set(files)
+    assert list(loaded) == sorted(loaded, key=data._SPLITS.index)
+    for split, path in files.items():
+        assert list(loaded[split]) == [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_yodas_ending_is_occasional() -> None:
@@ -245,7 +247,7 @@ def test_unknown_and_unreachable_data() -> None:
     """The known names are listed; one on the hub says that it is there."""
     with pytest.raises(UnknownName, match="pig_latin"):
         load_data("piglatin")
-    with pytest.raises(HubUnreachable, match="sentences, pig_latin, yoda, countries"):
+    with pytest.raises(HubUnreachable, match="sentences, pig_latin, yoda, countries, instructions"):
         load_data("dvgodoy/yoda_sentences")
 
 
@@ -254,11 +256,10 @@ def test_cards(name: str) -> None:
     """Each data set's card states licence, columns, and the true size of each split."""
     card = (ROOT / "datasets" / name / "README.md").read_text(encoding="utf-8")
     assert "CC BY 4.0" in card
-    made = rows(name)
-    for split, listed in made.items():
+    for split, listed in load_data(name).items():
         assert re.search(rf"\| {split} \| {len(listed):,} \|", card), (split, len(listed))
-    for column in made["train"][0]:
-        assert f"`{column}`" in card
+        for column in listed.column_names:
+            assert f"`{column}`" in card
 
 
 def test_the_data_folder_is_named_when_missing(monkeypatch: pytest.MonkeyPatch) -> None:

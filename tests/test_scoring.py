@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,6 +47,36 @@ def test_a_text_scores_full_marks_against_itself(texts: list[str]) -> None:
     found = scores(texts, texts)
     assert found["exact match"] == found["word accuracy"] == 1
     assert 0 <= found["chrF"] <= 100.001
+
+
+OTHERS = [
+    (["Ethay ringstay isway edray.", "Iway eatway."], WANTED),
+    (["The string is red.", "", "Naïve café"], [*WANTED, "Naive café!"]),
+    ([WANTED[1]], [WANTED[1]]),
+]
+
+
+@pytest.mark.parametrize(("replies", "references"), OTHERS)
+def test_chrf_is_sacrebleus_and_lm_evals(replies: list[str], references: list[str]) -> None:
+    """The same figure by sacrebleu's own function and by the benchmark harness's aggregation."""
+    from lm_eval.api.metrics import chrf as lm_eval_chrf
+
+    found = chrf(replies, references)
+    assert found == pytest.approx(sacrebleu.corpus_chrf(replies, [references]).score)
+    assert found == pytest.approx(lm_eval_chrf(list(zip(references, replies, strict=True))))
+
+
+@pytest.mark.parametrize(("replies", "references"), OTHERS)
+def test_exact_match_is_lm_evals(replies: list[str], references: list[str]) -> None:
+    """Its own metric, which works without the hub, once the ends are stripped: it forgives none."""
+    from lm_eval.api.registry import get_metric
+
+    metric = get_metric("exact_match")
+    found = metric(predictions=replies, references=references)["exact_match"]
+    assert exact_match(replies, references) == pytest.approx(found)
+    padded = [f" {reply}" for reply in replies]
+    assert exact_match(padded, references) == pytest.approx(found)
+    assert metric(predictions=padded, references=references)["exact_match"] == 0
 
 
 @pytest.mark.parametrize(

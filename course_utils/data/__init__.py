@@ -1,6 +1,7 @@
 """The course's data sets: `load_data(name)` gives one with its splits.
 
-They lie under `datasets/`, each with a card; `python -m course_utils data` makes them anew.
+They lie under `datasets/`, each with a card; `python -m course_utils data` makes those anew that a
+program made.
 Introduced in notebook 03.
 """
 
@@ -21,7 +22,9 @@ from course_utils.errors import CourseError, GatedModel, HubUnreachable
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-NAMES = ("sentences", "pig_latin", "yoda", "countries")
+# Made by a program, and written by hand.
+MADE = ("sentences", "pig_latin", "yoda", "countries")
+NAMES = (*MADE, "instructions", "requests")
 _SPLITS = ("train", "validation", "test", "unseen", "held_out")
 # One in so many Yoda sentences ends in his favourite words, in the column `yoda_extra`.
 _EXTRA_EVERY = 4
@@ -80,8 +83,9 @@ def load_data(name: str) -> DatasetDict:
     Args:
         name: "sentences", "pig_latin" or "yoda" of the course's own (splits train, validation,
             test, and unseen: no content word of it stands in another split), "countries" (splits
-            train, validation and held_out: no country stands in two), or the id of one on the
-            hub that the catalogue has, such as "dvgodoy/yoda_sentences".
+            train, validation and held_out: no country stands in two), "instructions" (train,
+            test), "requests" (test), or the id of one on the hub that the catalogue has, such as
+            "dvgodoy/yoda_sentences".
 
     Raises:
         UnknownName: another name; the known ones are listed.
@@ -108,8 +112,8 @@ def load_data(name: str) -> DatasetDict:
 
 
 def main(args: argparse.Namespace) -> int:
-    """`python -m course_utils data`: write the course's data sets anew."""
-    for name in NAMES:
+    """`python -m course_utils data`: write the data sets anew that a program makes."""
+    for name in MADE:
         for split, listed in rows(name).items():
             path = folder() / name / f"{split}.jsonl"
             path.parent.mkdir(exist_ok=True)

@@ -21,6 +21,7 @@ from course_utils.errors import CourseError, NotTrainable
 from course_utils.memory import build, cuda, stand_ins
 from course_utils.memory.allocator import Allocator, OutOfMemory
 from course_utils.memory.gpus import DEFAULT, Gpu, this_gpu
+from course_utils.memory.gpus import gpu as gpu_by_name
 from course_utils.memory.setup import Setup
 from course_utils.memory.step import train
 from course_utils.memory.tracker import PHASES, Tracker
@@ -100,21 +101,24 @@ def versions() -> dict[str, str]:
     return found
 
 
-def predict(setup: Setup, gpu: Gpu | None = None, capacity: int | None = None) -> Prediction:
+def predict(
+    setup: Setup, gpu: Gpu | str | None = None, capacity: int | None = None
+) -> Prediction:
     """Predict the memory of a training.
 
     Args:
         setup: what is trained, and how.
-        gpu: on which GPU; None for this machine's own, else an RTX 4090. It decides about kernels
-            and workspaces, not about what fits.
+        gpu: on which GPU, or its name in `gpus.GPUS`; None for this machine's own, else an RTX
+            4090. It decides about kernels and workspaces, not about what fits.
         capacity: bytes that the allocator may reserve; None for any number.
 
     Raises:
+        UnknownName: a GPU that is not in `gpus.GPUS`.
         OutOfMemory: more than `capacity` would be needed.
         DataDependent: the model's code goes a way that depends on its weights.
         NotTrainable: the installed libraries cannot run this training, on a GPU neither.
     """
-    gpu = gpu or this_gpu() or DEFAULT
+    gpu = gpu_by_name(gpu) if isinstance(gpu, str) else gpu or this_gpu() or DEFAULT
     start = time.perf_counter()
     with _refusing(setup):
         made = build.model(setup, "meta")

@@ -1,0 +1,642 @@
+"""EleutherAI's evaluation harness (lm-eval) for a model that is in memory already.
+
+`evaluate(model, tokenizer, tasks)` gives a table. Two tasks of the course's own, on its questions
+about countries, need no network; those of the hub go by their names in lm-eval. `BENCHMARKS` tells
+of the well-known ones what they ask and what that costs. Introduced in notebook 08.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import io
+import logging
+import math
+import os
+import random
+import tomllib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from huggingface_hub import constants
+
+from course_utils import hub
+from course_utils.catalog import near_matches, unknown
+from course_utils.errors import HubUnreachable, UnsafeTask
+from course_utils.loading import quiet_transformers
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_HERE = Path(__file__).parent
+TASKS_FOLDER = _HERE / "tasks"
+OWN_TASKS = ("course_countries_choice", "course_countries_generate")
+# What `datasets` reads from files of this machine.
+_FILE_FORMATS = ("arrow", "csv", "json", "parquet", "text")
+# For metrics whose error has no formula. lm-eval's 100,000 take minutes.
+_BOOTSTRAPS = 1000
+_NUMBER = (int, float, np.number)
+
+
+# ---------------------------------------------------------------------------------------- tasks
+
+
+def _local_tasks(include_path: str | Path | None) -> TaskManager:
+    """The course's tasks, and those of a folder of the learner's; read anew, as they may change."""
+    from lm_eval.tasks import TaskManager
+
+    folders = [TASKS_FOLDER]
+    if include_path is not None:
+        folder = Path(include_path).expanduser()
+        if not folder.is_dir():
+            raise ValueError(f"include_path is {folder}; a folder with task files is possible.")
+        folders.append(folder)
+    return TaskManager(include_path=folders, include_defaults=False)
+
+
+@functools.cache
+def all_tasks() -> TaskManager:
+    """lm-eval's list of its tasks, groups and tags, of which there are over ten thousand.
+
+    Putting it together takes some seconds, so it is done once a process. Introduced in notebook 08.
+
+    Returns:
+        lm-eval's `TaskManager`; its `all_tasks`, `all_groups` and `all_tags` are lists of names.
+    """
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+def _leaves(manager: TaskManager, spec: str | dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The settings of all tasks that a name stands for: a task, a group's or a tag's tasks."""
+    if isinstance(spec, dict) and isinstance(spec.get("task"), list):
+        name, settings = "", spec
+    elif isinstance(spec, dict):
+        name = spec.get("task") or spec.get("group") or ""
+        entry = manager.task_index.get(name)
+        settings = {**((entry and entry.cfg) or {}), **spec}
+    else:
+        name = spec
+        entry = manager.task_index.get(name)
+        settings = (entry and entry.cfg) or {}
+    if name in manager.all_tags:
+        children = sorted(manager.task_index[name].tags)
+    elif isinstance(settings.get("task"), list):
+        children = settings["task"]
+    else:
+        yield {"task": name, **settings}
+        return
+    for child in children:
+        yield from _leaves(manager, child)
+
+
+def _needs_hub(settings: dict[str, Any]) -> bool:
+    """Whether a task of this machine has its data on the hub."""
+    if "custom_dataset" in settings or "class" in settings:
+        return False
+    source = settings.get("dataset_path") or ""
+    if source in _FILE_FORMATS:
+        files = (settings.get("dataset_kwargs") or {}).get("data_files", "")
+        return "://" in str(files)
+    return not Path(source).exists()
+
+
+def _may_ask_hub() -> bool:
+    """Whether to go on with tasks of the hub; told to be offline, the libraries use their cache."""
+    return bool(constants.HF_HUB_OFFLINE) or hub.reachable()
+
+
+def _out_of_reach(names: Sequence[str], local: Sequence[str]) -> HubUnreachable:
+    return HubUnreachable(
+        f"{', '.join(names)}: to be had from the hub only, which is out of reach. These work "
+        f"without it: {', '.join(local)}. With data that are in this machine's cache already, set "
+        "HF_HUB_OFFLINE=1 before Python starts."
+    )
+
+
+def _choose(
+    tasks: Sequence[str | dict[str, Any]], include_path: str | Path | None, unsafe_confirmed: bool
+) -> tuple[TaskManager, list[Any]]:
+    """The list of tasks to go by, and what to hand to the harness.
+
+    Raises:
+        UnknownName, HubUnreachable, UnsafeTask: see `run_tasks`.
+    """
+    foreign = [task for task in tasks if isinstance(task, str) and task not in OWN_TASKS]
+    # Before lm-eval is imported, so that the answer does not keep anyone waiting.
+    if foreign and include_path is None and not _may_ask_hub():
+        for name in foreign:
+            if near_matches(name, list(OWN_TASKS)):
+                why = "All others need the hub, which is out of reach."
+                raise unknown("task", name, list(OWN_TASKS), why)
+        raise _out_of_reach(foreign, OWN_TASKS)
+
+    local = _local_tasks(include_path)
+    foreign = [name for name in foreign if name not in local.task_index]
+    own = [leaf for task in tasks if task not in foreign for leaf in _leaves(local, task)]
+    for leaf in own:
+        if set(leaf) == {"task"}:
+            why = "A group of your own can hold tasks of its folder and the course's."
+            raise unknown("task", leaf["task"], local.all_tasks, why)
+    online = [str(leaf["task"]) for leaf in own if _needs_hub(leaf)]
+    if (foreign or online) and not _may_ask_hub():
+        works = [name for name in local.all_tasks if name not in online]
+        raise _out_of_reach([*foreign, *online], works)
+    manager = all_tasks() if foreign else local
+    known = sorted({*manager.all_tasks, *local.all_tasks}, key=lambda name: (len(name), name))
+    for name in foreign:
+        if name not in manager.task_index:
+            # With nothing alike, the names of over ten thousand are no help.
+            shown = known if near_matches(name, known) else [*local.all_tasks, *_well_known()]
+            raise unknown("task", name, shown, "`all_tasks().all_tasks` has them all.")
+    if not unsafe_confirmed:
+        for task in tasks:
+            source = manager if task in foreign else local
+            leaves = _leaves(source, task)
+            running = [str(leaf["task"]) for leaf in leaves if leaf.get("unsafe_code")]
+            if running:
+                raise UnsafeTask(
+                    f"{', '.join(running[:3])} runs the code that the model writes on this "
+                    "machine, with all your rights. Do so only where nothing can be lost, such as "
+                    "in a container without a network, and say confirm_run_unsafe_code=True."
+                )
+    chosen: list[Any] = []
+    for task in tasks:
+        if manager is local or task in foreign or isinstance(task, dict):
+            chosen.append(task)
+        else:
+            # lm-eval's own list does not have it, so it gets the task itself.
+            loaded = local.load(task)
+            groups = loaded.get("groups", {})
+            chosen += [groups[task]] if task in groups else list(loaded["tasks"].values())
+    return manager, chosen
+
+
+# ----------------------------------------------------------------------------------- evaluation
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """An environment variable, for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
+@contextlib.contextmanager
+def _quiet(progress: bool) -> Iterator[None]:
+    """No notes, warnings and bars of the libraries; what they print would bury a notebook's cell.
+
+    Args:
+        progress: leave the bars, for what takes long.
+    """
+    import datasets
+
+    log = logging.getLogger("lm_eval")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    bars = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        with contextlib.ExitStack() as stack:
+            # Else some metrics fork this process, with its threads and its GPU.
+            stack.enter_context(_environment("DISABLE_MULTIPROC", "1"))
+            stack.enter_context(quiet_transformers())
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            if not progress:
+                # lm-eval has no switch for its bars and for what it prints.
+                stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+                stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+            yield
+    finally:
+        log.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
+    """Leave a model and the random state as they were; lm-eval sets seeds for all."""
+    training = {module: module.training for module in model.modules()}
+    state, numpy_state = random.getstate(), np.random.get_state()
+    cuda = [model.device] if model.device.type == "cuda" else []
+    # lm-eval ties a model's weights anew. Those of a loaded model are tied, and a second time
+    # breaks on adapters with `modules_to_save` or `trainable_token_indices`.
+    model.tie_weights = lambda *_, **__: None
+    try:
+        with torch.random.fork_rng(cuda):
+            yield
+    finally:
+        del model.tie_weights
+        random.setstate(state)
+        np.random.set_state(numpy_state)
+        for module, was in training.items():
+            module.training = was
+
+
+def _check(tasks: Any, limit: Any, num_fewshot: Any, batch_size: Any) -> list[Any]:
+    tasks = [tasks] if isinstance(tasks, str | dict) else list(tasks)
+    if not tasks:
+        raise ValueError(f"tasks is empty; {', '.join(OWN_TASKS)} work everywhere.")
+    for task in tasks:
+        if not isinstance(task, str | dict):
+            raise ValueError(
+                f"tasks holds a {type(task).__name__}; names are possible, or dictionaries of "
+                "settings as in a task file."
+            )
+        if isinstance(task, dict) and "task" not in task:
+            raise ValueError(f"tasks holds settings without a name: {task}. Say task=….")
+    whole = isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1
+    if not (limit is None or whole or (isinstance(limit, float) and 0 < limit < 1)):
+        raise ValueError(
+            f"limit is {limit!r}; a number of items from 1, a share between 0 and 1, or None for "
+            "all is possible."
+        )
+    if num_fewshot is not None and not (isinstance(num_fewshot, int) and num_fewshot >= 0):
+        raise ValueError(f"num_fewshot is {num_fewshot!r}; a number from 0, or None, is possible.")
+    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
+        raise ValueError(f'batch_size is {batch_size!r}; a number from 1, or "auto", is possible.')
+    return tasks
+
+
+def run_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: str | dict[str, Any] | Sequence[str | dict[str, Any]],
+    limit: int | float | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int | str = 8,
+    *,
+    chat_template: bool = False,
+    system: str | None = None,
+    include_path: str | Path | None = None,
+    confirm_run_unsafe_code: bool = False,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """What lm-eval finds out about a model: what its `simple_evaluate` does, quietly.
+
+    Introduced in notebook 08; `summary` and `items` make tables of it. Seeds are lm-eval's own
+    defaults, so that a run can be compared with others; model, tokenizer and the random state
+    outside stay as they were, and nothing is written but what `datasets` keeps in its own cache.
+    Nothing is ever loaded with `trust_remote_code`. Some tasks of the hub, SQuAD 2.0 among them,
+    have a metric that the library `evaluate` fetches from the hub and runs; the course's have not.
+
+    Args:
+        model: a causal language model, with or without adapters of peft, where it is.
+        tokenizer: of the model.
+        tasks: names of tasks, groups or tags, such as "mmlu", or settings as in a task file. The
+            course's own are in `OWN_TASKS`.
+        limit: ask only the first so many items of each task; a number between 0 and 1 is a share.
+            For a first look: a benchmark's figure is that of all its items.
+        num_fewshot: so many answered examples in front of each question; by default as many as the
+            task says. A task that says 0 keeps to it.
+        batch_size: sequences at a time, or "auto".
+        chat_template: put each question into the tokenizer's chat template, for a chat model.
+        system: a system message for that template.
+        include_path: a folder with task files of your own.
+        confirm_run_unsafe_code: allow tasks that run what the model writes, such as HumanEval.
+        progress: show lm-eval's progress bars.
+
+    Returns:
+        lm-eval's own dictionary, with `results`, `samples`, `n-samples` and more.
+
+    Raises:
+        UnknownName: a task that is not known; near matches are named.
+        HubUnreachable: a task of the hub, while it is out of reach; within 3 seconds.
+        UnsafeTask: a task that runs code, without a confirmation.
+        ValueError: a limit, number of examples or batch size that is not possible; a chat template
+            that the tokenizer does not have.
+    """
+    tasks = _check(tasks, limit, num_fewshot, batch_size)
+    if chat_template and tokenizer.chat_template is None:
+        raise ValueError(
+            f"The tokenizer {tokenizer.name_or_path} has no chat template, as those of base models "
+            "often don't; chat_template=False is possible."
+        )
+    if system is not None and not chat_template:
+        raise ValueError("A system message needs the chat template: chat_template=True.")
+    with _quiet(progress):
+        manager, chosen = _choose(tasks, include_path, confirm_run_unsafe_code)
+        with _as_it_was(model):
+            try:
+                return _evaluate(
+                    model,
+                    # lm-eval sets the padding; so it gets a copy.
+                    copy.deepcopy(tokenizer),
+                    manager.load(chosen),
+                    num_fewshot,
+                    batch_size,
+                    limit=limit,
+                    apply_chat_template=chat_template,
+                    system_instruction=system,
+                    confirm_run_unsafe_code=confirm_run_unsafe_code,
+                )
+            except ConnectionError as error:
+                names = [task if isinstance(task, str) else str(task.get("task")) for task in tasks]
+                raise HubUnreachable(
+                    f"{', '.join(names)}: not all data are in this machine's cache, and the hub is "
+                    f"out of reach ({error}). These work without it: {', '.join(OWN_TASKS)}."
+                ) from None
+
+
+def _evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    loaded: Any,
+    num_fewshot: int | None,
+    batch_size: int | str,
+    **options: Any,
+) -> dict[str, Any]:
+    """`lm_eval.simple_evaluate` without its look at the machine.
+
+    That takes a second each time, by a handful of other programs, and git among them complains in
+    the notebook where a course's folder is no clone. A test holds the figures equal.
+    """
+    from lm_eval import evaluate as evaluate_loaded
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+    from lm_eval.models.huggingface import HFLM
+
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    torch.manual_seed(DEFAULT_OTHER_SEED)
+    for task in loaded["tasks"].values():
+        said = task.get_config("num_fewshot")
+        if said is None or (said != 0 and num_fewshot is not None):
+            task.set_config("num_fewshot", num_fewshot or 0)
+        task.set_fewshot_seed(DEFAULT_OTHER_SEED)
+    return evaluate_loaded(
+        lm=HFLM(model, tokenizer=tokenizer, batch_size=batch_size),
+        task_dict=loaded,
+        bootstrap_iters=_BOOTSTRAPS,
+        fewshot_as_multiturn=True,
+        **options,
+    )
+
+
+def summary(results: dict[str, Any]) -> pd.DataFrame:
+    """What `run_tasks` found, a row for each task and metric.
+
+    Introduced in notebook 08.
+
+    Args:
+        results: of `run_tasks`, or of lm-eval's `simple_evaluate`.
+
+    Returns:
+        `task`, `metric`, `value` (in the metric's unit: shares from 0 to 1 for `acc`, `acc_norm`
+        and `exact_match`), `stderr` (its standard error; NaN where lm-eval has none), `n` (items
+        asked).
+    """
+    rows = []
+    for task, found in results["results"].items():
+        for key, value in found.items():
+            metric, comma, way = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, _NUMBER):
+                continue
+            error = found.get(f"{metric}_stderr,{way}")
+            counts = found.get("sample_count") or {}
+            rows.append(
+                {
+                    "task": task,
+                    # A task may cut the replies in several ways, and gives a figure for each.
+                    "metric": metric if way == "none" else f"{metric} ({way})",
+                    "value": float(value),
+                    "stderr": float(error) if isinstance(error, _NUMBER) else math.nan,
+                    "n": int(counts.get(key, found.get("sample_len", 0))),
+                }
+            )
+    return pd.DataFrame(rows, columns=["task", "metric", "value", "stderr", "n"])
+
+
+def items(results: dict[str, Any]) -> pd.DataFrame:
+    """What `run_tasks` found, a row for each item: to read, and for a paired comparison.
+
+    Introduced in notebook 08.
+
+    Args:
+        results: of `run_tasks`, or of lm-eval's `simple_evaluate`.
+
+    Returns:
+        `task`, `item` (its place in the test), `prompt`, `wanted`, `said` (the reply as it was
+        scored, or the choice that was likeliest), and a column for each metric that has one number
+        for each item.
+    """
+    rows = []
+    for task, samples in results["samples"].items():
+        for sample in samples:
+            requests = sample["arguments"]
+            wanted, said = sample["target"], sample["filtered_resps"]
+            scored = [answer[0] for answer in said if isinstance(answer, tuple)]
+            if len(scored) == len(said) > 1:
+                # Choices differ in their ends, or where these are the same, in their beginnings.
+                choices = [request[1] for request in requests]
+                if len(set(choices)) == 1:
+                    choices = [request[0] for request in requests]
+                said = choices[int(np.argmax(scored))].strip()
+                if isinstance(wanted, int):
+                    wanted = choices[wanted].strip()
+            else:
+                said = said[0]
+            row = {"task": task, "item": sample["doc_id"], "prompt": requests[0][0]}
+            if sample["filter"] != "none":
+                row["filter"] = sample["filter"]
+            row |= {"wanted": wanted, "said": said}
+            for metric in sample["metrics"]:
+                if isinstance(sample[metric], _NUMBER):
+                    row[metric] = float(sample[metric])
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: str | dict[str, Any] | Sequence[str | dict[str, Any]],
+    limit: int | float | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int | str = 8,
+    **options: Any,
+) -> pd.DataFrame:
+    """A model's figures on benchmarks: `summary` of `run_tasks`, whose arguments and errors it has.
+
+    Introduced in notebook 08.
+
+    Returns:
+        `task`, `metric`, `value`, `stderr` and `n`; see `summary`.
+    """
+    return summary(run_tasks(model, tokenizer, tasks, limit, num_fewshot, batch_size, **options))
+
+
+# ----------------------------------------------------------------------------------- benchmarks
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A well-known benchmark, as lm-eval asks it by default. Introduced in notebook 08.
+
+    Attributes:
+        name, task: what it is called, and its name in lm-eval.
+        measures, parts, note: in words.
+        form: "choice", "generation" or "both".
+        items: questions that are asked; None where they have not been counted.
+        requests: for one item, on average.
+        passes: forward passes for one item, on average.
+        tokens: of one pass, roughly.
+        written: tokens that the model writes for an item, roughly.
+        paper: where it was introduced.
+    """
+
+    name: str
+    task: str
+    measures: str
+    form: str
+    items: int | None
+    requests: float
+    passes: float
+    tokens: int
+    written: int
+    paper: str
+    parts: str = ""
+    note: str = ""
+
+
+def _read_benchmarks(path: Path = _HERE / "benchmarks.toml") -> dict[str, Benchmark]:
+    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    usual = {"items": None, "written": 0}
+    return {
+        name: Benchmark(name=name, **{**usual, "passes": entry["requests"], **entry})
+        for name, entry in data.items()
+    }
+
+
+BENCHMARKS = _read_benchmarks()
+
+
+def _well_known() -> list[str]:
+    return [benchmark.task for benchmark in BENCHMARKS.values()]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a benchmark takes, roughly. Introduced in notebook 08.
+
+    Attributes:
+        benchmark: its name.
+        items: how many are asked.
+        tokens: that go through the model.
+        flops: floating-point operations.
+    """
+
+    benchmark: str
+    items: int
+    tokens: int
+    flops: float
+
+    def hours(self, flops_per_second: float) -> float:
+        """How long it takes on a device, in hours.
+
+        Args:
+            flops_per_second: what the device does with such a model; often a third of what its
+                data sheet says, or less.
+
+        Raises:
+            ValueError: 0 or less.
+        """
+        if flops_per_second <= 0:
+            raise ValueError(f"flops_per_second is {flops_per_second}; more than 0 is possible.")
+        return self.flops / flops_per_second / 3600
+
+    def __str__(self) -> str:
+        return (
+            f"{self.benchmark}: {self.items:,} items, about {self.tokens:.1e} tokens and "
+            f"{self.flops:.1e} floating-point operations"
+        )
+
+
+def cost(benchmark: str, parameters: float, items: int | None = None) -> Cost:
+    """What it takes to ask a model all questions of a benchmark, roughly.
+
+    2 floating-point operations for each parameter and token. Source: Kaplan and others, "Scaling
+    laws for neural language models" (arXiv 2001.08361), section 2.1, where the parameters are those
+    without the embeddings, and the part of attention is left out, which is small for short texts.
+    Tokens are counted once each, as a cache of keys and values allows. Introduced in notebook 08.
+
+    Args:
+        benchmark: a name in `BENCHMARKS`, or a task's name there.
+        parameters: of the model: 7e9 for seven billion.
+        items: how many are asked; by default all.
+
+    Raises:
+        UnknownName: another benchmark.
+        ValueError: no parameters or items; or a benchmark whose items have not been counted.
+    """
+    by_task = {entry.task: entry for entry in BENCHMARKS.values()}
+    entry = BENCHMARKS.get(benchmark) or by_task.get(benchmark)
+    if entry is None:
+        raise unknown("benchmark", benchmark, list(BENCHMARKS))
+    if not parameters > 0:
+        raise ValueError(f"parameters is {parameters}; more than 0 is possible, such as 7e9.")
+    if items is not None and items < 1:
+        raise ValueError(f"items is {items}; a number from 1 is possible, or None for all.")
+    asked = entry.items if items is None else items
+    if asked is None:
+        raise ValueError(f"The items of {entry.name} have not been counted; give items=….")
+    tokens = round(asked * (entry.passes * entry.tokens + entry.written))
+    return Cost(entry.name, asked, tokens, 2.0 * parameters * tokens)
+
+
+def benchmarks_table(
+    parameters: float | None = None, flops_per_second: float | None = None
+) -> pd.DataFrame:
+    """The well-known benchmarks: what they measure, and what they take.
+
+    Introduced in notebook 08. Source of the costs: see `cost`.
+
+    Args:
+        parameters: of a model, to see what each costs.
+        flops_per_second: of a device, to see how long each takes; needs `parameters`.
+
+    Returns:
+        A row for each benchmark, with `measures`, `items`, `form`, `requests` (for an item),
+        `task` (in lm-eval) and `paper`; with parameters also `tokens (rough)` and `FLOPs (rough)`,
+        with a device `hours (rough)`. NaN where the items have not been counted.
+
+    Raises:
+        ValueError: a device without parameters, or figures that are not above 0.
+    """
+    if flops_per_second is not None and parameters is None:
+        raise ValueError("flops_per_second needs the parameters of a model too.")
+    rows = []
+    for entry in BENCHMARKS.values():
+        row: dict[str, Any] = {
+            "benchmark": entry.name,
+            "measures": entry.measures,
+            "items": entry.items,
+            "form": entry.form,
+            "requests": entry.requests,
+            "task": entry.task,
+            "paper": entry.paper,
+        }
+        if parameters is not None and entry.items is not None:
+            found = cost(entry.name, parameters)
+            row |= {"tokens (rough)": float(found.tokens), "FLOPs (rough)": found.flops}
+            if flops_per_second is not None:
+                row["hours (rough)"] = found.hours(flops_per_second)
+        rows.append(row)
+    table = pd.DataFrame(rows).set_index("benchmark")
+    table["items"] = table["items"].astype("Int64")
+    return table
