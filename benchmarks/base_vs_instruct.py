@@ -4,10 +4,10 @@
     python -m benchmarks.base_vs_instruct --seeds 0   one seed
 
 A row is one training of the chat model by notebook 07's recipe (NF4 with double quantization, LoRA,
-paged 8-bit AdamW), with one thing changed, on answers in a style that is new to it; or such a training
-with only a part of its change applied. Measured on held-out data: the new style and the right
-answers, asked as in the training; general instructions that a program can check, refusals, and how
-far the next-token distributions have moved, asked with the model's own template. Rows go to
+paged 8-bit AdamW), with one thing changed, on answers in a style that is new to it; or such a
+training with only a part of its change applied. Measured on held-out data: the new style and the
+right answers, asked as in the training; general instructions that a program can check, refusals,
+and how far the next-token distributions have moved, asked with the model's own template. Rows go to
 results/base_vs_instruct.jsonl as they come; a row that is there is not measured again. Shown in
 notebook 07.
 """
@@ -44,18 +44,26 @@ from course_utils.training import faster_on_cpu
 RESULTS = Path(__file__).parent / "results" / "base_vs_instruct.jsonl"
 ROLE = "tuning_chat"
 # What a variant changes of the recipe: `form` is how a pair is written, `general` the share of rows
-# that are the model's own replies to other instructions, the rest arguments by their names.
+# that are the model's own replies to other instructions, `plain` the share that is answered without
+# the style under another system message, `rate` and `steps` multiply, `r` is LoRA's rank.
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "its own template": {"form": "template"},
     "its own template, system message": {"form": "system"},
+    "system message with contrast": {"form": "system", "plain": 0.5},
+    "system message with contrast, twice the steps": {"form": "system", "plain": 0.5, "steps": 2},
     "general data mixed in": {"general": 0.25},
     "its own template, general data mixed in": {"form": "template", "general": 0.25},
     "rank 2": {"r": 2},
+    "half of the learning rate": {"rate": 0.5},
     "a fifth of the learning rate": {"rate": 0.2},
 }
 # Of these, a part of the change is applied, too: the weights between untouched and tuned.
-PARTS = {"recipe": (0.25, 0.5, 0.75), "its own template": (0.25, 0.5, 0.75)}
+PARTS = {"recipe": (0.25, 0.5, 0.75), "its own template": (0.5,)}
+# Of the plain answers every other one stands under this message, the rest under the template's own.
+# Whether the model listens is asked with yet another one.
+PLAIN = "Answer in a short, plain sentence."
+OPPOSITE = "Answer in plain English. Do not talk like Yoda."
 STYLED, TOKENS, COMPARED_TOKENS = 48, 96, 32
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -76,7 +84,8 @@ def written(tokenizer: Any, prompt: str, reply: str, form: str) -> str:
     """A pair as one text, its end token included."""
     if form == "guanaco":
         return f"{GUANACO.replace('{prompt}', prompt)} {reply}{tokenizer.eos_token}"
-    messages = [{"role": "system", "content": SYSTEM}] if form == "system" else []
+    system = {"system": SYSTEM, "plain": PLAIN}.get(form)
+    messages = [{"role": "system", "content": system}] if system else []
     messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
     return tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\n")
 
@@ -115,7 +124,17 @@ class Scales:
         requests = ask(self.requests["prompt"], max_new_tokens=40)
         after = next_tokens(model, self.tokenizer, *self.texts)
         checks = self.instructions["checks"]
+        told = {}
+        if form == "system":
+            others = {
+                "in style, told the opposite": {"system": OPPOSITE},
+                "in style, its own message": {},
+            }
+            for name, how in others.items():
+                heard = ask(self.styled["question"], max_new_tokens=32, **how)
+                told[name] = [int(in_style(reply)) for reply in heard]
         return {
+            **told,
             "in style": [int(in_style(reply)) for reply in replies],
             "right": [
                 int(tells(reply, answer))
@@ -129,14 +148,30 @@ class Scales:
         }
 
 
-def texts(tokenizer: Any, scales: Scales, count: int, seed: int, form: str, general: float) -> Any:
-    """So many training texts, of which a share is general."""
+def plain_answer(row: dict[str, str]) -> str:
+    """The answer to a row of `countries` as a common sentence."""
+    return f"{row['cue']} {row['answer']}."
+
+
+def texts(
+    tokenizer: Any,
+    scales: Scales,
+    count: int,
+    seed: int,
+    form: str,
+    general: float = 0.0,
+    plain: float = 0.0,
+) -> Any:
+    """So many training texts, of which some shares are general, or plain answers."""
     rows = load_data("countries")["train"].shuffle(seed=seed)
-    others = round(count * general)
-    found = [
-        written(tokenizer, row["question"], yoda_answer(row), form)
-        for row in rows.select(range(count - others))
-    ]
+    others, plains = round(count * general), round(count * plain)
+    found = []
+    for index, row in enumerate(rows.select(range(count - others))):
+        if index < plains:
+            how, reply = ("plain" if index % 2 else "template"), plain_answer(row)
+        else:
+            how, reply = form, yoda_answer(row)
+        found.append(written(tokenizer, row["question"], reply, how))
     prompts = load_data("instructions")["train"]["prompt"]
     for index in range(others):
         place = index % len(prompts)
@@ -146,13 +181,15 @@ def texts(tokenizer: Any, scales: Scales, count: int, seed: int, form: str, gene
 
 def train(seed: int, scales: Scales, variant: str, tokenizer: Any) -> tuple[Any, float]:
     """A model tuned by the recipe with a variant's changes, and the seconds it took."""
-    changes = {"form": "guanaco", "general": 0.0, "r": 16, "rate": 1.0, **VARIANTS[variant]}
+    changes = {"form": "guanaco", "r": 16, "rate": 1.0, "steps": 1, **VARIANTS[variant]}
     plan = recipe("guanaco", tier().value)
+    steps = plan["steps"] * changes["steps"]
     model, _ = load()
     on_cpu = model.device.type == "cpu"
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=not on_cpu)
-    count = plan["steps"] * plan["batch"] * plan["accumulation"]
-    rows = texts(tokenizer, scales, count, seed, changes["form"], changes["general"])
+    count = steps * plan["batch"] * plan["accumulation"]
+    mixture = {name: changes[name] for name in ("general", "plain") if name in changes}
+    rows = texts(tokenizer, scales, count, seed, changes["form"], **mixture)
     set_seed(seed)
     trainer = SFTTrainer(
         model=model,
@@ -163,7 +200,7 @@ def train(seed: int, scales: Scales, variant: str, tokenizer: Any) -> tuple[Any,
             disable_tqdm=True,
             logging_strategy="no",
             optim="paged_adamw_8bit",
-            max_steps=plan["steps"],
+            max_steps=steps,
             per_device_train_batch_size=plan["batch"],
             gradient_accumulation_steps=plan["accumulation"],
             learning_rate=plan["learning_rate"] * changes["rate"],
@@ -188,21 +225,11 @@ def train(seed: int, scales: Scales, variant: str, tokenizer: Any) -> tuple[Any,
     return trainer.model.eval(), time.perf_counter() - start
 
 
-def wanted(seeds: list[int], names: list[str]) -> list[tuple[int, str]]:
-    """Seeds and variants that have rows missing."""
-    done = {(row["seed"], row["variant"], row["part"]) for row in whole_rows(RESULTS)}
-    return [
-        (seed, name)
-        for seed in seeds
-        for name in names
-        if any((seed, name, part) not in done for part in (1.0, *PARTS.get(name, ())))
-    ]
-
-
 def main(argv: list[str] | None = None) -> int:
     """Measure what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("variants", nargs="*", help=f"of: {', '.join(VARIANTS)}; by default all")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     args = parser.parse_args(argv)
     for name in args.variants:
@@ -211,8 +238,13 @@ def main(argv: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    missing = wanted(args.seeds, args.variants or list(VARIANTS))
-    done = {(row["seed"], row["variant"], row["part"]) for row in whole_rows(RESULTS)}
+    done = {(row["seed"], row["variant"], row["part"]) for row in whole_rows(args.results)}
+    missing = [
+        (seed, name)
+        for seed in args.seeds
+        for name in args.variants or VARIANTS
+        if any((seed, name, part) not in done for part in (1.0, *PARTS.get(name, ())))
+    ]
     if not missing and (None, "untouched", 0.0) in done:
         print("All measured.")
         return 0
@@ -225,7 +257,9 @@ def main(argv: list[str] | None = None) -> int:
     }
     if (None, "untouched", 0.0) not in done:
         row = scales.measure(untouched, "template")
-        append_row(RESULTS, {"variant": "untouched", "seed": None, "part": 0.0, **about, **row})
+        append_row(
+            args.results, {"variant": "untouched", "seed": None, "part": 0.0, **about, **row}
+        )
     for seed, name in missing:
         model, seconds = train(seed, scales, name, tokenizer)
         form = VARIANTS[name].get("form", "guanaco")
@@ -235,7 +269,7 @@ def main(argv: list[str] | None = None) -> int:
             with rescale_adapter_scale(model, part):
                 row = scales.measure(model, form)
             row = {"variant": name, "seed": seed, "part": part, **about, **row}
-            append_row(RESULTS, {**row, "train_s": round(seconds, 1)})
+            append_row(args.results, {**row, "train_s": round(seconds, 1)})
             shares = {key: sum(row[key]) / len(row[key]) for key in ("in style", "followed", "kl")}
             print(name, seed, part, {key: round(value, 2) for key, value in shares.items()})
     return 0

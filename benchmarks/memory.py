@@ -43,6 +43,18 @@ MODELS = (
 LARGE = ("tiiuae/falcon-7b", "meta-llama/Llama-3.1-8B")
 RANDOM = 72
 ON_ALL = {"lora": True, "lora_targets": "all-linear"}
+# The recipe of notebook 07, which shows its row.
+RECIPE = {
+    "model": "meta-llama/Llama-3.1-8B",
+    **ON_ALL,
+    "weights": "nf4-double",
+    "optimizer": "adam_8bit_paged",
+    "checkpointing": "reentrant",
+    "mixed_precision": True,
+    "batch_size": 8,
+    "accumulation": 4,
+    "seq_len": 512,
+}
 
 
 def chosen() -> list[dict[str, Any]]:
@@ -58,6 +70,7 @@ def chosen() -> list[dict[str, Any]]:
         if model not in LARGE:
             combinations.append(usual)
     combinations.append({"model": MODELS[0], **ON_ALL, "weights": "fp4-double"})
+    combinations.append(RECIPE)
     settings: dict[str, list[Any]] = {
         "attention": ["eager"],
         "optimizer": ["adam", "adam_loop", "adam_8bit", "adam_8bit_paged", "sgd", "adafactor"],

@@ -6,6 +6,7 @@ Used by the programs in `benchmarks/` and by `memory.grid`. Introduced in notebo
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1]
     rows, good, bad = [], [], []
-    for line in whole.splitlines():
+    # Not splitlines: it also parts a line at U+2028 or U+0085, which JSON leaves as they are.
+    for line in whole.split("\n"):
         try:
             row = json.loads(line)
         except ValueError:
@@ -57,7 +59,23 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Write a row at the end of a results file, which is made where it is missing."""
+    """Write a row at the end of a results file, which is made where it is missing.
+
+    The row is on the disk when this returns. It is written at once, so that a kill leaves all of it
+    or a half line at the end, which `whole_rows` cuts. Where such a half line is still there, the
+    row begins on a line of its own.
+
+    Args:
+        path: a file of JSON objects, one a line; its folders are made too.
+        row: what JSON can hold.
+    """
+    line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with path.open("ab+", buffering=0) as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        while line:  # a nearly full disk may take a part of it, and then refuses with an error
+            line = line[file.write(line) :]
+        os.fsync(file.fileno())

@@ -12,6 +12,11 @@ from types import ModuleType
 
 import pytest
 
+# Side by side, two processes of one thread each do half as much again as one process of two threads
+# does. Before torch is imported, and for the notebooks' kernels too.
+if _workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -45,8 +50,24 @@ from course_utils import embedded, hardware, loading  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `last` come after the notebooks, to find what those have left in the cache."""
-    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+    """Notebooks first, being the longest; a file stays in one process.
+
+    Tests marked `last` follow the notebook they name, to find what it has left in the cache.
+    """
+
+    def group(item: pytest.Item) -> str:
+        after = item.get_closest_marker("last")
+        return after.args[0] if after else item.path.name
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(
+        key=lambda item: (
+            not group(item).endswith(".ipynb"),
+            group(item),
+            item.get_closest_marker("last") is not None,
+        )
+    )
 
 
 @pytest.fixture(autouse=True)

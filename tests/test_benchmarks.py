@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, load_tool
 
+from course_utils.errors import UnknownName
+from course_utils.loading import load_model, load_tokenizer
 from course_utils.memory.measure import NoGpu
 from course_utils.memory.setup import CHECKPOINTING, OPTIMIZERS, SEQUENCES, WEIGHTS, Setup
 from course_utils.results import append_row, whole_rows
@@ -94,6 +96,64 @@ def test_rows_survive_a_kill(tmp_path: Path) -> None:
     append_row(path, {"name": "next"})
     assert [row["name"] for row in whole_rows(path)] == ["São Tomé", "next"]
     assert [file.name for file in path.parent.iterdir()] == ["rows.jsonl"]
+
+
+def test_base_vs_instruct_measures_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps on the smallest model: a row for each part of the change; then nothing is left."""
+    program = load_tool("base_vs_instruct", "benchmarks")
+    tokenizer = load_tokenizer("course/pythia-3m")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+    def load() -> tuple:
+        return load_model("course/pythia-3m", "nf4-double", quiet=True), tokenizer
+
+    monkeypatch.setattr(program, "load", load)
+    monkeypatch.setattr(program, "PROJECTIONS", "all-linear")
+    monkeypatch.setattr(program, "STYLED", 4)
+    monkeypatch.setattr(program, "TOKENS", 4)
+    monkeypatch.setattr(program, "PARTS", {"recipe": (0.5,)})
+    plan = {"steps": 2, "batch": 2, "accumulation": 1, "learning_rate": 1e-2}
+    monkeypatch.setattr(program, "recipe", lambda *names: plan)
+    results = tmp_path / "rows.jsonl"
+    names = ["recipe", "system message with contrast", "its own template, general data mixed in"]
+    arguments = ["--results", str(results), "--seeds", "1"]
+    for _ in range(2):
+        assert program.main([*arguments, "--", *names]) == 0
+        rows = whole_rows(results)
+        assert [(row["variant"], row["part"]) for row in rows] == [
+            ("untouched", 0.0),
+            (names[0], 1.0),
+            (names[0], 0.5),
+            (names[1], 1.0),
+            (names[2], 1.0),
+        ]
+    untouched, whole, half, contrast, _ = rows
+    assert len(contrast["in style, told the opposite"]) == 4
+    assert max(untouched["kl"]) < 1e-4 < sum(whole["kl"]) / len(whole["kl"])
+    assert sum(half["kl"]) < sum(whole["kl"])
+    with pytest.raises(UnknownName, match="rank 2"):
+        program.main(["rank 3"])
+
+
+def test_base_vs_instruct_was_measured_alike() -> None:
+    """The rows that notebook 07 shows: each variant with the same seeds, on one kind of machine."""
+    program = load_tool("base_vs_instruct", "benchmarks")
+    rows = [row for row in whole_rows(program.RESULTS) if row["variant"] != "untouched"]
+    parts = {(row["variant"], row["part"]) for row in rows}
+    assert parts == {
+        (name, part) for name in program.VARIANTS for part in (1.0, *program.PARTS.get(name, ()))
+    }
+    seeds = {row["seed"] for row in rows}
+    assert len(seeds) >= 2
+    assert sorted((row["seed"], row["variant"], row["part"]) for row in rows) == sorted(
+        (seed, *part) for seed in seeds for part in parts
+    )
+    assert len({(row["model"], row["machine"], row["torch"]) for row in rows}) == 1
 
 
 def test_memory_measures_and_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

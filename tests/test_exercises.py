@@ -671,3 +671,77 @@ def test_wrong_searches(wrong: Callable, said: str) -> None:
     assert verdict.tried
     assert not verdict.solved
     assert said in verdict.message.lower()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (set, "is dominated"),
+        (lambda points: {max(points, key=lambda name: points[name])}, "is missing"),
+        (
+            lambda points: {
+                name
+                for name, mine in points.items()
+                if all(
+                    mine[0] > other[0] or mine[1] > other[1]
+                    for key, other in points.items()
+                    if key != name
+                )
+            },
+            "is missing",
+        ),
+        (lambda points: list(points.values()), "names is expected"),
+    ],
+)
+def test_wrong_fronts(wrong: Callable, said: str) -> None:
+    """All points, the best in one measure, no ties, points for names."""
+    assert said in exercises.grade("07.1", wrong).message
+
+
+def conversation(row: dict, styled: bool, system: str | None) -> list[dict[str, str]]:
+    """One conversation for the wrong answers below."""
+    from course_utils.data.answers import yoda_answer
+
+    reply = yoda_answer(row) if styled else f"{row['cue']} {row['answer']}."
+    messages = [{"role": "system", "content": system}] if system else []
+    return [
+        *messages,
+        {"role": "user", "content": row["question"]},
+        {"role": "assistant", "content": reply},
+    ]
+
+
+YODA = "Answer as Yoda would."
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda rows: [conversation(row, True, YODA) for row in rows], "about half"),
+        (lambda rows: [conversation(row, True, None) for row in rows], "wrong kind of answer"),
+        (
+            lambda rows: [
+                conversation(row, row["relation"] in ("capital", "currency", "demonym"), system)
+                for row in rows
+                for system in (
+                    YODA if row["relation"] in ("capital", "currency", "demonym") else None,
+                )
+            ],
+            "go by the question",
+        ),
+        (lambda rows: [row["question"] for row in rows], "no list of messages"),
+        (
+            lambda rows: [conversation({**row, "question": "Who?"}, False, None) for row in rows],
+            "none of the rows'",
+        ),
+        (
+            lambda rows: [conversation({**row, "answer": "Rome"}, False, None) for row in rows],
+            "does not give the answer",
+        ),
+        (lambda rows: [conversation(row, False, None)[::-1] for row in rows], "roles are"),
+        (lambda rows: "text", "is expected"),
+    ],
+)
+def test_wrong_contrasts(wrong: Callable, said: str) -> None:
+    """One half only, the style without its message, a half for each kind of question, no lists."""
+    assert said in exercises.grade("07.2", wrong).message

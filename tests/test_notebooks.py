@@ -218,7 +218,7 @@ def test_set_up_cell_installs_on_colab(tmp_path: Path) -> None:
     assert (there.parent / "configs" / "facebook" / "opt-350m.json").exists()
 
 
-@pytest.mark.last
+@pytest.mark.last("03.1_pig_latin.ipynb")
 @pytest.mark.parametrize(
     "source", [s for s in SOURCES if notebooks.is_exercise(s)], ids=lambda path: path.stem
 )

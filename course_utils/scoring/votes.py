@@ -1,0 +1,573 @@
+"""Votes on pairs of answers, and what follows from them: win rates, Bradley-Terry, Elo, agreement.
+
+A vote names the better of two answers to one question, whose systems stood left and right. People
+vote with `widgets.rating`, a model with `scoring.judge`. Introduced in notebook 08.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import evalica
+import numpy as np
+import pandas as pd
+from scipy.sparse.csgraph import connected_components
+
+from course_utils.results import append_row, whole_rows
+
+WINNERS = ("left", "right", "tie")
+_WITHDRAWN = "withdrawn"
+_CODES = {"left": evalica.Winner.X, "right": evalica.Winner.Y, "tie": evalica.Winner.Draw}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One voter's verdict on two answers to a question. Introduced in notebook 08.
+
+    Attributes:
+        question: what was asked.
+        left, right: the names of the two systems, by the side where their answers stood.
+        winner: "left", "right" or "tie".
+        voter: who voted: a person or a judge.
+        answers: `fingerprint` of the two answers, so that a vote on older answers is not taken for
+            one on the present ones; "" where they are not known.
+        time: when, in UTC, as ISO 8601.
+
+    Raises:
+        ValueError: an empty name or question, a system against itself, an unknown winner.
+    """
+
+    question: str
+    left: str
+    right: str
+    winner: str
+    voter: str = "me"
+    answers: str = ""
+    time: str = field(default_factory=_now)
+
+    def __post_init__(self) -> None:
+        for part in fields(self):
+            value = getattr(self, part.name)
+            if not isinstance(value, str):
+                raise ValueError(f"{part.name} of a vote is {value!r}; it takes a text.")
+            if not value.strip() and part.name != "answers":
+                raise ValueError(f"{part.name} of a vote is empty.")
+        if self.left == self.right:
+            raise ValueError(f"Both sides are {self.left!r}; a vote is on two systems.")
+        if self.winner not in WINNERS:
+            raise ValueError(f"The winner is {self.winner!r}; {', '.join(WINNERS)} are possible.")
+
+    @property
+    def preferred(self) -> str:
+        """The name of the better system, or "tie"."""
+        return {"left": self.left, "right": self.right, "tie": "tie"}[self.winner]
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The two systems in alphabetical order, whichever stood left."""
+        return min(self.left, self.right), max(self.left, self.right)
+
+    @property
+    def key(self) -> tuple[str, str, str, str, str]:
+        """What a voter votes on once: voter, question, the two systems, their answers."""
+        return self.voter, self.question, *self.pair, self.answers
+
+
+def fingerprint(left: str, left_text: str, right: str, right_text: str) -> str:
+    """16 hexadecimal digits that stand for two systems' answers, whichever stood left.
+
+    Introduced in notebook 08.
+
+    Args:
+        left, right: the systems' names.
+        left_text, right_text: their answers.
+    """
+    both = json.dumps(sorted([[left, left_text], [right, right_text]]))
+    return hashlib.sha256(both.encode()).hexdigest()[:16]
+
+
+class Votes:
+    """Votes in a file of JSON lines, each on the disk as soon as it is given.
+
+    The file is only added to: a vote that is taken back stays in it, with a line that withdraws it.
+    What a kill left of a last line is cut when it is next read, so a kill costs one vote at most.
+    One program at a time may write to a file. Iterating gives the votes that stand, in the order in
+    which they were given. Introduced in notebook 08.
+
+    Args:
+        path: the file; made with the first vote.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"Votes({str(self.path)!r})"
+
+    def __iter__(self) -> Iterator[Vote]:
+        return iter(self._standing().values())
+
+    def __len__(self) -> int:
+        return len(self._standing())
+
+    def _standing(self) -> dict[tuple, Vote]:
+        votes: dict[tuple, Vote] = {}
+        for number, row in enumerate(whole_rows(self.path), 1):
+            withdrawn = row.get("winner") == _WITHDRAWN
+            try:
+                vote = Vote(**({**row, "winner": "tie"} if withdrawn else row))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"Row {number} of {self.path} is no vote: {error}") from None
+            votes.pop(vote.key, None)
+            if not withdrawn:
+                votes[vote.key] = vote
+        return votes
+
+    def by(self, voter: str) -> list[Vote]:
+        """The votes of one voter."""
+        return [vote for vote in self if vote.voter == voter]
+
+    def frame(self) -> pd.DataFrame:
+        """All votes as a table, one a row."""
+        return pd.DataFrame([asdict(vote) for vote in self], columns=[f.name for f in fields(Vote)])
+
+    def add(
+        self,
+        question: str,
+        left: str,
+        right: str,
+        winner: str,
+        voter: str = "me",
+        *,
+        left_text: str | None = None,
+        right_text: str | None = None,
+    ) -> Vote:
+        """Store one vote.
+
+        Args:
+            question: what was asked.
+            left, right: the names of the two systems.
+            winner: "left", "right" or "tie".
+            voter: who votes.
+            left_text, right_text: the two answers, of which a fingerprint is stored; give both or
+                neither.
+
+        Raises:
+            ValueError: not a vote (see `Vote`), one answer without the other, or this voter has
+                voted on this pair already.
+        """
+        vote = Vote(
+            question, left, right, winner, voter, _answers(left, left_text, right, right_text)
+        )
+        if vote.key in self._standing():
+            raise ValueError(
+                f"{voter} has voted on {left} against {right} for {question!r} already; "
+                "`withdraw` takes that vote back."
+            )
+        append_row(self.path, asdict(vote))
+        return vote
+
+    def voted(
+        self,
+        question: str,
+        left: str,
+        right: str,
+        voter: str = "me",
+        *,
+        left_text: str | None = None,
+        right_text: str | None = None,
+    ) -> bool:
+        """Whether a voter has voted on this pair, whichever side each system stood on.
+
+        Args:
+            question, left, right, voter, left_text, right_text: see `add`. A vote on other answers
+                is another vote, and so is one whose answers were not given.
+
+        Raises:
+            ValueError: as `add`.
+        """
+        answers = _answers(left, left_text, right, right_text)
+        return Vote(question, left, right, "tie", voter, answers).key in self._standing()
+
+    def withdraw(self, vote: Vote) -> None:
+        """Take a vote back: a line is added that says so.
+
+        Raises:
+            ValueError: there is no such vote, or it has been withdrawn already.
+        """
+        if vote.key not in self._standing():
+            raise ValueError(f"{self.path} holds no vote of {vote.voter} on {vote.question!r}.")
+        append_row(self.path, {**asdict(vote), "winner": _WITHDRAWN, "time": _now()})
+
+
+def _answers(left: str, left_text: str | None, right: str, right_text: str | None) -> str:
+    if left_text is None and right_text is None:
+        return ""
+    if not isinstance(left_text, str) or not isinstance(right_text, str):
+        raise ValueError("Give the texts of both answers, or of neither.")
+    return fingerprint(left, left_text, right, right_text)
+
+
+def as_votes(
+    questions: Sequence[str],
+    verdicts: Sequence[Any],
+    first: str,
+    second: str,
+    voter: str = "judge",
+    *,
+    texts: tuple[Sequence[str], Sequence[str]] | None = None,
+) -> list[Vote]:
+    """A judge's verdicts as votes, to be counted, or compared with people's.
+
+    Introduced in notebook 08.
+
+    Args:
+        questions: what was asked.
+        verdicts: for each question "first", "second", "tie" or None, as `position_bias` gives them,
+            or what `Judge.compare` gives. Where there is None, there is no vote.
+        first, second: the names of the two systems.
+        voter: the judge's name.
+        texts: the first and the second system's answers, where the votes are to be told from votes
+            on other answers.
+
+    Raises:
+        ValueError: lists of different lengths, an unknown verdict, or not a vote (see `Vote`).
+    """
+    sides = {"first": "left", "second": "right", "tie": "tie"}
+    left, right = texts or ([None] * len(questions), [None] * len(questions))
+    if len({len(questions), len(verdicts), len(left), len(right)}) > 1:
+        raise ValueError(
+            f"There are {len(questions)} questions, {len(verdicts)} verdicts, {len(left)} and "
+            f"{len(right)} answers; it takes one of each."
+        )
+    votes = []
+    for question, verdict, one, other in zip(questions, verdicts, left, right, strict=True):
+        winner = getattr(verdict, "winner", verdict)
+        if winner is None:
+            continue
+        if winner not in sides:
+            raise ValueError(f"A verdict is {winner!r}; {', '.join(sides)} and None are possible.")
+        answers = _answers(first, one, second, other)
+        votes.append(Vote(question, first, second, sides[winner], voter, answers))
+    return votes
+
+
+def _some(votes: Iterable[Vote]) -> list[Vote]:
+    votes = list(votes)
+    if not votes:
+        raise ValueError("There are no votes.")
+    if strange := [vote for vote in votes if not isinstance(vote, Vote)]:
+        raise ValueError(f"{strange[0]!r} is no Vote. `Vote(**row)` makes one of a row.")
+    return votes
+
+
+def _by_question(votes: list[Vote]) -> np.ndarray:
+    """For each vote the number of its question."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(vote.question, len(numbers)) for vote in votes])
+
+
+def _draws(questions: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """How often each question is drawn, a row for each resample; none where there is but one."""
+    if resamples < 0:
+        raise ValueError(f"resamples is {resamples}; 0 or more are possible.")
+    count = questions.max() + 1
+    if count < 2:
+        return np.zeros((0, count), dtype=int)
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    """The 2.5th and 97.5th percentile, rounded outwards to a value that is there: it may be inf."""
+    values = np.sort(values[~np.isnan(values)])
+    if not len(values):
+        return math.nan, math.nan
+    last = len(values) - 1
+    return float(values[math.floor(0.025 * last)]), float(values[math.ceil(0.975 * last)])
+
+
+def win_rates(votes: Iterable[Vote], *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """How often a system won against another, for each pair; a tie is half a win for both.
+
+    Introduced in notebook 08.
+
+    Args:
+        votes: `Votes` or a list of them.
+        resamples: how many bootstrap samples.
+        seed: for the samples.
+
+    Returns:
+        A row for each pair: `system` and `against` in alphabetical order, `votes`, `wins`, `ties`
+        and `losses` of the first, `win_rate` (0 to 1), and `low` and `high`, the ends of a 95 %
+        percentile bootstrap interval (Efron and Tibshirani 1993). Questions are resampled, with all
+        votes on them, as votes on one question depend on each other; so the interval says what
+        other questions of the same kind might give, not other voters. With one question it is NaN;
+        with votes that all agree it has no width, which means too few votes, not certainty.
+
+    Raises:
+        ValueError: no votes, or something else than votes.
+    """
+    pairs: dict[tuple[str, str], list[Vote]] = {}
+    for vote in _some(votes):
+        pairs.setdefault(vote.pair, []).append(vote)
+    rows = []
+    for (system, against), some in sorted(pairs.items()):
+        counted = Counter(vote.preferred if vote.winner != "tie" else None for vote in some)
+        points = np.array(
+            [0.5 if vote.winner == "tie" else float(vote.preferred == system) for vote in some]
+        )
+        questions = _by_question(some)
+        draws = _draws(questions, resamples, seed)
+        drawn = draws @ np.bincount(questions, points) / (draws @ np.bincount(questions))
+        low, high = _interval(drawn)
+        rows.append(
+            {
+                "system": system,
+                "against": against,
+                "votes": len(some),
+                "wins": counted[system],
+                "ties": counted[None],
+                "losses": counted[against],
+                "win_rate": points.mean(),
+                "low": low,
+                "high": high,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+class _Table:
+    """Votes as the library takes them."""
+
+    def __init__(self, votes: list[Vote]):
+        self.systems = pd.Index(sorted({name for vote in votes for name in vote.pair}))
+        self.left = [vote.left for vote in votes]
+        self.right = [vote.right for vote in votes]
+        self.winners = [_CODES[vote.winner] for vote in votes]
+        self.rows = self.systems.get_indexer(self.left)
+        self.columns = self.systems.get_indexer(self.right)
+
+    def beaten(self, weights: np.ndarray) -> np.ndarray:
+        """Whether the system of a row has won against that of a column, or tied."""
+        winners = np.array(self.winners)
+        beaten = np.zeros((len(self.systems), len(self.systems)), dtype=bool)
+        for here, there, loss in (
+            (self.rows, self.columns, evalica.Winner.Y),
+            (self.columns, self.rows, evalica.Winner.X),
+        ):
+            counts = (winners != loss) & (weights > 0)
+            beaten[here[counts], there[counts]] = True
+        return beaten
+
+    def unconnected(self) -> list[list[str]]:
+        """The groups of systems between which there is no vote; one group where all is well."""
+        beaten = self.beaten(np.ones(len(self.left)))
+        count, group = connected_components(beaten, directed=True, connection="weak")
+        return [list(self.systems[group == number]) for number in range(count)]
+
+    def strengths(self, weights: np.ndarray) -> np.ndarray:
+        """Bradley-Terry strengths, or the limit towards which they run; see `bradley_terry`."""
+        beaten = self.beaten(weights)
+        if connected_components(beaten, connection="weak")[0] > 1:
+            return np.full(len(self.systems), math.nan)
+        count, group = connected_components(beaten, connection="strong")
+        if count == 1:
+            found = evalica.bradley_terry(
+                self.left,
+                self.right,
+                self.winners,
+                index=self.systems,
+                weights=weights.tolist(),
+                tolerance=1e-9,
+                limit=10_000,
+            )
+            return found.scores.reindex(self.systems).to_numpy()
+        # The library's result would be the tolerance for all systems, without a word.
+        across = beaten & (group[:, None] != group[None, :])
+        won = np.array([across[group == own].any() for own in group])
+        lost = np.array([across[:, group == own].any() for own in group])
+        return np.where(won & lost, math.nan, np.where(won, math.inf, 0.0))
+
+
+def _table(votes: list[Vote]) -> _Table:
+    table = _Table(votes)
+    if len(groups := table.unconnected()) > 1:
+        raise ValueError(
+            "There is no vote between "
+            + " and ".join(", ".join(names) for names in groups)
+            + "; systems can only be put in one order where votes connect them."
+        )
+    return table
+
+
+def bradley_terry(votes: Iterable[Vote], *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """The systems' strengths s under the Bradley-Terry model: i beats j with s_i / (s_i + s_j).
+
+    Computed by evalica; the order of the votes does not matter. A tie is half a win for both.
+    Sources: Bradley and Terry, Biometrika 39 (1952), 324; Newman, JMLR 24 (2023), 1; used for chat
+    models by Chiang et al., arXiv 2403.04132. Introduced in notebook 08.
+
+    Args:
+        votes: `Votes` or a list of them.
+        resamples: how many bootstrap samples; each takes about a third of a millisecond.
+        seed: for the samples.
+
+    Returns:
+        A row for each system, the strongest first: `strength` (without unit; the geometric mean of
+        all is 1), `low` and `high`, the ends of a 95 % percentile bootstrap interval, and `votes`.
+        Questions are resampled, with all votes on them, as in `win_rates`; with one question the
+        interval is NaN.
+
+        Where some systems never won, nor tied, against the others, no finite strengths fit (Ford,
+        American Mathematical Monthly 64 (1957), 28). Then the limits are given: inf for those that
+        never lost to the others, 0 for those that never won, NaN for those between. The same holds
+        for a bootstrap sample, so that an end of an interval can be inf: the votes set no bound.
+        Samples without votes between some of the systems are left out.
+
+    Raises:
+        ValueError: no votes, something else than votes, or systems that no votes connect.
+    """
+    votes = _some(votes)
+    table = _table(votes)
+    questions = _by_question(votes)
+    drawn = np.array(
+        [table.strengths(counts[questions]) for counts in _draws(questions, resamples, seed) * 1.0]
+    ).reshape(-1, len(table.systems))
+    ends = [_interval(column) for column in drawn.T]
+    given = Counter(name for vote in votes for name in vote.pair)
+    frame = pd.DataFrame(
+        {
+            "strength": table.strengths(np.ones(len(votes))),
+            "low": [low for low, _ in ends],
+            "high": [high for _, high in ends],
+            "votes": [given[name] for name in table.systems],
+        },
+        index=pd.Index(table.systems, name="system"),
+    )
+    return frame.sort_values("strength", ascending=False, kind="stable")
+
+
+def elo(votes: Iterable[Vote], seed: int | None = None, *, k: float = 4.0) -> pd.Series:
+    """Elo ratings: each vote moves the two systems by what it was unexpected. All begin at 1000.
+
+    Computed by evalica. Later votes count for more, so the result depends on the order: see what
+    other seeds give. 400 points more mean that a vote is expected to be won 10 to 1. A system that
+    never won gets a low rating, that is all. Source: Elo, The Rating of Chessplayers, Past and
+    Present (1978). Introduced in notebook 08.
+
+    Args:
+        votes: `Votes` or a list of them.
+        seed: shuffles the votes first; None leaves them in the order given.
+        k: how many points a vote can move at most.
+
+    Returns:
+        The ratings by system, the highest first.
+
+    Raises:
+        ValueError: no votes, something else than votes, systems that no votes connect, or a k that
+            is not above 0.
+    """
+    if not 0 < k < math.inf:
+        raise ValueError(f"k is {k}; a number above 0 is possible.")
+    votes = _some(votes)
+    if seed is not None:
+        random.Random(seed).shuffle(votes)
+    table = _table(votes)
+    found = evalica.elo(table.left, table.right, table.winners, index=table.systems, k=k)
+    return found.scores.rename_axis("system")
+
+
+def alpha(verdicts_a: Sequence[str | None], verdicts_b: Sequence[str | None]) -> float:
+    """Krippendorff's alpha of two lists of verdicts: 1 if all are equal, 0 for chance, or below.
+
+    Computed by evalica, for nominal values. Source: Krippendorff, Content Analysis (4th edition
+    2018), chapter 12. Introduced in notebook 08.
+
+    Args:
+        verdicts_a, verdicts_b: two verdicts on each case; None where there is none.
+
+    Returns:
+        Alpha, or NaN where it is not defined: where no case has two verdicts, or where only one
+        verdict occurs, so that agreement by chance would be perfect too.
+
+    Raises:
+        ValueError: lists of different lengths.
+    """
+    if len(verdicts_a) != len(verdicts_b):
+        raise ValueError(f"There are {len(verdicts_a)} and {len(verdicts_b)} verdicts.")
+    both = [v for v in zip(verdicts_a, verdicts_b, strict=True) if None not in v]
+    codes = {
+        verdict: float(code) for code, verdict in enumerate(sorted({v for p in both for v in p}))
+    }
+    if len(codes) < 2:
+        return math.nan
+    return evalica.alpha(
+        pd.DataFrame([[codes[v] for v in side] for side in zip(*both, strict=True)])
+    ).alpha
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two voters agree; see `agreement`.
+
+    Attributes:
+        pairs: how many pairs both voted on.
+        equal: the share of those, 0 to 1, with equal verdicts.
+        alpha: Krippendorff's alpha, which takes off what chance would give; see `alpha`.
+    """
+
+    pairs: int
+    equal: float
+    alpha: float
+
+
+def agreement(votes_a: Iterable[Vote], votes_b: Iterable[Vote]) -> Agreement:
+    """How far two voters agree on the pairs that both voted on, such as a person and a judge.
+
+    Verdicts are compared by the system that won, whichever side it stood on. Where all votes know
+    their answers, those on other answers are other pairs. For alpha the verdicts are the systems'
+    names and "tie". Introduced in notebook 08.
+
+    Args:
+        votes_a, votes_b: one voter's votes each, such as `votes.by("me")`.
+
+    Raises:
+        ValueError: no votes, something else than votes, two votes on one pair in a list, or no pair
+            that both voted on.
+    """
+    sides = [_some(votes_a), _some(votes_b)]
+    with_answers = all(vote.answers for side in sides for vote in side)
+    given: list[dict[tuple, str]] = [{}, {}]
+    for side, votes in zip(given, sides, strict=True):
+        for vote in votes:
+            key = (vote.question, vote.pair, vote.answers if with_answers else "")
+            if key in side:
+                raise ValueError(
+                    f"One list has two votes on {' and '.join(vote.pair)} for {vote.question!r}; "
+                    'give one voter\'s votes, such as `votes.by("me")`.'
+                )
+            # A system may be called "tie" too.
+            side[key] = "tie" if vote.winner == "tie" else f"system {vote.preferred}"
+    common = [key for key in given[0] if key in given[1]]
+    if not common:
+        raise ValueError(
+            f"The {len(sides[0])} and {len(sides[1])} votes have no pair in common: no question "
+            "with the same two systems" + (" and answers." if with_answers else ".")
+        )
+    a, b = ([side[key] for key in common] for side in given)
+    return Agreement(
+        len(common), sum(x == y for x, y in zip(a, b, strict=True)) / len(common), alpha(a, b)
+    )
