@@ -79,12 +79,22 @@ class Drawing:
         self.box(x, y, w, h, fill, line)
         self.text(x + w / 2, y + h / 2, text, size, ink)
 
-    def path(self, *points: tuple[float, float], arrow: bool = True, colour: str = INK) -> None:
+    def grid(self, *points: tuple[float, float]) -> None:
+        """A thin pale line."""
+        self.path(*points, arrow=False, colour="#d4d4d4", width=1.5)
+
+    def path(
+        self,
+        *points: tuple[float, float],
+        arrow: bool = True,
+        colour: str = INK,
+        width: float = 3,
+    ) -> None:
         """A line through points, with a head at its end."""
         way = " L ".join(f"{x:.1f} {y:.1f}" for x, y in points)
         head = ' marker-end="url(#head)"' if arrow else ""
         self._parts.append(
-            f'<path d="M {way}" fill="none" stroke="{colour}" stroke-width="3"{head}/>'
+            f'<path d="M {way}" fill="none" stroke="{colour}" stroke-width="{width}"{head}/>'
         )
 
     def dashed(self, *points: tuple[float, float], colour: str = LINE) -> None:
@@ -114,12 +124,12 @@ def transformer() -> str:
     d = Drawing(500)
     hidden, vocabulary = resolve("models.chat_hidden"), resolve("models.chat_vocabulary")
     y, h = 12, 92
-    d.label(0, y, 170, h, "The capital of\nFrance is", "white", line=LINE)
+    d.label(2, y, 168, h, "The capital of\nFrance is", "white", line=LINE)
     d.label(222, y, 190, h, f"embedding\n{vocabulary:,} × {hidden}", PALE)
     for shift in (16, 8, 0):
         d.box(466 + shift, y - shift / 2, 190, h, "white", INK)
     d.text(561, y + h / 2, f"{resolve('models.chat_layers')} equal\nblocks", bold=True)
-    d.label(726, y, 190, h, f"output layer\n{hidden} × {vocabulary:,}", BLUE, "white")
+    d.label(726, y, 190, h, f"output layer\n{hidden} × {vocabulary:,}", PALE)
     for left, right in ((170, 222), (412, 466), (672, 726), (916, 966)):
         d.path((left, y + h / 2), (right, y + h / 2))
     for i, (word, share) in enumerate(
@@ -138,6 +148,7 @@ def transformer() -> str:
     stream = top + 52
     d.path((20, stream), (WIDTH - 20, stream))
     d.text(36, stream - 26, "each token's vector, to which every branch adds", 22, anchor="start")
+    d.text(1040, stream - 26, "blue: linear layers, where LoRA goes", 22, BLUE, "end", True)
 
     def branch(start: float, steps: Sequence[tuple[str, float, str, str]], name: str) -> None:
         level, tall, x = top + 122, 108, start + 34
@@ -270,7 +281,7 @@ def _scale(d: Drawing, x0: float, x1: float, y0: float, y1: float, top: float, s
     """A grid from 0 to `top`."""
     for i in range(round(top / step) + 1):
         x = x0 + (x1 - x0) * i * step / top
-        d.path((x, y0), (x, y1), arrow=False, colour="#dddddd")
+        d.grid((x, y0), (x, y1))
         d.text(x, y1 + 20, f"{i * step:g}", 22)
 
 
@@ -338,11 +349,11 @@ def precisions() -> str:
 
     for mb in range(0, size + 1, 100):
         x, _ = place(mb, low)
-        d.path((x, y0), (x, y1), arrow=False, colour="#dddddd")
+        d.grid((x, y0), (x, y1))
         d.text(x, y1 + 22, str(mb), 24)
     for perplexity in range(low, high + 1, 10):
         _, y = place(0, perplexity)
-        d.path((x0, y), (x1, y), arrow=False, colour="#dddddd")
+        d.grid((x0, y), (x1, y))
         d.text(x0 - 14, y, str(perplexity), 24, anchor="end")
     d.text((x0 + x1) / 2, 408, "size in MB, scales included", 26)
     d.text(
@@ -396,11 +407,11 @@ def length() -> str:
 
     for mb in (100, 300, 1000, 3000, 10000):
         _, y = place(lengths[0], mb)
-        d.path((x0, y), (x1, y), arrow=False, colour="#dddddd")
+        d.grid((x0, y), (x1, y))
         d.text(x0 - 14, y, f"{mb:,}", 24, anchor="end")
     for tokens in lengths[:3] + lengths[-1:]:
         x, _ = place(tokens, low)
-        d.path((x, y0), (x, y1), arrow=False, colour="#dddddd")
+        d.grid((x, y0), (x, y1))
         d.text(x, y1 + 24, f"{tokens:,.0f}", 24)
     d.text((x0 + x1) / 2, 484, "tokens", 26)
     d.text(x0, 10, "activations at the peak, MB", 26, anchor="start")

@@ -14,6 +14,7 @@ import functools
 import html
 import re
 import statistics
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from course_utils.results import whole_rows
 
 RESULTS = ROOT / "benchmarks" / "results"
 PUBLISHED = ROOT / "course_utils" / "memory" / "published.csv"
+BENCHMARKS = ROOT / "course_utils" / "scoring" / "benchmarks.toml"
 
 Maker = Callable[[Saved], object]
 
@@ -223,8 +225,8 @@ BASE = Notebook(
     guess=find("best = probabilities.argmax()", r"Your guess ' (\w+)'"),
     guess_p=find("best = probabilities.argmax()", r"Your guess ' \w+' has (0\.\d+)"),
     homework=said("homework = ("),
-    dog=lambda saved: plain(shortened(saved.find("min_new_tokens=80)", _DOG), 190)),
-    chat_dog=lambda saved: plain(shortened(saved.find("chat(prompt, stream=True", _DOG), 190)),
+    dog=lambda saved: plain(shortened(saved.find("min_new_tokens=80)", _DOG), 160)),
+    chat_dog=lambda saved: plain(shortened(saved.find("chat(prompt, stream=True", _DOG), 180)),
     own=at(_ASKED, "own", "right of 16"),
     wrong=at(_ASKED, "wrong", "right of 16"),
     none=at(_ASKED, "none", "right of 16"),
@@ -474,6 +476,13 @@ def _fits(saved: Saved) -> str:
     return table(heads, rows)
 
 
+def _pattern(text: str) -> str:
+    """A text without the question and the answer that stand in it; a name in one piece."""
+    for told in ("What is the capital of Mexico?", "Mexico City"):
+        text = text.replace(told, "…")
+    return text.replace("Llama 2", "Llama\u00a02")
+
+
 _FATE = 'pd.Series(fate, name="replies")'
 INSTRUCTIONS = Notebook(
     "06",
@@ -483,9 +492,7 @@ INSTRUCTIONS = Notebook(
         "styles = {\n",
         {"style": "style", "as text": "as one text", "tokens of SmolLM2": "tokens"},
         as_code=["as text"],
-        change=lambda text: text.replace("What is the capital of Mexico?", "…").replace(
-            "Mexico City", "…"
-        ),
+        change=_pattern,
     ),
     fits=_fits,
 )
@@ -711,6 +718,13 @@ def _replication() -> Mapping[str, object]:
     }
 
 
+def _benchmarks() -> Mapping[str, object]:
+    """What the course knows of well-known benchmarks."""
+    known = tomllib.loads(BENCHMARKS.read_text(encoding="utf-8"))
+    mmlu = known["MMLU"]
+    return {"mmlu_items": f"{mmlu['items']:,}", "mmlu_parts": mmlu["parts"]}
+
+
 def _tried() -> Mapping[str, object]:
     """What else was tried with Pig Latin; `rows` is for the picture."""
     rows = whole_rows(RESULTS / "pig_latin.jsonl")
@@ -756,6 +770,7 @@ SOURCES: dict[str, Callable[[], Mapping[str, Any]]] = {
     "published": _published,
     "replication": _replication,
     "tried": _tried,
+    "benchmarks": _benchmarks,
 }
 
 

@@ -10,7 +10,7 @@ notebook. A slide with `<!-- when: PATTERN -->` waits until a file of the course
 comment of a slide is what to say, and begins with how long: `<!-- 3 min. … -->`.
 
 Marp (https://marp.app) makes the page, with node and the packages of `slides/package.json`; for the
-PDF, and to measure whether a slide overflows, it takes a Chromium, a Chrome or an Edge.
+PDF it takes a browser, and to measure whether a slide overflows one of Chromium's family.
 """
 
 from __future__ import annotations
@@ -177,6 +177,7 @@ def filled(slide: Slide) -> str:
     """A slide as Marp takes it."""
     minutes, hands_on, words = slide.speech()
     text = IMAGE.sub(_drawn, fill(slide.text))
+    text = text.replace("**Guess:**", '<b class="guess">Guess</b>')
     # In brackets, so that Marp cannot take “3 min. Ask: …” for a setting.
     time = f"[{minutes} min{' hands-on' if hands_on else ''}]"
     return f"{text}\n\n<!--\n{time} {words}\n-->"
@@ -222,7 +223,7 @@ def repository() -> str:
 
 
 def browser() -> str | None:
-    """A browser that can be run without a window, or None."""
+    """A browser of Chromium's family, or None."""
     wanted = [os.environ.get("CHROME_PATH", ""), *BROWSERS, *PLACES]
     return next((found for name in wanted if name and (found := shutil.which(name))), None)
 
@@ -420,15 +421,18 @@ def build() -> int:
     page = build_html()
     print(f"{page.relative_to(ROOT)}: {page.stat().st_size / 1e6:.1f} MB, press P for the notes")
     status = 0
-    if browser():
+    if browser() or shutil.which("firefox"):
         pdf = build_pdf()
         print(f"{pdf.relative_to(ROOT)}: {pdf.stat().st_size / 1e6:.1f} MB")
+    else:
+        print("No Chromium, Chrome, Edge or Firefox was found: no PDF. CHROME_PATH may name one.")
+    if browser():
         for i, slide in enumerate(measure(), start=1):
             if slide.over > 1:
                 print(f"slide {i} “{slide.title}” is {slide.over} px too large: {slide.what}")
                 status = 1
     else:
-        print("No Chromium, Chrome or Edge was found (or name one in CHROME_PATH): no PDF.")
+        print("Whether a slide overflows was not looked at: that takes a Chromium, Chrome or Edge.")
     print(f"\n{timetable()}")
     return status
 
