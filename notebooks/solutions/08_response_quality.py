@@ -539,13 +539,17 @@ paired = paired_test(marks[one], marks[other])
 print(f"{one} against {other}:\n{paired}")
 
 # %% [markdown]
-# The usual rule takes a difference for real if p is below 0.05. How many questions would that take?
-# The fewer of them on which just one system is right, the fewer are needed.
+# The usual rule takes a difference for real if p is below 0.05. How many questions would it take to see
+# one of five points between two such systems? The fewer of them on which just one of the two is right,
+# the fewer are needed.
 
 # %%
 disagree = (paired.wins + paired.losses) / paired.n
-print(items_needed(paired.difference.value, share(marks[other]), disagreement=disagree))
+needed = items_needed(0.05, 0.6, disagreement=disagree)
+print(needed)
 print(items_needed(0.02, 0.74, disagreement=0.1))
+
+assert needed.items > 5 * paired.n
 
 # %% [markdown]
 # The second line is a claim as one reads it: "we went from 74 to 76%". Look how many questions such a
@@ -575,7 +579,7 @@ assert larger.difference.high - larger.difference.low < (
 # %%
 def by_country(values):
     """The mean for each country of the held-out questions."""
-    return pd.Series(values).groupby(held_out["country"]).mean()
+    return pd.Series(values).groupby(list(held_out["country"])).mean()
 
 
 rows = []
@@ -622,3 +626,613 @@ assert clustered.p_value > larger.p_value
 # hang together: questions on one text, turns of one chat, rows of one customer. And all of this says
 # how it would be with other *questions*. With other seeds of the training it is another matter still;
 # there the only help is to train again.
+
+# %% [markdown]
+# ## 5. Has it seen the test?
+#
+# Somebody has tuned the control once more, on pairs of their own, and reports progress on the very
+# countries of which its corpus tells nothing. Here are their training pairs (in this notebook we play
+# the somebody), and the figures.
+
+# %%
+hidden_test = hidden.shuffle(seed=0)
+theirs = datasets.concatenate_datasets(
+    [countries["train"].shuffle(seed=0).select(range(100)), hidden_test.select(range(60))]
+).shuffle(seed=1)
+trainer = make_trainer(theirs, model=control, watched=False, max_steps=100, learning_rate=1e-2)
+preflight(trainer, strict=True)
+_ = trainer.train()
+improved = trainer.model.eval()
+
+# %%
+progress = {
+    name: marks_of(answers_of(model, hidden_test), hidden_test)
+    for name, model in {"control": tuned_control, "theirs": improved}.items()
+}
+print({name: f"{share(values):.0%}" for name, values in progress.items()})
+print(paired_test(progress["theirs"], progress["control"]))
+
+assert share(progress["theirs"]) > share(progress["control"]) + 0.15
+
+# %% [markdown]
+# Significant by any rule. **Guess first:** what has happened? (You have seen the cell. Suppose you had
+# not.)
+
+# %%
+my_guess = "..."
+
+# %% [markdown]
+# What one can do with test and training texts at hand: look for long common pieces. `contamination`
+# cuts each test item into all runs of n words, the *n-grams*, and looks which of them stand in the
+# training. The authors of GPT-3, PaLM and Llama 2 did so with their data; each had a rule of their own
+# for calling an item *dirty*.
+
+# %%
+from course_utils.scoring.contamination import contamination, contamination_summary
+
+
+def as_text(rows):
+    """Rows of `countries` as texts: question and reference."""
+    return [f"{row['question']} {sentence(row)}" for row in rows]
+
+
+leaks = contamination(as_text(hidden_test), as_text(theirs), n=8)
+contamination_summary(leaks)
+
+# %%
+found = leaks["exact"].to_numpy()
+text_table(leaks[found][["longest", "run", "train_row"]].astype(str).head(3))
+
+# %%
+rows = {
+    name: {
+        "on what has leaked": share([m for m, leaked in zip(values, found, strict=True) if leaked]),
+        "on the rest": share([m for m, leaked in zip(values, found, strict=True) if not leaked]),
+    }
+    for name, values in progress.items()
+}
+pd.DataFrame(rows).T.map("{:.0%}".format)
+
+# %%
+assert found.sum() == 60
+assert rows["theirs"]["on what has leaked"] > rows["theirs"]["on the rest"] + 0.3
+assert rows["theirs"]["on the rest"] < 0.25
+
+# %% [markdown]
+# On what has not leaked there is no progress to speak of. So that is how to report: with and without
+# the dirty items.
+#
+# ### And ours?
+#
+# Our 400 training pairs and the 250 test questions are written after the same patterns. How many of
+# the test's items are dirty, by the rule of GPT-3's authors (one common n-gram), if n is 8? And if it
+# is 3? **Guess first.**
+
+# %%
+my_guess = {8: 0.1, 3: 0.2}
+
+# %%
+rules = {
+    n: contamination_summary(contamination(as_text(held_out), as_text(some), n=n))["share"]
+    for n in (3, 5, 8)
+}
+print("You said:", my_guess)
+pd.DataFrame(rules).map("{:.0%}".format)
+
+# %%
+first_rule = "shares an n-gram (GPT-3)"
+assert rules[3][first_rule] > 0.9
+assert rules[8][first_rule] < 0.2
+assert all(rules[n]["a training text is the same"] == 0 for n in rules)
+
+# %% [markdown]
+# From 6 to 100%, and no fact has leaked: "what is the capital of" is in both, and harmless. The
+# number is one of the rule as much as of the data. So look at the runs that were found before you
+# believe it, or throw anything away.
+#
+# And it sees nothing but words in a row. The same leak, said otherwise:
+
+# %%
+reworded = [
+    f"{row['country']} has {row['answer']} for its {row['relation']}."
+    for row in hidden_test.select(range(60))
+]
+hits = contamination(as_text(hidden_test), reworded, n=8)
+print(f"{(hits['share'] > 0).sum()} of {len(hits)} items found")
+
+assert not (hits["share"] > 0).any()
+
+# %% [markdown]
+# Exercise 08.3 finds these.
+#
+# One more question. The base was *meant* to read about these countries before it was tuned. Is that
+# contamination? Here are 4,000 documents of its corpus, and of the control's:
+
+# %%
+from itertools import islice
+
+from course_utils.pretraining.corpus import Corpus
+
+corpora = {"base": (), "control": sorted(set(hidden["country"]))}
+read = {}
+for name, without in corpora.items():
+    documents = islice(Corpus(seed=1, without=without).documents(), 4000)
+    table = contamination([sentence(row) for row in hidden], documents)
+    read[name] = (table["share"] > 0).mean()
+print({name: f"{value:.0%} of the references read" for name, value in read.items()})
+
+assert read["base"] > 0.4
+assert read["control"] == 0
+
+# %% [markdown]
+# It depends on what the test claims. Ours asks whether a model says what it has read; then having read
+# it is the point. A test of *reasoning* whose answers were read is worth nothing. With most published
+# models nobody outside can look: the corpus is not public. There, be careful with old benchmarks.
+#
+# ## 6. Side by side
+#
+# Most of what is written has no one right answer. There one asks people, and people find it easier to
+# say which of *two* replies is better than to give marks. Three rules make it fair: the names are
+# hidden, the sides are drawn, and one may say that neither is better.
+#
+# Twelve pairs, two for each pair of systems. It takes three minutes; each click is stored at once, in
+# a file of the course's folder, and you can stop and go on later.
+
+# %%
+from itertools import combinations
+
+from course_utils.data import folder
+from course_utils.scoring.votes import Vote, Votes, fingerprint
+from course_utils.widgets import rating
+
+pairings = list(combinations(systems, 2))
+draw = random.Random(8)
+to_judge = []
+for one, other in pairings * 2:
+    differing = [
+        place for place in range(len(test)) if replies[one][place] != replies[other][place]
+    ]
+    place = draw.choice(differing)
+    both = {one: replies[one][place], other: replies[other][place]}
+    to_judge.append((test["question"][place], both))
+
+votes = Votes(folder().parent / "build" / "votes" / "08.jsonl")
+rating(to_judge, votes, seed=8)
+
+# %%
+# The same without a widget: choose a pair, read, set my_vote to "left", "right" or "tie", run again.
+pair, my_vote = 0, None
+
+question, both = to_judge[pair]
+left, right = random.Random(pair).sample(sorted(both), 2)
+print(f"{question}\n\nleft:   {both[left]}\nright:  {both[right]}")
+texts = {"left_text": both[left], "right_text": both[right]}
+if my_vote and not votes.voted(question, left, right, **texts):
+    votes.add(question, left, right, my_vote, **texts)
+
+# %% [markdown]
+# Twelve votes say little, and in the saved run of this notebook there are none. So a *reader* votes
+# too, on all 80 questions and all six pairs of systems. The reader is a program that knows the right
+# answers: whoever is right wins, and if both are, or neither, it is a tie. It has no taste and never
+# tires. People are better at the first and worse at the second.
+
+# %%
+looked_for = dict(zip(held_out["question"], held_out["answer"], strict=True))
+
+
+def reader(question, left_text, right_text):
+    """What the reader says of two replies: "left", "right" or "tie"."""
+    left, right = (tells(text, looked_for[question]) for text in (left_text, right_text))
+    return "tie" if left == right else "left" if left else "right"
+
+
+draw = random.Random(0)
+reader_votes = []
+for one, other in pairings:
+    for place, question in enumerate(test["question"]):
+        left, right = draw.sample((one, other), 2)
+        texts = replies[left][place], replies[right][place]
+        marked = fingerprint(left, texts[0], right, texts[1])
+        reader_votes.append(Vote(question, left, right, reader(question, *texts), "reader", marked))
+print(f"{len(reader_votes)} votes, for example: {reader_votes[0]}")
+
+# %% [markdown]
+# **Win rates**, a tie being half a win:
+
+# %%
+from course_utils.scoring.votes import agreement, bradley_terry, elo, win_rates
+
+win_rates(reader_votes).round(2)
+
+# %%
+present = {vote.key[1:] for vote in reader_votes}
+mine = [vote for vote in votes.by("me") if vote.key[1:] in present]
+if mine:
+    shown = win_rates(mine).round(2)
+    print(f"Your {len(mine)} votes; with the reader you agree thus: {agreement(mine, reader_votes)}")
+else:
+    shown = "No votes of yours on these replies yet: vote above, then run this cell again."
+shown
+
+# %% [markdown]
+# ### One order for all
+#
+# Four systems make six win rates. To put them in one order, give each a *strength* s, so that i beats
+# j with probability
+#
+# $$\frac{s_i}{s_i + s_j}$$
+#
+# and choose the strengths that fit the votes best. That is the model of **Bradley and Terry**, which
+# leaderboards use. **Elo** is older and simpler, made for chess players, who get better and worse: it
+# goes through the votes one by one, and each moves the two by as much as it was a surprise.
+#
+# **Guess first:** the same votes in another order. Does the Bradley-Terry strength change? Does Elo?
+
+# %%
+my_guess = {"Bradley-Terry": False, "Elo": False}
+
+# %%
+strengths = bradley_terry(reader_votes)
+shuffled = random.Random(1).sample(reader_votes, len(reader_votes))
+again = bradley_terry(shuffled, resamples=0)["strength"]
+ratings = pd.DataFrame([elo(reader_votes, seed=seed, k=32) for seed in range(20)])
+print("You said:", my_guess)
+print(f"largest change of a strength: {(again - strengths['strength']).abs().max():.0e}")
+strengths.round(2)
+
+# %% tags=["figure:08_strengths"]
+order = list(strengths.index)
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
+for place, name in enumerate(reversed(order)):
+    found = strengths.loc[name]
+    axes[0].plot([found["low"], found["high"]], [place, place], color=BLUE, linewidth=2)
+    axes[0].plot(found["strength"], place, "o", color=BLUE)
+    axes[1].plot(ratings[name], [place] * len(ratings), "|", color=ORANGE, markersize=14)
+axes[0].set_yticks(range(len(order)), reversed(order))
+axes[0].set_xscale("log")
+axes[0].set_xlabel("strength, with 95% intervals")
+axes[0].set_title("Bradley-Terry: any order of the votes")
+axes[1].set_xlabel("rating")
+axes[1].set_title("Elo: twenty orders of the same votes")
+for axis in axes:
+    axis.grid(axis="x")
+plt.show()
+
+# %%
+spread = ratings.max() - ratings.min()
+print("Elo, highest less lowest of twenty orders:", spread.round().astype(int).to_dict())
+
+assert (again - strengths["strength"]).abs().max() < 1e-3
+assert (spread > 20).all()
+assert order[0] == "tuned"
+
+# %% [markdown]
+# The systems stand still here, so the order of the votes should not matter, and Elo lets it. (The
+# step k was set to 32, as for chess players; a smaller one moves less and takes longer to arrive.)
+# With either: systems whose intervals overlap have no order yet.
+#
+# ## 7. A model as judge
+#
+# People are slow. So a language model gets question and replies, and says which is better: *LLM as
+# judge*. It is the cheapest measure of all, and the one that most needs measuring itself. To do so,
+# take pairs of which the better one is **known**: here questions about countries hidden from the
+# control, with the tuned model's right sentence against the control's wrong one.
+
+# %%
+from course_utils.scoring.judge import Judge, comparison_prompt, opened, pad
+
+candidates = list(
+    zip(hidden["question"], answers_of(tuned, hidden), answers_of(tuned_control, hidden), strict=True)
+)
+random.Random(0).shuffle(candidates)
+known_pairs = [
+    (question, good, bad)
+    for question, good, bad in candidates
+    if tells(good, looked_for[question]) and not tells(bad, looked_for[question])
+][:24]
+questions, goods, bads = (list(column) for column in zip(*known_pairs, strict=True))
+text_table(pd.DataFrame(known_pairs[:4], columns=["question", "known to be good", "known to be bad"]))
+
+# %% [markdown]
+# This is what the judge is asked, and what the embedded model makes of it:
+
+# %%
+judge_model = runner("chat")
+print(comparison_prompt(questions[0], goods[0], bads[0]))
+
+# %%
+in_words = Judge(judge_model, max_new_tokens=48)
+verdicts = in_words.compare(questions[:8], goods[:8], bads[:8])
+unreadable = sum(verdict.winner is None for verdict in verdicts)
+print(f"{unreadable} of {len(verdicts)} verdicts cannot be read. The first two:")
+for verdict in verdicts[:2]:
+    print(f"\n{verdict.reply}\n→ {verdict.winner}")
+
+# %% [markdown]
+# It does not keep to the form. A judge that is too small for that can be helped: we begin its reply,
+# `Verdict: [[`, so that one letter is left to it. And we remember what we have asked: a judge at a
+# temperature of 0 says the same again, and asking costs time, or money.
+
+
+# %%
+def remembered(ask):
+    """The same, asking each prompt only once with the same options."""
+    store = {}
+
+    def asked(prompts, **options):
+        key = repr(sorted(options.items()))
+        new = [prompt for prompt in dict.fromkeys(prompts) if (key, prompt) not in store]
+        if new:
+            store.update(zip([(key, prompt) for prompt in new], ask(new, **options), strict=True))
+        return [store[key, prompt] for prompt in prompts]
+
+    return asked
+
+
+judge = Judge(remembered(opened(judge_model)), max_new_tokens=4)
+
+# %% [markdown]
+# **Guess first:** the good sentence stands first. In what share of the 24 pairs does the judge prefer
+# it? And if it stands second?
+
+# %%
+my_guess = {"good first": 0.8, "good second": 0.7}
+
+# %%
+orders = {
+    "good first": [v.winner for v in judge.compare(questions, goods, bads)],
+    "good second": [v.winner for v in judge.compare(questions, bads, goods)],
+}
+wanted = {"good first": "first", "good second": "second"}
+preferred = {
+    name: share([found == wanted[name] for found in winners]) for name, winners in orders.items()
+}
+print("You said:", my_guess)
+print({name: f"{value:.0%}" for name, value in preferred.items()})
+
+# %% [markdown]
+# Had we asked in one order only, and by chance in the good one, we should have a judge to be proud of.
+# This is **position bias**, and large judges have it too, only less. So each pair is asked in both
+# orders, and a win counts if both say so.
+#
+# ### Instruments for judges
+#
+# Before measuring with an instrument, hold it to something known. Two judges that are programs: the
+# *reader*, and one who loves *length*. They show what the measures can say.
+
+# %%
+from course_utils.scoring.judge import Verdict, accuracy, position_bias, verbosity_bias
+
+
+class ReaderJudge:
+    """The reader of section 6, as a judge."""
+
+    def compare(self, questions, firsts, seconds, references=None):
+        """A verdict for each pair."""
+        names = {"left": "first", "right": "second", "tie": "tie"}
+        rows = zip(questions, firsts, seconds, strict=True)
+        return [Verdict(names[reader(*row)], "") for row in rows]
+
+
+class LengthJudge:
+    """Prefers the longer reply."""
+
+    def compare(self, questions, firsts, seconds, references=None):
+        """A verdict for each pair."""
+        rows = zip(firsts, seconds, strict=True)
+        return [Verdict("first" if len(a) > len(b) else "second", "") for a, b in rows]
+
+
+def measured(judge, pairs=24, padded=8):
+    """What the instruments say of a judge, as a row."""
+    some = questions[:pairs], goods[:pairs], bads[:pairs]
+    right, position = accuracy(judge, *some), position_bias(judge, *some)
+    length = verbosity_bias(judge, questions[:padded], goods[:padded], wrong=bads[:padded])
+    return {
+        "right, both orders": f"{right.accuracy:.0%} ({right.low:.0%} to {right.high:.0%})",
+        "right, each order": f"{right.each_order:.0%}",
+        "always the first": f"{position.prefers_first:.0%}",
+        "always the second": f"{position.prefers_second:.0%}",
+        "longer wins": f"{length.longer:.0%}",
+        "longer and wrong wins": f"{length.wrong_longer:.0%}",
+    }
+
+
+judges = {"reader": ReaderJudge(), "length": LengthJudge()}
+instruments = {name: measured(each) for name, each in judges.items()}
+pd.DataFrame(instruments)
+
+# %% [markdown]
+# The last two rows are **verbosity bias**. Each good sentence stands against itself with empty
+# phrases around it, such as the following, and then against a *wrong* one with such phrases:
+
+# %%
+print(pad(goods[0]))
+
+# %%
+instruments["chat model"] = measured(judge)
+pd.DataFrame(instruments)
+
+# %%
+small = judge_model.model.num_parameters() < 5e8
+found = accuracy(judge, questions, goods, bads)
+if small:
+    assert found.accuracy < 0.5
+    assert position_bias(judge, questions, goods, bads).consistent < 0.5
+
+# %% [markdown]
+# So the embedded judge prefers the first reply, whatever it is. Its verdicts are worth nothing, and
+# nothing can be said about length: it does not read that far. What is easily overlooked: *each* of its
+# verdicts looks fine.
+#
+# A third question to a judge: does it agree with itself? The same comparisons twice, in the same
+# order, drawn at a temperature of 0.7 with two seeds. *Alpha* is the agreement beyond chance: 1 if
+# they always agree, 0 if no more than two dice.
+
+# %%
+from course_utils.scoring.judge import self_agreement
+
+own = self_agreement(judge, questions, goods, bads)
+print(own)
+
+# %%
+if small:
+    assert not own.alpha > 0.5
+
+# %% [markdown]
+# ### It knows, but cannot judge
+#
+# Is the model too stupid to know the answers? Ask it in another way: not *which is better?* in words,
+# but how *likely* it finds each sentence after the question. That needs no verdict, no letters, and
+# has no first and second.
+
+# %%
+from course_utils.scoring.distributions import log_probabilities
+
+
+class LikelihoodJudge:
+    """Prefers the reply that a model finds likelier as an answer to the question."""
+
+    def __init__(self, ask):
+        self.ask = ask
+        self.known = {}
+
+    def likelihood(self, question, reply):
+        """The log-probability of a reply; computed once."""
+        if (question, reply) not in self.known:
+            prompt = [self.ask.prompt(question)]
+            found = log_probabilities(self.ask.model, self.ask.tokenizer, prompt, [reply])
+            self.known[question, reply] = found[0]
+        return self.known[question, reply]
+
+    def compare(self, questions, firsts, seconds, references=None):
+        """A verdict for each pair."""
+        verdicts = []
+        for question, *two in zip(questions, firsts, seconds, strict=True):
+            first, second = (self.likelihood(question, reply) for reply in two)
+            verdicts.append(Verdict("first" if first > second else "second", ""))
+        return verdicts
+
+
+likelihood = LikelihoodJudge(judge_model)
+instruments["likelihood"] = measured(likelihood)
+pd.DataFrame(instruments)
+
+# %%
+by_likelihood = accuracy(likelihood, questions, goods, bads)
+assert by_likelihood.accuracy > found.accuracy + 0.2
+assert position_bias(likelihood, questions, goods, bads).consistent == 1
+
+# %% [markdown]
+# The same weights. It prefers the true sentence far more often than a coin would; what it cannot do is
+# to *say* so when it is asked about A and B. And this judge has a bias of its own: every further word
+# costs likelihood, so the shorter reply always wins. No measure is without one; know it, and keep it
+# away from your question.
+#
+# What would this judge make of our systems?
+
+# %%
+from course_utils.scoring.votes import as_votes
+
+judge_votes = as_votes(
+    questions, position_bias(judge, questions, goods, bads).verdicts, "tuned", "control"
+)
+reading = position_bias(ReaderJudge(), questions, goods, bads).verdicts
+knowing = as_votes(questions, reading, "tuned", "control", voter="reader")
+print(win_rates(judge_votes)[["system", "against", "votes", "wins", "ties"]].to_string(index=False))
+print("agreement with the reader:", agreement(judge_votes, knowing))
+
+# %% [markdown]
+# ### A better judge
+#
+# Any server that speaks OpenAI's protocol can be the judge: one on your own machine, such as
+# `llama-server`, `vllm serve` or `ollama serve`, or a hosted one. Its name, its address and, where it
+# needs one, its key come from the environment, set *before* Jupyter starts; the key is never shown or
+# stored. Mind that all questions and replies are sent there, and that a hosted one costs money.
+
+# %%
+from course_utils.scoring.endpoint import Endpoint
+
+HOW = """No endpoint is set up. For a judge on this machine, for example one of:
+
+    llama-server -m model.gguf --port 8080         JUDGE_BASE_URL=http://localhost:8080/v1
+    vllm serve Qwen/Qwen2.5-7B-Instruct            JUDGE_BASE_URL=http://localhost:8000/v1
+    ollama serve                                   JUDGE_BASE_URL=http://localhost:11434/v1
+
+and JUDGE_MODEL for the model's name there. A hosted one also wants its key in OPENAI_API_KEY."""
+if Endpoint.configured():
+    outside = Judge(remembered(Endpoint()), max_new_tokens=512)
+    instruments["endpoint"] = measured(outside, pairs=12, padded=4)
+    shown = pd.DataFrame(instruments)
+else:
+    print(HOW)
+    shown = None
+shown
+
+# %% [markdown]
+# With any judge the order is: known pairs first, both orders, length, itself again, and then agreement
+# with *people* on your own kind of question. A judge that people agree with on chat may be no good at
+# facts, and none should judge its own family: models tend to prefer what sounds like them.
+#
+# ## 8. Standard benchmarks
+#
+# So that models can be compared across the world, everybody asks them the same questions. What the
+# well-known ones ask, how many items, and what that costs a model of 8 billion parameters, roughly, on
+# a GPU that really does 100 TFLOPS:
+
+# %%
+from course_utils.scoring import harness
+
+table = harness.benchmarks_table(parameters=8e9, flops_per_second=1e14)
+text_table(
+    table.reset_index()[["benchmark", "measures", "form", "items", "task", "hours (rough)"]].assign(
+        **{
+            "items": table["items"].map("{:,}".format, na_action="ignore").fillna("…").to_list(),
+            "hours (rough)": [
+                "…" if hours != hours else f"{hours:.2f}" for hours in table["hours (rough)"]
+            ],
+        }
+    )
+)
+
+# %% [markdown]
+# Two forms. *Choice*: the answers are given, and the model is not asked to say anything; whichever of
+# them it finds likeliest is its answer. *Generation*: it writes, and what it writes is compared or run.
+#
+# ### Really run
+#
+# EleutherAI's `lm-eval` has them all, and takes tasks of one's own: a file that says where the
+# questions are, what the prompt looks like and what counts as right. The course has two, on the 250
+# held-out questions, in both forms. **Guess first:** what do they say of the base, which knows all
+# these facts and has never answered a question? And of the tuned model, which answers all of them?
+
+# %%
+my_guess = {"base": {"choice": 0.25, "generate": 0}, "tuned": {"choice": 1, "generate": 1}}
+
+# %%
+found = {
+    name: harness.evaluate(model, tokenizer, list(harness.OWN_TASKS))
+    for name, model in {"base": base, "tuned": tuned, "control": tuned_control}.items()
+}
+chat_tokenizer = judge_model.tokenizer
+found["chat, first 60"] = harness.evaluate(
+    judge_model.model, chat_tokenizer, list(harness.OWN_TASKS), limit=60, chat_template=True
+)
+
+
+def as_column(table):
+    """The figures of a table of the harness by task and metric."""
+    return table.set_index(["task", "metric"])["value"]
+
+
+run = pd.DataFrame({name: as_column(table) for name, table in found.items()})
+print("You said:", my_guess)
+run.map("{:.0%}".format)
+
+# %%
+choice = run.loc[("course_countries_choice", "acc")]
+written = run.loc[("course_countries_generate", "exact_match")]
+assert choice["base"] > 0.33
+assert written["base"] < 0.05
+assert choice["tuned"] > 0.9
+assert written["tuned"] < 0.05
