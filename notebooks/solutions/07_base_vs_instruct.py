@@ -884,13 +884,13 @@ from peft.helpers import rescale_adapter_scale
 rows = []
 for part in (0, 0.25, 0.5, 0.75, 1):
     with rescale_adapter_scale(chat, part):
-        country = ask_countries(chat, chat_tokenizer)[1]
+        country = ask_chat(asked["question"][1], template=GUANACO)
         general = ask_chat("Name the four seasons.")
     rows.append({"part": part, asked["question"][1]: country.strip(), "the four seasons": general})
 text_table(pd.DataFrame(rows))
 
 # %% [markdown]
-# Each of the remedies was measured with three seeds (`benchmarks/base_vs_instruct.py`; the conditions
+# Each of the remedies was measured with two seeds (`benchmarks/base_vs_instruct.py`; the conditions
 # are in its rows). **Guess first:** which of them keeps most of the old, at the least cost in the new?
 
 # %%
@@ -915,23 +915,22 @@ print({row["model"] for row in measured}, {row["machine"] for row in measured})
 means.assign(seeds=groups.size()).round(2)
 
 # %% tags=["figure:07_trade_off"]
-figure, axis = plt.subplots(figsize=(8, 4.6))
+figure, axis = plt.subplots(figsize=(8, 4.2))
 start = means.loc[("untouched", 0.0)]
 lines = {"recipe": RED, "its own template": BLUE}
-labelled = {
-    "recipe": ("recipe", (6, -4)),
-    "its own template": ("its own template", (6, 4)),
-}
 for (variant, part), point in means.iterrows():
+    if "system message" in variant:  # another story, told below
+        continue
     colour = lines.get(variant, GREEN if "general" in variant else GREY)
     axis.plot(point["in style"], point["followed"], "o", color=colour, markersize=5 + 4 * part)
-    name = variant if part == 1 or variant == "untouched" else f"{part:g}"
+    name = variant if part == 1 else "untouched" if part == 0 else f"× {part:g}"
+    to_left = part == 1 and point["in style"] > 0.6
     axis.annotate(
         name,
         (point["in style"], point["followed"]),
-        xytext=(-6, 6) if point["in style"] > 0.5 and part == 1 else (6, 6),
+        xytext=(-9 if to_left else 9, -12 if part == 0 or variant == "rank 2" else 5),
         textcoords="offset points",
-        ha="right" if point["in style"] > 0.5 and part == 1 else "left",
+        ha="right" if to_left else "left",
         fontsize=9,
     )
 for variant, colour in lines.items():
