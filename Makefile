@@ -21,7 +21,7 @@ lab: setup ## open JupyterLab at a notebook: NB=01
 test: setup ## check the code, the unit tests and every notebook
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
-	@$(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 course: setup ## run every notebook in order, into build/course/*.html
 	@$(RUN) tools/notebooks.py run
