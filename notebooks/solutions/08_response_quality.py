@@ -223,8 +223,9 @@ assert before["well-formed"] > 0.8
 assert after["right"] > before["right"] + 0.4
 
 # %% [markdown]
-# The steep part of the loss was the *form*: a sentence, about that country, then an end. The part
-# where questions begin to be answered hardly shows.
+# The steep part of the loss was the *form*: from the first line of the table on, what it says is a
+# sentence of ours about the right country. The part where questions begin to be answered hardly
+# shows.
 #
 # ### The other way round
 #
