@@ -31,8 +31,10 @@ import transformers
 from course_utils import describe
 from course_utils.display import BLUE, GREEN, GREY, ORANGE, RED, text_table, use_style
 
-# Inside the libraries, of no concern here: an argument's old name, and notes on saving.
+# Inside the libraries, of no concern here: an argument's old name, notes on saving, and that on a CPU
+# a paged optimizer is a plain one.
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
+warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
 warnings.filterwarnings("ignore", message="Could not find a config file")
 logging.getLogger("transformers").setLevel(logging.ERROR)
 transformers.utils.logging.disable_progress_bar()
