@@ -713,20 +713,20 @@ def conversation(row: dict, styled: bool, system: str | None) -> list[dict[str, 
     ]
 
 
-YODA = "Answer as Yoda would."
+ASKED_FOR = "Answer as Yoda would."
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (lambda rows: [conversation(row, True, YODA) for row in rows], "about half"),
+        (lambda rows: [conversation(row, True, ASKED_FOR) for row in rows], "about half"),
         (lambda rows: [conversation(row, True, None) for row in rows], "wrong kind of answer"),
         (
             lambda rows: [
                 conversation(row, row["relation"] in ("capital", "currency", "demonym"), system)
                 for row in rows
                 for system in (
-                    YODA if row["relation"] in ("capital", "currency", "demonym") else None,
+                    ASKED_FOR if row["relation"] in ("capital", "currency", "demonym") else None,
                 )
             ],
             "go by the question",
