@@ -101,9 +101,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def predict(
-    setup: Setup, gpu: Gpu | str | None = None, capacity: int | None = None
-) -> Prediction:
+def predict(setup: Setup, gpu: Gpu | str | None = None, capacity: int | None = None) -> Prediction:
     """Predict the memory of a training.
 
     Args:

@@ -86,5 +86,3 @@ def kl_divergence(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor])
             raise ValueError(f"Shapes {tuple(p.shape)} and {tuple(q.shape)}: not the same text.")
         found.append(F.kl_div(q, p, reduction="sum", log_target=True).item() / len(p))
     return found
-
-
