@@ -5,7 +5,7 @@ VENV := $(if $(COURSE_VENV),$(COURSE_VENV),.venv)
 RUN := $(VENV)/bin/python
 NB ?= 01
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test course notebook notebooks save pretrain replicate-memory site drift signatures doctor
+.PHONY: help setup lab test course notebook notebooks save pretrain replicate-memory slides site drift signatures doctor
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ lab: setup ## open JupyterLab at a notebook: NB=01
 test: setup ## check the code, the unit tests and every notebook
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
-	@$(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 course: setup ## run every notebook in order, into build/course/*.html
 	@$(RUN) tools/notebooks.py run
@@ -42,6 +42,9 @@ pretrain: setup ## train the course's own base model and its control anew (about
 replicate-memory: ## predict the published memory tables with the libraries of their time
 	@$(if $(PYTHON),,echo "No Python 3.11 or later was found." >&2; exit 1)
 	@"$(PYTHON)" tools/replicate_memory.py
+
+slides: setup ## build the slides: build/slides/deck.html and deck.pdf (needs Node.js; the PDF a browser)
+	@$(RUN) tools/slides.py build
 
 site: setup ## build the site: notebooks, slides, reference, cards, timings, into build/site
 	@$(RUN) tools/build_site.py

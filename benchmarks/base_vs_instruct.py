@@ -1,4 +1,4 @@
-"""What does tuning take from a chat model, and what gives it back? Remedies, three seeds.
+"""What does tuning take from a chat model, and what gives it back? Remedies, two seeds.
 
     python -m benchmarks.base_vs_instruct             every row that is not measured yet
     python -m benchmarks.base_vs_instruct --seeds 0   one seed
@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("variants", nargs="*", help=f"of: {', '.join(VARIANTS)}; by default all")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     args = parser.parse_args(argv)
     for name in args.variants:
         if name not in VARIANTS:

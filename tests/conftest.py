@@ -50,22 +50,11 @@ from course_utils import embedded, hardware, loading  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Notebooks first, being the longest; a file stays in one process.
-
-    Tests marked `last` follow the notebook they name, to find what it has left in the cache.
-    """
-
-    def group(item: pytest.Item) -> str:
-        after = item.get_closest_marker("last")
-        return after.args[0] if after else item.path.name
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
+    """Notebooks first, being the longest; tests marked `last` find what those left in the cache."""
     items.sort(
         key=lambda item: (
-            not group(item).endswith(".ipynb"),
-            group(item),
             item.get_closest_marker("last") is not None,
+            item.path.suffix != ".ipynb",
         )
     )
 

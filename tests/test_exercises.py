@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import load_tool
@@ -18,6 +19,7 @@ from course_utils.errors import UnknownName
 from course_utils.exercises import notebook_01, notebook_03_2
 from course_utils.memory.predict import predict
 from course_utils.memory.setup import Setup
+from course_utils.scoring.contamination import contamination
 
 ALL = exercises.known()
 
@@ -745,3 +747,114 @@ YODA = "Answer as Yoda would."
 def test_wrong_contrasts(wrong: Callable, said: str) -> None:
     """One half only, the style without its message, a half for each kind of question, no lists."""
     assert said in exercises.grade("07.2", wrong).message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda reply, answer, others: answer in reply, "NAIROBI' wrong"),
+        (lambda reply, answer, others: answer.lower() in reply.lower(), "or Kampala.' right"),
+        (lambda reply, answer, others: reply == f"The capital of Kenya is {answer}.", "wrong;"),
+        (lambda reply, answer, others: True, "right;"),
+        (
+            lambda reply, answer, others: (
+                answer.lower() in reply.lower()
+                and not any(other.lower() in reply.lower() for other in others)
+            ),
+            "romania.' right",
+        ),
+        (
+            lambda reply, answer, others: (
+                bool(re.search(rf"\b{re.escape(answer)}\b", reply, re.I))
+                and not any(re.search(rf"\b{re.escape(o)}\b", reply, re.I) for o in others)
+            ),
+            "Bissau-Guinean.' wrong",
+        ),
+        (lambda reply, answer, others: re.search(answer, reply), "True or False"),
+        (lambda reply, answer: True, "it raised TypeError"),
+    ],
+)
+def test_wrong_metrics(wrong: Callable, said: str) -> None:
+    """Capitals, other answers, other wordings, parts of words, parts of names, no truth value."""
+    assert said in exercises.grade("08.1", wrong).message
+
+
+def resampled(values: list, sizes: list | None = None) -> tuple[float, float]:
+    """The 95 % interval of a mean, items resampled, each with its size."""
+    table = np.array([values, sizes or [1] * len(values)], dtype=float)
+    draws = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
+    means = table[0][draws].sum(axis=1) / table[1][draws].sum(axis=1)
+    return tuple(np.percentile(means, [2.5, 97.5]))
+
+
+def by_group(values: list, groups: list) -> dict[str, list]:
+    """The values of each group."""
+    return {name: [v for v, g in zip(values, groups, strict=True) if g == name] for name in groups}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda values, groups: resampled(values), "40 groups of 5, all alike in a group your"),
+        (
+            lambda values, groups: resampled(
+                [sum(some) / len(some) for some in by_group(values, groups).values()]
+            ),
+            "1 to 12",
+        ),
+        (lambda values, groups: (0.0, 1.0), "too wide"),
+        (lambda values, groups: resampled(values)[::-1], "low should be below high"),
+        (lambda values, groups: (float("nan"), 1.0), "low should be below high"),
+        (lambda values, groups: sum(values) / len(values), "A pair"),
+        (lambda values, groups: {"low": 0.1, "high": 0.2}, "A pair"),
+    ],
+)
+def test_wrong_intervals(wrong: Callable, said: str) -> None:
+    """Items for groups, the mean of means, everything, the wrong way round, no pair."""
+    verdict = exercises.grade("08.2", wrong)
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+def test_an_interval_in_the_wrong_place() -> None:
+    """The right width around another figure."""
+
+    def shifted(values: list, groups: list) -> tuple[float, float]:
+        some = by_group(values, groups).values()
+        low, high = resampled([sum(one) for one in some], [len(one) for one in some])
+        return low + 0.1, high + 0.1
+
+    assert "in the wrong place" in exercises.grade("08.2", shifted).message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda test, train: set(), "0 of 40 leaks"),
+        (lambda test, train: range(len(test)), "places of test texts"),
+        (lambda test, train: set(range(len(test))), "false alarms are too many"),
+        (lambda test, train: set(test), "places of test texts"),
+        (lambda test, train: {len(test)}, "places of test texts"),
+        (
+            lambda test, train: set(
+                np.flatnonzero(contamination(test, train, n=8)["share"] > 0).tolist()
+            ),
+            "leaks are found",
+        ),
+        (
+            # The country alone.
+            lambda test, train: {
+                place
+                for place, text in enumerate(test)
+                if any(re.split(r"[ ?]", text)[-2] in other for other in train)
+            },
+            "leaks are found",
+        ),
+    ],
+)
+def test_wrong_searches_for_leaks(wrong: Callable, said: str) -> None:
+    """None, no places, all of them, texts, too far, copies only, one word alone."""
+    verdict = exercises.grade("08.3", wrong)
+    assert verdict.tried
+    assert not verdict.solved
+    assert said in verdict.message

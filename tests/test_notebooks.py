@@ -258,13 +258,3 @@ def test_set_up_cell_installs_on_colab(tmp_path: Path) -> None:
     here, there = ROOT / "course_utils/catalog.toml", site / "course_utils/catalog.toml"
     assert there.read_text() == here.read_text()
     assert (there.parent / "configs" / "facebook" / "opt-350m.json").exists()
-
-
-@pytest.mark.last("03.1_pig_latin.ipynb")
-@pytest.mark.parametrize(
-    "source", [s for s in SOURCES if notebooks.is_exercise(s)], ids=lambda path: path.stem
-)
-def test_an_exercise_as_a_whole_holds_what_it_says(source: Path) -> None:
-    """Solved, it runs, and its asserts hold. (Unsolved it runs among the other notebooks.)"""
-    _, outcome = notebooks.executed(source)
-    assert outcome == "ok"

@@ -1,0 +1,1611 @@
+# %% [markdown]
+# # 08 · Response quality
+#
+# **You will learn** why a falling loss does not mean better answers, what the usual scores see and
+# what they miss, when "better" is more than luck, how people and models judge side by side and how
+# far either can be trusted, how to notice that a test has leaked into the training, and what the
+# standard benchmarks ask.
+#
+# **You need** notebooks 02 (LoRA) and 06 (instruction tuning).
+#
+# **It takes** about an hour and a half of reading and trying. The cells themselves run in about
+# three minutes on two CPU cores; on GPUs, not yet measured.
+
+# %% [markdown]
+# ## The machine at hand
+
+# %%
+import copy
+import logging
+import random
+import re
+import tempfile
+import warnings
+from pathlib import Path
+
+import datasets
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+import transformers
+
+from course_utils import describe
+from course_utils.display import BLUE, GREEN, GREY, ORANGE, RED, text_table, use_style
+
+# Inside the libraries, of no concern here: an argument's old name, and notes on saving.
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
+warnings.filterwarnings("ignore", message="Could not find a config file")
+logging.getLogger("transformers").setLevel(logging.ERROR)
+transformers.utils.logging.disable_progress_bar()
+datasets.disable_progress_bars()
+use_style()
+
+print(describe())
+
+# %% [markdown]
+# ## 1. Loss is not quality
+#
+# Whoever trains a classifier may trust its loss a good deal: a lower one mostly means more right
+# classes. A model that writes is another matter. We look at one that learns to answer questions
+# about countries, as in notebook 06, but in whole sentences. So there is a *form* to get right, and
+# a *fact*, and the two can part company.
+
+# %%
+from course_utils import load_model, load_tokenizer
+from course_utils.data import load_data
+
+OWN = "course/pythia-3m"
+QA = "Question: {prompt}\nAnswer:"
+base = load_model(OWN, dtype=torch.float32)
+tokenizer = load_tokenizer(OWN)
+countries = load_data("countries")
+held_out = countries["held_out"]
+
+
+def sentence(row):
+    """The reference: a whole sentence that answers a row of `countries`."""
+    return f"{row['cue']} {row['answer']}."
+
+
+def pairs(rows):
+    """Rows of `countries` as SFTTrainer wants them."""
+    return rows.map(
+        lambda row: {
+            "prompt": QA.replace("{prompt}", row["question"]),
+            "completion": f" {sentence(row)}",
+        },
+        remove_columns=rows.column_names,
+    )
+
+
+pairs(countries["train"])[0]
+
+# %% [markdown]
+# Each time the validation loss is computed, we also *ask* the same validation questions. A reply
+# counts as right if the answer stands in it, whatever stands around it; and as well-formed if it is
+# one of our sentences about the right country, whatever it says.
+
+# %%
+from transformers import TrainerCallback
+
+from course_utils.running import Runner
+
+
+def tells(reply, answer):
+    """Whether a reply has the answer in it, as a whole word."""
+    return bool(re.search(rf"\b{re.escape(answer)}\b", reply, re.IGNORECASE))
+
+
+def answers_of(model, rows):
+    """What a model trained here replies to rows' questions."""
+    ask = Runner(model, tokenizer, template=QA, max_new_tokens=24)
+    return [reply.strip() for reply in ask(rows["question"])]
+
+
+def marks_of(replies, rows):
+    """A 0 or 1 for each reply: wrong or right."""
+    return [
+        int(tells(reply, answer)) for reply, answer in zip(replies, rows["answer"], strict=True)
+    ]
+
+
+def well_formed(reply, row):
+    """Whether a reply is a sentence in the references' form about a row's country."""
+    return bool(re.fullmatch(rf"The [^.]+ {re.escape(row['country'])} is .+\.", reply))
+
+
+def share(values):
+    """The mean of a list of numbers."""
+    return sum(values) / len(values)
+
+
+class AskToo(TrainerCallback):
+    """Asks the validation questions whenever their loss is computed."""
+
+    def __init__(self):
+        self.rows = []
+
+    def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
+        """Ask, and leave the model as it was."""
+        model.eval()
+        rows = countries["validation"]
+        replies = answers_of(model, rows)
+        formed = [well_formed(reply, row) for reply, row in zip(replies, rows, strict=True)]
+        self.rows.append(
+            {
+                "step": state.global_step,
+                "loss": metrics["eval_loss"],
+                "well-formed": share(formed),
+                "right": share(marks_of(replies, rows)),
+            }
+        )
+        model.train()
+
+
+# %%
+from peft import LoraConfig
+from transformers import set_seed
+from trl import SFTConfig, SFTTrainer
+
+from course_utils import preflight
+from course_utils.training import faster_on_cpu, watch
+
+on_cpu = base.device.type == "cpu"
+
+
+def make_trainer(rows, model=None, watched=True, seed=0, callbacks=(), **options):
+    """LoRA on a copy of a small model, as in notebook 06; options go to SFTConfig."""
+    usual = {
+        "output_dir": tempfile.mkdtemp(),
+        "report_to": "none",
+        "save_strategy": "no",
+        "max_steps": 80,
+        "per_device_train_batch_size": 16,
+        "learning_rate": 3e-3,
+        "warmup_steps": 10,
+        "logging_steps": 5,
+        "eval_strategy": "steps" if watched else "no",
+        "eval_steps": 10,
+        "per_device_eval_batch_size": 70,
+        "gradient_checkpointing": False,
+        "use_cpu": on_cpu,
+        "bf16": False,
+        "seed": seed,
+    }
+    set_seed(seed)
+    trainer = SFTTrainer(
+        model=copy.deepcopy(base if model is None else model),
+        args=SFTConfig(**{**usual, **options}),
+        train_dataset=pairs(rows),
+        eval_dataset=pairs(countries["validation"]) if watched else None,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"),
+        callbacks=list(callbacks),
+    )
+    return faster_on_cpu(watch(trainer))
+
+
+some = countries["train"].shuffle(seed=0).select(range(400))
+asking = AskToo()
+trainer = make_trainer(some, callbacks=[asking])
+report = preflight(trainer)
+print(report)
+
+assert report.ok
+
+# %% tags=["figure:08_losses"]
+_ = trainer.train()
+tuned = trainer.model.eval()
+
+# %% [markdown]
+# A curve as one wishes it to be: steep at first, then slowly on. **Guess first.** At step 20 the
+# steep part is over. What share of the validation questions is answered rightly there, and what
+# share at step 40?
+
+# %%
+my_guess = {20: 0.7, 40: 0.8}
+
+# %%
+curve = pd.DataFrame(asking.rows).set_index("step")
+print("You said:", my_guess)
+curve.round(2)
+
+# %%
+step = curve["right"].diff().idxmax()
+before, after = curve.loc[step - 10], curve.loc[step]
+print(
+    f"From step {step - 10} to step {step} the loss falls by {before['loss'] - after['loss']:.2f}, "
+    f"and the right answers rise from {before['right']:.0%} to {after['right']:.0%}."
+)
+
+assert curve["loss"].iloc[0] - before["loss"] > before["loss"] - after["loss"]
+assert before["well-formed"] > 0.8
+assert after["right"] > before["right"] + 0.4
+
+# %% [markdown]
+# The steep part of the loss was the *form*: from the first line of the table on, what it says is a
+# sentence of ours about the right country. The part where questions begin to be answered hardly
+# shows.
+#
+# ### The other way round
+#
+# Now only twenty pairs, and a rate three times as high: that overfits. We do it twice, with two
+# draws of twenty.
+
+# %% tags=["figure:08_twenty_pairs"]
+draws = {}
+for draw in (3, 4):
+    asking = AskToo()
+    twenty = countries["train"].shuffle(seed=draw).select(range(20))
+    trainer = make_trainer(twenty, seed=draw, callbacks=[asking], max_steps=60, learning_rate=1e-2)
+    preflight(trainer, strict=True)  # raises where a check fails
+    trainer.train()
+    draws[draw] = trainer.model.eval(), pd.DataFrame(asking.rows).set_index("step")
+overfitted = draws[3][0]
+
+# %% tags=["figure:08_loss_and_right"]
+figure, axis = plt.subplots(figsize=(7.5, 4.4))
+lines = {
+    "400 pairs": (curve, BLUE, "o"),
+    "20 pairs": (draws[3][1], RED, "s"),
+    "20 others": (draws[4][1], ORANGE, "^"),
+}
+for name, (rows, colour, marker) in lines.items():
+    axis.plot(rows["loss"], rows["right"], marker=marker, color=colour, label=name, linewidth=1)
+    axis.annotate(
+        f"step {rows.index[-1]}",
+        (rows["loss"].iloc[-1], rows["right"].iloc[-1]),
+        xytext=(6, 6),
+        textcoords="offset points",
+        fontsize=9,
+    )
+axis.set_xlabel("validation loss")
+axis.set_ylabel("validation questions answered rightly")
+axis.set_ylim(-0.03, 1.08)
+axis.set_title("The same loss, quite different answers")
+axis.legend()
+axis.grid()
+plt.show()
+
+# %% [markdown]
+# Draw a line upwards at a loss of 0.2, and see how many different models it meets.
+
+# %%
+end = draws[3][1].iloc[-1]
+lowest = draws[3][1]["loss"].idxmin()
+early = draws[3][1].loc[lowest]
+told = {
+    "20 pairs, at the end": end,
+    "20 pairs, at the lowest loss": early,
+    f"400 pairs, step {step - 10}": before,
+}
+for name, point in told.items():
+    print(f"{name:30} loss {point['loss']:.2f}, right {point['right']:.0%}")
+
+assert end["loss"] > before["loss"] + 0.05
+assert end["right"] > before["right"] + 0.2
+assert end["right"] > early["right"] + 0.2
+
+# %% [markdown]
+# Whoever had stopped the first of these trainings where its validation loss was lowest would have
+# kept a far worse model. Whether the loss rises depends on the draw; change the two numbers and
+# see. What stays is that the lines of the few pairs lie above that of the 400: a model that is
+# *surely* wrong here and there has a high loss, and may answer more questions than one that is
+# unsure of everything.
+#
+# ### Where in a sentence the loss sits
+#
+# The validation loss never hears the model speak. It shows the model the *right* sentence, up to
+# each token, and asks for the next one. Let us see what each token of a reference costs. Beside the
+# tuned model we take the *control* of notebook 06, tuned on the same 400 pairs: its corpus has told
+# it nothing about 25 of the countries.
+
+# %%
+control = load_model(f"{OWN}-control", dtype=torch.float32, quiet=True)
+trainer = make_trainer(some, model=control, watched=False)
+preflight(trainer, strict=True)
+_ = trainer.train()
+tuned_control = trainer.model.eval()
+
+# %%
+from course_utils.scoring.distributions import next_tokens
+
+hidden = held_out.filter(lambda row: not row["known_to_control"])
+
+
+def costs(model, row):
+    """What each token of a row's reference costs a model, in nats, the end token too."""
+    prompt = QA.replace("{prompt}", row["question"])
+    reply = f" {sentence(row)}{tokenizer.eos_token}"
+    found = next_tokens(model, tokenizer, [prompt], [reply])[0]
+    ids = tokenizer(reply)["input_ids"]
+    return pd.Series(
+        [-found[place, token].item() for place, token in enumerate(ids)],
+        index=[tokenizer.decode(token) for token in ids],
+    )
+
+
+example = hidden.filter(lambda row: row["relation"] == "capital").select([0])
+where = pd.DataFrame(
+    {
+        "tuned": costs(tuned, example[0]).round(2),
+        "control, tuned": costs(tuned_control, example[0]).round(2),
+    }
+)
+print(example["question"][0], "→", answers_of(tuned_control, example)[0])
+where
+
+# %% [markdown]
+# All that the control lacks sits in a few tokens, and the loss is the *mean* over all. Suppose the
+# same answer stood in a text of two hundred tokens that are as easy as the others here:
+
+# %%
+whole = where["control, tuned"]
+easy = whole[whole < 1].mean()
+diluted = (whole.sum() + (200 - len(whole)) * easy) / 200
+print(f"in one sentence:      {whole.mean():.2f} nats a token")
+print(f"in two hundred tokens: {diluted:.2f}")
+
+assert whole.mean() > 5 * diluted
+
+# %% [markdown]
+# One wrong fact in a long, fluent answer is all but invisible to the loss, and may be all that
+# matters. So the answers have to be looked at.
+#
+# ## 2. Read first
+#
+# Before any score: have the test questions answered, and **read**. We have four systems:
+#
+# - **tuned**: the base, tuned on 400 pairs;
+# - **20 pairs**: the first of the overfitted ones;
+# - **control**: tuned as the first, without having read about half of the test's countries;
+# - **chat**: the embedded chat model (or your tier's), as it is. It was never told what a reference
+#   looks like.
+#
+# All get the same 80 questions about countries that no tuning has seen.
+
+# %%
+from course_utils import runner
+
+test = held_out.shuffle(seed=0).select(range(80))
+models = {"tuned": tuned, "20 pairs": overfitted, "control": tuned_control}
+replies = {name: answers_of(model, test) for name, model in models.items()}
+ask_chat = runner("chat", max_new_tokens=32)
+replies["chat"] = [reply.strip() for reply in ask_chat(test["question"])]
+systems = list(replies)
+# What is claimed below of the embedded chat model need not hold for a larger one.
+embedded = ask_chat.model.num_parameters() < 5e8
+
+# %% [markdown]
+# **Guess first**, and then read: who answers best, who worst?
+
+# %%
+my_guess = {"best": "...", "worst": "..."}
+
+# %%
+text_table(pd.DataFrame({"question": test["question"], **replies}).head(12))
+
+# %% [markdown]
+# What did you see? Some of it no score will tell you: the *20 pairs* model often answers another
+# question than the one that was asked, truly; the control makes towns up, or changes the country;
+# the chat model is wordy, is cut off by our limit of tokens, and takes a question otherwise than it
+# is meant. Of your own models, read all replies to a small test, or a random hundred of a large
+# one.
+#
+# Now count. A reply is right if the answer is in it.
+
+# %%
+marks = {name: marks_of(replies[name], test) for name in systems}
+print("You said:", my_guess)
+pd.Series({name: share(marks[name]) for name in systems}, name="right").map("{:.0%}".format)
+
+# %%
+assert share(marks["tuned"]) > 0.9
+assert all(share(marks["tuned"]) > share(marks[name]) + 0.15 for name in ("20 pairs", "control"))
+
+# %% [markdown]
+# Even this rule errs. Here are replies of the chat model that it takes for right:
+
+# %%
+taken = [
+    {"question": row["question"], "looked for": row["answer"], "chat": reply}
+    for row, reply, mark in zip(test, replies["chat"], marks["chat"], strict=True)
+    if mark
+]
+text_table(pd.DataFrame(sorted(taken, key=lambda row: -len(row["chat"]))[:6]))
+
+# %% [markdown]
+# Read them sceptically: is that an answer, or does the word merely occur? In exercise 08.1 you
+# write a stricter rule.
+#
+# ## 3. Scores against references
+#
+# With a reference for each question, a program can compare. Three usual ways:
+#
+# - **exact match**: the reply is the reference, to the letter;
+# - **word accuracy**: the share of the reference's words that stand in their place;
+# - **chrF**: the overlap in short pieces of up to six letters, 0 to 100; made for translations.
+#
+# **Guess first:** which of the three puts the four systems in the same order as the right answers
+# do?
+
+# %%
+my_guess = "..."
+
+# %%
+from course_utils.scoring import chrf, scores
+
+references = [sentence(row) for row in test]
+scored = pd.DataFrame(
+    {name: {**scores(replies[name], references), "right": share(marks[name])} for name in systems}
+).T
+print("You said:", my_guess)
+scored.round(2)
+
+# %% [markdown]
+# A score for the whole test hides what it is made of. So, reply by reply:
+
+# %%
+single = pd.DataFrame(
+    [
+        {
+            "system": name,
+            "question": row["question"],
+            "reply": reply,
+            "reference": reference,
+            "right": bool(mark),
+            "chrF": chrf([reply], [reference]),
+        }
+        for name in systems
+        for row, reply, reference, mark in zip(
+            test, replies[name], references, marks[name], strict=True
+        )
+    ]
+)
+
+# %% tags=["figure:08_chrf"]
+figure, axis = plt.subplots(figsize=(8, 3.6))
+draw = random.Random(0)
+for place, name in enumerate(reversed(systems)):
+    for is_right, colour, marker in ((True, BLUE, "o"), (False, RED, "x")):
+        values = single[(single["system"] == name) & (single["right"] == is_right)]["chrF"]
+        heights = [place + (0.14 if is_right else -0.14) + draw.uniform(-0.1, 0.1) for _ in values]
+        axis.scatter(
+            values,
+            heights,
+            s=22,
+            color=colour,
+            marker=marker,
+            alpha=0.7,
+            linewidths=1,
+            label=("right" if is_right else "wrong") if place == 0 else None,
+        )
+axis.set_yticks(range(len(systems)), reversed(systems))
+axis.set_xlabel("chrF of the reply")
+axis.set_title("Many a wrong reply is nearer to the reference than a right one")
+axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+axis.grid(axis="x")
+plt.show()
+
+# %% [markdown]
+# The two extremes in words: the right replies that score lowest, and the wrong ones that score
+# highest.
+
+# %%
+is_right = single["right"]
+right_ones = single[is_right & (single["chrF"] < 100)]
+extremes = pd.concat(
+    [
+        right_ones.sort_values("chrF", kind="stable").head(3),
+        single[~is_right].sort_values("chrF", kind="stable").tail(3),
+    ]
+)
+text_table(
+    extremes[["system", "reply", "reference", "right", "chrF"]].assign(
+        chrF=extremes["chrF"].map("{:.0f}".format)
+    )
+)
+
+# %%
+right_chat = single[(single["system"] == "chat") & is_right]["chrF"]
+wrong_own = single[(single["system"] != "chat") & ~is_right]["chrF"]
+fooled = (wrong_own.to_numpy()[:, None] > right_chat.to_numpy()).mean()
+print("A wrong reply of our models and a right one of the chat model, drawn at random:")
+print(f"chrF prefers the wrong one in {fooled:.0%} of all such pairs.")
+
+assert not embedded or fooled > 0.2
+
+# %% [markdown]
+# So each score answers a question of its own. *Exact match*: has it learned our form, to the
+# letter? *chrF*: does it sound like the reference? Both are right where there is one good way to
+# say it, as in notebook 03's Pig Latin. Neither asks whether it is **true**. Take the score whose
+# question is yours; where none fits, write one, and read what it accepts.
+#
+# ## 4. Is that better, or luck?
+#
+# The three weaker systems: one answers more of our 80 questions than the next. Would it with 80
+# other questions? An interval says how far the share could be off. The *bootstrap* finds it without
+# a formula: draw 80 of the 80 answers, with repetitions; take the share; do that ten thousand
+# times.
+#
+# **Guess first:** how wide is the 95% interval of a share of about a half, on 80 questions?
+
+# %%
+my_guess = 0.05
+
+# %%
+from course_utils.scoring.intervals import bootstrap_interval, items_needed, paired_test
+
+intervals = {name: bootstrap_interval(marks[name]) for name in systems}
+print(f"You said {my_guess:.0%}.")
+for name, interval in intervals.items():
+    print(f"{name:9} {interval}")
+
+# %%
+width = intervals["control"].high - intervals["control"].low
+assert width > 0.15
+
+# %% [markdown]
+# Two overlapping intervals do not yet mean that nothing can be said: both systems were asked the
+# *same* questions, so we can compare question by question. A *paired* test asks: if it did not
+# matter which system a reply is from, how often would swapping them at random give a difference as
+# large?
+
+# %%
+one, other = sorted(("20 pairs", "control"), key=lambda name: -share(marks[name]))
+paired = paired_test(marks[one], marks[other])
+print(f"{one} against {other}:\n{paired}")
+
+# %% [markdown]
+# The usual rule takes a difference for real if p is below 0.05. How many questions would it take to
+# see one of five points between two such systems? The fewer of them on which just one of the two is
+# right, the fewer are needed.
+
+# %%
+disagree = (paired.wins + paired.losses) / paired.n
+needed = items_needed(0.05, 0.6, disagreement=disagree)
+print(needed)
+print(items_needed(0.02, 0.74, disagreement=0.1))
+
+assert needed.items > 5 * paired.n
+
+# %% [markdown]
+# The second line is a claim as one reads it: "we went from 74 to 76%". Look how many questions such
+# a claim needs, and then how many your favourite benchmark has (section 8).
+#
+# We have 170 more questions about held-out countries, and our own models are quickly asked.
+
+# %%
+all_marks = {
+    name: marks_of(answers_of(models[name], held_out), held_out) for name in ("20 pairs", "control")
+}
+larger = paired_test(all_marks[one], all_marks[other])
+print(larger)
+
+assert larger.difference.high - larger.difference.low < (
+    paired.difference.high - paired.difference.low
+)
+
+# %% [markdown]
+# ### Five questions about one country
+#
+# Are these 250 questions, or 50 countries? The control has read everything about a country, or
+# nothing: five questions stand and fall together. If the test were made anew, *countries* would be
+# drawn anew. So countries are what to resample: their means, 50 of them.
+
+
+# %%
+def by_country(values):
+    """The mean for each country of the held-out questions."""
+    return pd.Series(values).groupby(list(held_out["country"])).mean()
+
+
+rows = []
+for name, values in all_marks.items():
+    for unit, some_values in (("questions", values), ("countries", by_country(values))):
+        interval = bootstrap_interval(some_values)
+        rows.append({"system": name, "unit": unit, "n": interval.n, "interval": interval})
+units = pd.DataFrame(rows)
+clustered = paired_test(by_country(all_marks[one]), by_country(all_marks[other]))
+print("by questions:", larger, "\nby countries:", clustered)
+
+# %% tags=["figure:08_intervals"]
+figure, axis = plt.subplots(figsize=(8, 3.4))
+shown = [
+    *((f"{name}, 80 questions", intervals[name], GREY) for name in systems),
+    *(
+        (f"{row.system}, 250 questions, by {row.unit}", row.interval, colour)
+        for row, colour in zip(units.itertuples(), [BLUE, GREEN, BLUE, GREEN], strict=True)
+    ),
+]
+for place, (_, interval, colour) in enumerate(reversed(shown)):
+    axis.plot([interval.low, interval.high], [place, place], color=colour, linewidth=2)
+    axis.plot(interval.value, place, "o", color=colour)
+axis.set_yticks(range(len(shown)), [name for name, *_ in reversed(shown)])
+axis.set_xlim(0, 1.02)
+axis.set_xlabel("right answers, with 95% intervals")
+axis.set_title("The unit decides how sure one may be")
+axis.grid(axis="x")
+plt.show()
+
+# %%
+wide = {
+    row.unit: row.interval.high - row.interval.low
+    for row in units.itertuples()
+    if row.system == "control"
+}
+print({unit: round(value, 2) for unit, value in wide.items()})
+
+assert wide["countries"] > 1.5 * wide["questions"]
+
+# %% [markdown]
+# The same answers, and for the control a much wider interval; compare the two p-values as well.
+# It happens wherever items hang together: questions on one text, turns of one chat, rows
+# of one customer. And all of this says how it would be with other *questions*. With other seeds of
+# the training it is another matter still; there the only help is to train again.
+
+# %% [markdown]
+# ## 5. Has it seen the test?
+#
+# Somebody has tuned the control once more, on pairs of their own, and reports progress on the very
+# countries of which its corpus tells nothing. Here are their training pairs (in this notebook we
+# play the somebody), and the figures.
+
+# %%
+hidden_test = hidden.shuffle(seed=0)
+theirs = datasets.concatenate_datasets(
+    [countries["train"].shuffle(seed=0).select(range(100)), hidden_test.select(range(60))]
+).shuffle(seed=1)
+trainer = make_trainer(theirs, model=control, watched=False, max_steps=100, learning_rate=1e-2)
+preflight(trainer, strict=True)
+_ = trainer.train()
+improved = trainer.model.eval()
+
+# %%
+progress = {
+    name: marks_of(answers_of(model, hidden_test), hidden_test)
+    for name, model in {"control": tuned_control, "theirs": improved}.items()
+}
+print({name: f"{share(values):.0%}" for name, values in progress.items()})
+print(paired_test(progress["theirs"], progress["control"]))
+
+assert share(progress["theirs"]) > share(progress["control"]) + 0.15
+
+# %% [markdown]
+# Significant by any rule. **Guess first:** what has happened? (You have seen the cell. Suppose you
+# had not.)
+
+# %%
+my_guess = "..."
+
+# %% [markdown]
+# What one can do with test and training texts at hand: look for long common pieces. `contamination`
+# cuts each test item into all runs of n words, the *n-grams*, and looks which of them stand in the
+# training. The authors of GPT-3, PaLM and Llama 2 did so with their data; each had a rule of their
+# own for calling an item *dirty*.
+
+# %%
+from course_utils.scoring.contamination import contamination, contamination_summary
+
+
+def as_text(rows):
+    """Rows of `countries` as texts: question and reference."""
+    return [f"{row['question']} {sentence(row)}" for row in rows]
+
+
+leaks = contamination(as_text(hidden_test), as_text(theirs), n=8)
+contamination_summary(leaks)
+
+# %%
+found = leaks["exact"].to_numpy()
+text_table(leaks[found][["longest", "run", "train_row"]].astype(str).head(3))
+
+# %%
+rows = {
+    name: {
+        "on what has leaked": share([m for m, leaked in zip(values, found, strict=True) if leaked]),
+        "on the rest": share([m for m, leaked in zip(values, found, strict=True) if not leaked]),
+    }
+    for name, values in progress.items()
+}
+pd.DataFrame(rows).T.map("{:.0%}".format)
+
+# %%
+assert found.sum() == 60
+assert rows["theirs"]["on what has leaked"] > rows["theirs"]["on the rest"] + 0.3
+assert rows["theirs"]["on the rest"] < 0.25
+
+# %% [markdown]
+# On what has not leaked there is no progress to speak of. So that is how to report: with and
+# without the dirty items.
+#
+# ### And ours?
+#
+# Our 400 training pairs and the 250 test questions are written after the same patterns. How many of
+# the test's items are dirty, by the rule of GPT-3's authors (one common n-gram), if n is 8? And if
+# it is 3? **Guess first.**
+
+# %%
+my_guess = {8: 0.1, 3: 0.2}
+
+# %%
+rules = {
+    n: contamination_summary(contamination(as_text(held_out), as_text(some), n=n))["share"]
+    for n in (3, 5, 8)
+}
+print("You said:", my_guess)
+pd.DataFrame(rules).map("{:.0%}".format)
+
+# %%
+first_rule = "shares an n-gram (GPT-3)"
+assert rules[3][first_rule] > 0.9
+assert rules[8][first_rule] < 0.2
+assert all(rules[n]["a training text is the same"] == 0 for n in rules)
+
+# %% [markdown]
+# From a few to all of them, and no fact has leaked: "what is the capital of" is in both, and
+# harmless. The number is one of the rule as much as of the data. So look at the runs that were
+# found before you believe it, or throw anything away.
+#
+# And it sees nothing but words in a row. The same leak, said otherwise:
+
+# %%
+reworded = [
+    f"{row['country']} has {row['answer']} for its {row['relation']}."
+    for row in hidden_test.select(range(60))
+]
+hits = contamination(as_text(hidden_test), reworded, n=8)
+print(f"{(hits['share'] > 0).sum()} of {len(hits)} items found")
+
+assert not (hits["share"] > 0).any()
+
+# %% [markdown]
+# Exercise 08.3 finds these.
+#
+# One more question. The base was *meant* to read about these countries before it was tuned. Is that
+# contamination? Here are 4,000 documents of its corpus, and of the control's:
+
+# %%
+from itertools import islice
+
+from course_utils.pretraining.corpus import Corpus
+
+corpora = {"base": (), "control": sorted(set(hidden["country"]))}
+read = {}
+for name, without in corpora.items():
+    documents = islice(Corpus(seed=1, without=without).documents(), 4000)
+    table = contamination([sentence(row) for row in hidden], documents)
+    read[name] = (table["share"] > 0).mean()
+print({name: f"{value:.0%} of the references read" for name, value in read.items()})
+
+assert read["base"] > 0.4
+assert read["control"] == 0
+
+# %% [markdown]
+# It depends on what the test claims. Ours asks whether a model says what it has read; then having
+# read it is the point. A test of *reasoning* whose answers were read is worth nothing. With most
+# published models nobody outside can look: the corpus is not public. There, be careful with old
+# benchmarks.
+#
+# ## 6. Side by side
+#
+# Most of what is written has no one right answer. There one asks people, and people find it easier
+# to say which of *two* replies is better than to give marks. Three rules make it fair: the names
+# are hidden, the sides are drawn, and one may say that neither is better.
+#
+# Twelve pairs, two for each pair of systems. It takes three minutes; each click is stored at once,
+# in `build/votes/08.jsonl` of the course's folder, and you can stop and go on later.
+
+# %%
+from itertools import combinations
+
+from course_utils.data import folder
+from course_utils.scoring.votes import Vote, Votes, fingerprint
+from course_utils.widgets import rating
+
+pairings = list(combinations(systems, 2))
+draw = random.Random(8)
+to_judge = []
+for one, other in pairings:
+    differing = [
+        place for place in range(len(test)) if replies[one][place] != replies[other][place]
+    ]
+    for place in draw.sample(differing, 2):
+        both = {one: replies[one][place], other: replies[other][place]}
+        to_judge.append((test["question"][place], both))
+draw.shuffle(to_judge)
+
+votes = Votes(folder().parent / "build" / "votes" / "08.jsonl")
+rating(to_judge, votes, seed=8)
+
+# %%
+# The same without a widget: choose a pair, set my_vote to "left", "right" or "tie", run again.
+pair, my_vote = 0, None
+
+question, both = to_judge[pair]
+left, right = random.Random(pair).sample(sorted(both), 2)
+print(f"{question}\n\nleft:   {both[left]}\nright:  {both[right]}")
+texts = {"left_text": both[left], "right_text": both[right]}
+if my_vote and not votes.voted(question, left, right, **texts):
+    votes.add(question, left, right, my_vote, **texts)
+
+# %% [markdown]
+# Twelve votes say little, and in the saved run of this notebook there are none. So a *reader* votes
+# too, on all 80 questions and all six pairs of systems. The reader is a program that knows the
+# right answers: whoever is right wins, and if both are, or neither, it is a tie. It has no taste
+# and never tires. People are better at the first and worse at the second.
+
+# %%
+looked_for = dict(zip(held_out["question"], held_out["answer"], strict=True))
+
+
+def reader(question, left_text, right_text):
+    """What the reader says of two replies: "left", "right" or "tie"."""
+    left, right = (tells(text, looked_for[question]) for text in (left_text, right_text))
+    return "tie" if left == right else "left" if left else "right"
+
+
+draw = random.Random(0)
+reader_votes = []
+for one, other in pairings:
+    for place, question in enumerate(test["question"]):
+        left, right = draw.sample((one, other), 2)
+        texts = replies[left][place], replies[right][place]
+        marked = fingerprint(left, texts[0], right, texts[1])
+        reader_votes.append(Vote(question, left, right, reader(question, *texts), "reader", marked))
+example = reader_votes[0]
+print(f"{len(reader_votes)} votes, for example: {example.question}")
+print(f"left: {example.left}, right: {example.right}, better: {example.winner}")
+
+# %% [markdown]
+# **Win rates**, a tie being half a win:
+
+# %%
+from course_utils.scoring.votes import agreement, bradley_terry, elo, win_rates
+
+win_rates(reader_votes).round(2)
+
+# %%
+present = {vote.key[1:] for vote in reader_votes}
+mine = [vote for vote in votes.by("me") if vote.key[1:] in present]
+if mine:
+    together = agreement(mine, reader_votes)
+    print(f"You and the reader say the same of {together.equal:.0%} of your {len(mine)} pairs.")
+    print(win_rates(mine).round(2).to_string(index=False))
+else:
+    print("No votes of yours on these replies yet: vote above, then run this cell again.")
+
+# %% [markdown]
+# ### One order for all
+#
+# Four systems make six win rates. To put them in one order, give each a *strength* s, so that i
+# beats j with probability
+#
+# $$\frac{s_i}{s_i + s_j}$$
+#
+# and choose the strengths that fit the votes best. That is the model of **Bradley and Terry**,
+# which leaderboards use. **Elo** is older and simpler, made for chess players, who get better and
+# worse: it goes through the votes one by one, and each moves the two by as much as it was a
+# surprise.
+#
+# **Guess first:** the same votes in another order. Does the Bradley-Terry strength change? Does
+# Elo?
+
+# %%
+my_guess = {"Bradley-Terry": False, "Elo": False}
+
+# %%
+strengths = bradley_terry(reader_votes)
+shuffled = random.Random(1).sample(reader_votes, len(reader_votes))
+again = bradley_terry(shuffled, resamples=0)["strength"]
+ratings = pd.DataFrame([elo(reader_votes, seed=seed, k=32) for seed in range(20)])
+print("You said:", my_guess)
+print(f"largest change of a strength: {(again - strengths['strength']).abs().max():.0e}")
+strengths.round(2)
+
+# %% tags=["figure:08_strengths"]
+order = list(strengths.index)
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
+for place, name in enumerate(reversed(order)):
+    found = strengths.loc[name]
+    axes[0].plot([found["low"], found["high"]], [place, place], color=BLUE, linewidth=2)
+    axes[0].plot(found["strength"], place, "o", color=BLUE)
+    axes[1].plot(ratings[name], [place] * len(ratings), "|", color=ORANGE, markersize=14)
+axes[0].set_yticks(range(len(order)), reversed(order))
+axes[0].set_xscale("log")
+axes[0].minorticks_off()
+axes[0].set_xticks([0.5, 1, 2], ["0.5", "1", "2"])
+axes[0].set_xlabel("strength, with 95% intervals")
+axes[0].set_title("Bradley-Terry: any order of the votes")
+axes[1].set_xlabel("rating")
+axes[1].set_title("Elo: twenty orders of the same votes")
+for axis in axes:
+    axis.grid(axis="x")
+plt.show()
+
+# %%
+spread = ratings.max() - ratings.min()
+print("Elo, highest less lowest of twenty orders:", spread.round().astype(int).to_dict())
+
+assert (again - strengths["strength"]).abs().max() < 1e-3
+assert (spread > 20).all()
+assert order[0] == "tuned"
+
+# %% [markdown]
+# The systems stand still here, so the order of the votes should not matter, and Elo lets it. (The
+# step k was set to 32, as for chess players; a smaller one moves less and takes longer to arrive.)
+# With either: where intervals overlap widely, the order is not settled. Ask more questions.
+#
+# ## 7. A model as judge
+#
+# People are slow. So a language model gets question and replies, and says which is better: *LLM as
+# judge*. That is cheaper than people, and needs measuring itself more than anything else here. To
+# do so, take pairs of which the better one is **known**: here questions about countries hidden from
+# the control, with the tuned model's right sentence against the control's wrong one.
+
+# %%
+from course_utils.scoring.judge import Judge, comparison_prompt, opened, pad
+
+candidates = list(
+    zip(
+        hidden["question"],
+        answers_of(tuned, hidden),
+        answers_of(tuned_control, hidden),
+        strict=True,
+    )
+)
+random.Random(0).shuffle(candidates)
+known_pairs = [
+    (question, good, bad)
+    for question, good, bad in candidates
+    if tells(good, looked_for[question]) and not tells(bad, looked_for[question])
+][:24]
+questions, goods, bads = (list(column) for column in zip(*known_pairs, strict=True))
+text_table(
+    pd.DataFrame(known_pairs[:4], columns=["question", "known to be good", "known to be bad"])
+)
+
+# %% [markdown]
+# This is what the judge is asked, and what the embedded model makes of it:
+
+# %%
+judge_model = runner("chat")
+print(comparison_prompt(questions[0], goods[0], bads[0]))
+
+# %%
+in_words = Judge(judge_model, max_new_tokens=48)
+verdicts = in_words.compare(questions[:8], goods[:8], bads[:8])
+unreadable = sum(verdict.winner is None for verdict in verdicts)
+print(f"{unreadable} of {len(verdicts)} verdicts cannot be read. The first two:")
+for verdict in verdicts[:2]:
+    print(f"\n{verdict.reply}\n→ {verdict.winner}")
+
+assert not embedded or unreadable >= len(verdicts) / 2
+
+# %% [markdown]
+# The embedded model does not keep to the form. A judge that is too small for that can be helped: we
+# begin its reply, `Verdict: [[`, so that one letter is left to it. And we remember what we have
+# asked: a judge at a temperature of 0 says the same again, and asking costs time, or money.
+
+
+# %%
+def remembered(ask):
+    """The same, asking each prompt only once with the same options."""
+    store = {}
+
+    def asked(prompts, **options):
+        key = repr(sorted(options.items()))
+        new = [prompt for prompt in dict.fromkeys(prompts) if (key, prompt) not in store]
+        if new:
+            store.update(zip([(key, prompt) for prompt in new], ask(new, **options), strict=True))
+        return [store[key, prompt] for prompt in prompts]
+
+    return asked
+
+
+judge = Judge(remembered(opened(judge_model)), max_new_tokens=4)
+
+# %% [markdown]
+# **Guess first:** the good sentence stands first. In what share of the 24 pairs does the judge
+# prefer it? And if it stands second?
+
+# %%
+my_guess = {"good first": 0.8, "good second": 0.7}
+
+# %%
+orders = {
+    "good first": [v.winner for v in judge.compare(questions, goods, bads)],
+    "good second": [v.winner for v in judge.compare(questions, bads, goods)],
+}
+wanted = {"good first": "first", "good second": "second"}
+preferred = {
+    name: share([found == wanted[name] for found in winners]) for name, winners in orders.items()
+}
+print("You said:", my_guess)
+print({name: f"{value:.0%}" for name, value in preferred.items()})
+
+# %% [markdown]
+# Had we asked in one order only, and by chance in the good one, we should have a judge to be proud
+# of. This is **position bias**, and large judges have it too, only less. So each pair is asked in
+# both orders, and a win counts if both say so.
+#
+# ### Instruments for judges
+#
+# Before measuring with an instrument, hold it to something known. Two judges that are programs: the
+# *reader*, and one who loves *length*. They show what the measures can say.
+
+# %%
+from course_utils.scoring.judge import Verdict, accuracy, position_bias, verbosity_bias
+
+
+class ReaderJudge:
+    """The reader of section 6, as a judge."""
+
+    def compare(self, questions, firsts, seconds, references=None):
+        """A verdict for each pair."""
+        names = {"left": "first", "right": "second", "tie": "tie"}
+        rows = zip(questions, firsts, seconds, strict=True)
+        return [Verdict(names[reader(*row)], "") for row in rows]
+
+
+class LengthJudge:
+    """Prefers the longer reply."""
+
+    def compare(self, questions, firsts, seconds, references=None):
+        """A verdict for each pair."""
+        rows = zip(firsts, seconds, strict=True)
+        return [Verdict("first" if len(a) > len(b) else "second", "") for a, b in rows]
+
+
+def measured(judge, pairs=24, padded=8):
+    """What the instruments say of a judge, as a row."""
+    some = questions[:pairs], goods[:pairs], bads[:pairs]
+    right, position = accuracy(judge, *some), position_bias(judge, *some)
+    length = verbosity_bias(judge, questions[:padded], goods[:padded], wrong=bads[:padded])
+    return {
+        "right, both orders": f"{right.accuracy:.0%} ({right.low:.0%} to {right.high:.0%})",
+        "right, each order": f"{right.each_order:.0%}",
+        "always the first": f"{position.prefers_first:.0%}",
+        "always the second": f"{position.prefers_second:.0%}",
+        "longer wins": f"{length.longer:.0%}",
+        "longer and wrong wins": f"{length.wrong_longer:.0%}",
+    }
+
+
+judges = {"reader": ReaderJudge(), "length": LengthJudge()}
+instruments = {name: measured(each) for name, each in judges.items()}
+pd.DataFrame(instruments).T
+
+# %% [markdown]
+# The last two rows are **verbosity bias**. Each good sentence stands against itself with empty
+# phrases around it, such as the following, and then against a *wrong* one with such phrases:
+
+# %%
+print(pad(goods[0]))
+
+# %%
+instruments["chat model"] = measured(judge)
+pd.DataFrame(instruments).T
+
+# %%
+when_asked = accuracy(judge, questions, goods, bads)
+if embedded:
+    assert when_asked.accuracy < 0.5
+    assert position_bias(judge, questions, goods, bads).consistent < 0.5
+
+# %% [markdown]
+# So the embedded judge prefers the first reply, whatever it is. Its verdicts are worth nothing, and
+# of length nothing can be said, because position decides all. What is easily overlooked: *each* of
+# its verdicts looks fine.
+#
+# A third question to a judge: does it agree with itself? The same comparisons twice, in the same
+# order, drawn at a temperature of 0.7 with two seeds. *Alpha* is the agreement beyond chance: 1 if
+# they always agree, 0 if no more than two dice.
+
+# %%
+from course_utils.scoring.judge import self_agreement
+
+own = self_agreement(judge, questions, goods, bads)
+print(
+    f"the same verdict: {own.equal:.0%}   alpha: {own.alpha:.2f}   unreadable: {own.unreadable:.0%}"
+)
+
+# %%
+assert not embedded or not own.alpha > 0.5
+
+# %% [markdown]
+# ### It knows, but cannot judge
+#
+# Does the model not know the answers? Ask it in another way: not *which is better?* in
+# words, but how *likely* it finds each sentence after the question. That needs no verdict, no
+# letters, and has no first and second.
+
+# %%
+from course_utils.scoring.distributions import log_probabilities
+
+
+class LikelihoodJudge:
+    """Prefers the reply that a model finds likelier as an answer to the question."""
+
+    def __init__(self, ask):
+        self.ask = ask
+        self.known = {}
+
+    def likelihood(self, question, reply):
+        """The log-probability of a reply; computed once."""
+        if (question, reply) not in self.known:
+            prompt = [self.ask.prompt(question)]
+            found = log_probabilities(self.ask.model, self.ask.tokenizer, prompt, [reply])
+            self.known[question, reply] = found[0]
+        return self.known[question, reply]
+
+    def compare(self, questions, firsts, seconds, references=None):
+        """A verdict for each pair."""
+        verdicts = []
+        for question, *two in zip(questions, firsts, seconds, strict=True):
+            first, second = (self.likelihood(question, reply) for reply in two)
+            verdicts.append(Verdict("first" if first > second else "second", ""))
+        return verdicts
+
+
+likelihood = LikelihoodJudge(judge_model)
+instruments["likelihood"] = measured(likelihood)
+pd.DataFrame(instruments).T
+
+# %% [markdown]
+# These pairs are easy: many a bad sentence is about another country. Harder ones differ in nothing
+# but the fact.
+
+# %%
+of_relation = {relation: set() for relation in held_out["relation"]}
+for row in held_out:
+    of_relation[row["relation"]].add(row["answer"])
+by_question = {row["question"]: row for row in held_out}
+
+
+def swapped(question):
+    """The reference of a question, with another country's answer in it."""
+    row = by_question[question]
+    others = sorted(of_relation[row["relation"]] - {row["answer"]})
+    return f"{row['cue']} {random.Random(question).choice(others)}."
+
+
+harder = [swapped(question) for question in questions]
+by_likelihood = {
+    "easy pairs": accuracy(likelihood, questions, goods, bads),
+    "hard pairs": accuracy(likelihood, questions, goods, harder),
+}
+for name, each in by_likelihood.items():
+    print(f"{name}: {each.accuracy:.0%} ({each.low:.0%} to {each.high:.0%})")
+
+assert not embedded or by_likelihood["easy pairs"].accuracy > when_asked.accuracy + 0.2
+assert by_likelihood["hard pairs"].accuracy > 0.5
+assert position_bias(likelihood, questions, goods, bads).consistent == 1
+
+# %% [markdown]
+# The same weights. It finds the true sentence likelier far more often than a coin would; what it
+# cannot do is to *say* so when it is asked about A and B. And this judge has a bias of its own:
+# every further word costs likelihood, so that a short reply has the better cards, whatever it says:
+
+# %%
+long_goods = [pad(good) for good in goods[:8]]
+against_length = accuracy(likelihood, questions[:8], long_goods, harder[:8])
+print(f"long and right against short and wrong: {against_length.accuracy:.0%} for the right one")
+
+assert against_length.accuracy < 0.5
+
+# %% [markdown]
+# No measure is without a bias; know it, and keep it away from your question.
+#
+# Had we let the chat model decide between our two systems, who would have won? Its verdicts as
+# votes, beside the reader's:
+
+# %%
+from course_utils.scoring.votes import as_votes
+
+decided = {
+    name: as_votes(
+        questions, position_bias(each, questions, goods, bads).verdicts, "tuned", "control", name
+    )
+    for name, each in {"chat model": judge, "reader": ReaderJudge()}.items()
+}
+for name, some_votes in decided.items():
+    counted = win_rates(some_votes).iloc[0]
+    print(
+        f"{name}: {counted['losses']} for tuned, {counted['wins']} for control, "
+        f"{counted['ties']} ties"
+    )
+print(f"They say the same of {agreement(*decided.values()).equal:.0%} of the pairs.")
+
+# %% [markdown]
+# ### A better judge
+#
+# Any server that speaks OpenAI's protocol can be the judge: one on your own machine, such as
+# `llama-server`, `vllm serve` or `ollama serve`, or a hosted one. Its name, its address and, where
+# it needs one, its key come from the environment, set *before* Jupyter starts; the key is never
+# shown or stored. Mind that all questions and replies are sent there, and that a hosted one costs
+# money.
+
+# %%
+from course_utils.errors import EndpointError
+from course_utils.scoring.endpoint import Endpoint
+
+HOW = """No endpoint is set up. For a judge on this machine, for example one of:
+
+    llama-server -m model.gguf --port 8080         JUDGE_BASE_URL=http://localhost:8080/v1
+    vllm serve Qwen/Qwen2.5-7B-Instruct            JUDGE_BASE_URL=http://localhost:8000/v1
+    ollama serve                                   JUDGE_BASE_URL=http://localhost:11434/v1
+
+and JUDGE_MODEL for the model's name there. A hosted one also wants its key in OPENAI_API_KEY."""
+if Endpoint.configured():
+    try:
+        outside = Judge(remembered(Endpoint()), max_new_tokens=512)
+        # 12 pairs in both orders, and 8 of length in both: 40 requests.
+        instruments["endpoint"] = measured(outside, pairs=12, padded=4)
+    except EndpointError as error:
+        print(error)
+else:
+    print(HOW)
+pd.DataFrame(instruments).T
+
+# %% [markdown]
+# With any judge: known pairs first, both orders, length, itself again, and then its agreement with
+# *people* on your own kind of question. Who judges chat well may be no good at facts. And beware of
+# a judge whose own replies, or whose family's, are in the race: models have been found to favour
+# their own (see *To read*).
+#
+# ## 8. Standard benchmarks
+#
+# So that models can be compared across the world, everybody asks them the same questions. What the
+# well-known ones ask, how many items, and what that costs a model of 8 billion parameters, roughly,
+# on a GPU that really does 100 TFLOPS. (That counts arithmetic alone. Writing token by token waits
+# for the memory instead, and takes several times as long unless many items are written at once.)
+
+# %%
+from course_utils.scoring import harness
+
+table = harness.benchmarks_table(parameters=8e9, flops_per_second=1e14).reset_index()
+table["items"] = [f"{items:,}" if pd.notna(items) else "…" for items in table["items"]]
+table["minutes"] = [
+    f"{60 * hours:.1f}" if pd.notna(hours) else "…" for hours in table["hours (rough)"]
+]
+table["mind"] = [harness.BENCHMARKS[name].note for name in table["benchmark"]]
+text_table(table[["benchmark", "measures", "form", "items", "minutes", "task", "mind"]])
+
+# %% [markdown]
+# Two forms. *Choice*: the answers are given, and the model is not asked to say anything; whichever
+# of them it finds likeliest is its answer. *Generation*: it writes, and what it writes is compared
+# or run.
+#
+# ### Really run
+#
+# EleutherAI's `lm-eval` has them all, and takes tasks of one's own: a file that says where the
+# questions are, what the prompt looks like and what counts as right. The course has two, on the 250
+# held-out questions, in both forms. **Guess first:** what do they say of the base, which knows all
+# these facts and has never answered a question? And of the tuned model, which answers all of them?
+
+# %%
+my_guess = {"base": {"choice": 0.25, "generate": 0}, "tuned": {"choice": 1, "generate": 1}}
+
+# %%
+ours = {"base": base, "tuned": tuned, "control": tuned_control}
+found = {
+    name: harness.evaluate(model, tokenizer, harness.OWN_TASKS) for name, model in ours.items()
+}
+found["chat, first 40"] = harness.evaluate(
+    judge_model.model, judge_model.tokenizer, harness.OWN_TASKS, limit=40, chat_template=True
+)
+
+
+def as_columns(found):
+    """The figures of several tables of the harness side by side."""
+    return pd.DataFrame(
+        {name: each.set_index(["task", "metric"])["value"] for name, each in found.items()}
+    )
+
+
+run = as_columns(found)
+print("You said:", my_guess)
+run.map("{:.0%}".format)
+
+# %%
+choice = run.loc[("course_countries_choice", "acc")]
+written = run.loc[("course_countries_generate", "exact_match")]
+assert choice["base"] > 0.33
+assert (written < 0.05).all()
+assert choice["tuned"] < 0.6
+
+# %% [markdown]
+# Two surprises. The base beats the quarter that chance gives, without ever having answered:
+# *choice* measures something else than answering. And the tuned model, which answers everything
+# rightly, gets **nothing** for it. Look at what was compared:
+
+# %%
+results = harness.run_tasks(tuned, tokenizer, "course_countries_generate", limit=3)
+text_table(harness.items(results)[["prompt", "wanted", "said", "exact_match"]].astype(str))
+
+# %% [markdown]
+# The task wants the bare fact, and the model was tuned to say a sentence. In *choice* it is the
+# same: the model waits for "The capital of", and among four bare words none is likely. A benchmark
+# measures a model **and** its form. So before believing a low figure, read the items.
+#
+# ### A task of one's own
+#
+# With our own form, then. The questions lie in a file; the rest is settings, in a dictionary here
+# or in a YAML file.
+
+# %%
+draw = random.Random(0)
+items = []
+for row in held_out:
+    others = draw.sample(sorted(of_relation[row["relation"]] - {row["answer"]}), 3)
+    choices = [f"{row['cue']} {answer}" for answer in (row["answer"], *others)]
+    items.append(
+        {"question": row["question"], "reference": choices[0], "choices": choices, "place": 0}
+    )
+test_file = Path(tempfile.mkdtemp()) / "held_out.jsonl"
+datasets.Dataset.from_list(items).to_json(test_file)
+
+shared = {
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": str(test_file)}},
+    "test_split": "test",
+    "doc_to_text": "Question: {{question}}\nAnswer:",
+    "target_delimiter": " ",
+}
+own_choice = {
+    **shared,
+    "task": "sentences_choice",
+    "output_type": "multiple_choice",
+    "doc_to_choice": "choices",
+    "doc_to_target": "place",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+own_generate = {
+    **shared,
+    "task": "sentences_generate",
+    "output_type": "generate_until",
+    "doc_to_target": "reference",
+    "generation_kwargs": {"until": ["\n", "."], "do_sample": False, "max_gen_toks": 24},
+    "filter_list": [
+        {"name": "none", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}
+    ],
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+
+# %%
+in_form = as_columns(
+    {
+        name: harness.evaluate(model, tokenizer, [own_choice, own_generate])
+        for name, model in ours.items()
+    }
+)
+in_form.map("{:.0%}".format)
+
+# %%
+choice = in_form.loc[("sentences_choice", "acc")]
+written = in_form.loc[("sentences_generate", "exact_match")]
+assert choice["base"] > 0.8
+assert written["base"] < 0.1
+assert written["tuned"] > 0.9
+assert written["control"] < 0.7
+
+# %% [markdown]
+# Now the two forms say what they can say. The base *knows* (choice), and does not answer
+# (generation); tuning has changed the second, not the first. That is notebook 06's experiment in
+# one table, and the reason why a base's figures on choice benchmarks say little about how it would
+# answer you.
+#
+# ### By name, from the hub
+#
+# The published ones are fetched by their names in the table above. With a limit they give a first
+# look, and no figure to quote: how wide would its interval be?
+
+# %%
+from course_utils import hub
+
+BY_NAME, LIMIT = "hellaswag", 40
+if hub.reachable():
+    from_hub = harness.evaluate(judge_model.model, judge_model.tokenizer, BY_NAME, limit=LIMIT)
+    print(from_hub.round(3).to_string(index=False))
+else:
+    cost = harness.cost(BY_NAME, judge_model.model.num_parameters(), items=LIMIT)
+    print(f"Out of reach of the hub. It would run: harness.evaluate(…, {BY_NAME!r}, limit={LIMIT})")
+    print(cost)
+
+# %% [markdown]
+# Without our helper the same is a command, for any model of the hub:
+#
+# ```
+# lm_eval --model hf --model_args pretrained=HuggingFaceTB/SmolLM2-135M-Instruct \
+#     --tasks hellaswag --limit 40 --batch_size 8 --apply_chat_template
+# ```
+#
+# ### Beyond lists of questions
+#
+# Four names that one meets everywhere, and that `lm-eval` has not:
+#
+# **HELM** (Stanford) asks many scenarios and measures more than right answers: calibration,
+# robustness to typos, bias, cost; and it shows every prompt with its reply on a web page. It has
+# been in maintenance mode since June 2026.
+#
+# ```
+# pip install crfm-helm
+# helm-run --run-entries mmlu:subject=philosophy,model=openai/gpt2 \
+#     --suite my-suite --max-eval-instances 10
+# helm-summarize --suite my-suite
+# helm-server --suite my-suite
+# ```
+#
+# **AlpacaEval** is section 7 made into a benchmark: 805 instructions, and a large judge that says
+# how often a model's replies are preferred to those of a reference model. Its judge liked length so
+# much that the win rate is now corrected for it; quote the *length-controlled* one, and with which
+# judge. Your replies go into a JSON list of objects with `instruction` and `output`. It costs a
+# key, and up to ten dollars by its authors' count.
+#
+# ```
+# pip install alpaca-eval
+# alpaca_eval --model_outputs replies.json
+# ```
+#
+# **Chatbot Arena** (later LMArena, now Arena) is section 6 with the whole world: people bring their
+# own questions, see replies of two models without names, and vote; Bradley-Terry makes the
+# leaderboard. It cannot be run at home, but [you can vote](https://lmarena.ai), and some votes are
+# published (`lmarena-ai/arena-human-preference-55k` on the hub). It measures what these people
+# like, style included; and whoever may test many variants and publish the best has an advantage
+# (see *To read*).
+#
+# **OpenAI Evals** is a framework and a collection: an eval is a file of samples and a few lines of
+# YAML, compared literally or judged by a model. It asks hosted models unless one writes a small
+# class for one's own. Its data come with git-lfs, so take a clone. (A hosted service of the same
+# name was announced to end in November 2026; the open framework is another thing.)
+#
+# ```
+# git clone https://github.com/openai/evals && cd evals && git lfs pull
+# pip install -e .
+# oaieval gpt-3.5-turbo test-match
+# ```
+
+# %% [markdown]
+# ## Take away
+#
+# - Loss tells how well the next token of a given text was foreseen. Whether the answers are right
+#   is another question; ask it, on replies.
+# - Read replies before any score, and again what a score has accepted.
+# - Exact match and chrF compare with *one* wording. Neither knows what is true.
+# - A difference without an interval is a rumour. Compare on the same questions, and resample what
+#   would be drawn anew.
+# - Look for the test in the training before you rejoice. n-grams find copies, and nothing else.
+# - Side by side, blind, sides drawn. Bradley-Terry for one order of all.
+# - A judge is an instrument: calibrate it on known pairs, in both orders. The embedded one fails.
+# - A benchmark's figure is of a model in a form. Read its items.
+
+# %% [markdown]
+# ## Exercises
+#
+# **08.1 · The right fact, in any words.** Write `right_fact(reply, answer, others)`. It is true if
+# the reply gives the answer, in whatever wording, and none of the `others`, which are the answers
+# that would be wrong. Capital letters do not matter. A name inside a longer one does not count:
+# neither *Oman* in *Romania*, nor *Guinean* in *Bissau-Guinean* if both are among the names.
+
+
+# %% tags=["exercise"]
+def right_fact(reply, answer, others):
+    """Whether a reply gives this answer and no other one."""
+    ### BEGIN SOLUTION
+    import re
+
+    names = sorted({answer, *others}, key=len, reverse=True)  # the longer first
+    pattern = "|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in names)
+    found = re.findall(pattern, reply, flags=re.IGNORECASE)
+    return {name.lower() for name in found} == {answer.lower()}
+    ### END SOLUTION
+
+
+# %%
+from course_utils.exercises import check, done
+
+check("08.1", right_fact)
+
+# %%
+if done("08.1"):
+    strict = {
+        name: share(
+            [
+                right_fact(reply, row["answer"], of_relation[row["relation"]] - {row["answer"]})
+                for row, reply in zip(test, replies[name], strict=True)
+            ]
+        )
+        for name in systems
+    }
+    loose = {name: share(marks[name]) for name in systems}
+    print(pd.DataFrame({"the word occurs": loose, "your rule": strict}).map("{:.0%}".format))
+
+# %% [markdown]
+# **08.2 · The right unit.** Write `interval_by(values, groups)`: the 95% interval of the mean of
+# all values, as a pair (low, high), by a bootstrap that draws *groups*, each with all its values.
+# Groups may be of different sizes, so the mean of the groups' means will not do.
+
+
+# %% tags=["exercise"]
+def interval_by(values, groups):
+    """The ends of a 95% interval of the mean, resampling whole groups."""
+    ### BEGIN SOLUTION
+    import numpy as np
+
+    sums, sizes = {}, {}
+    for value, group in zip(values, groups, strict=True):
+        sums[group] = sums.get(group, 0) + value
+        sizes[group] = sizes.get(group, 0) + 1
+    total, size = np.array(list(sums.values())), np.array(list(sizes.values()))
+    drawn = np.random.default_rng(0).integers(len(total), size=(4000, len(total)))
+    means = total[drawn].sum(axis=1) / size[drawn].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+    ### END SOLUTION
+
+
+# %%
+check("08.2", interval_by)
+
+# %%
+if done("08.2"):
+    low, high = interval_by(all_marks["control"], list(held_out["country"]))
+    print(f"control, by countries: {low:.2f} to {high:.2f}")
+
+# %% [markdown]
+# **08.3 · Alone: leaks in other words.** Write `leaked(test, train)`. Both are lists of texts; it
+# hands back the places of those test texts whose content a training text has, however it is worded.
+# The check wants 80% of the leaks, and one false alarm for ten leaks at most. Texts that are alike
+# only in the pattern ("What is the capital of …?") are no leaks. Which words give a text away?
+
+
+# %% tags=["exercise"]
+def leaked(test, train):
+    """The places of the test texts that are in the training, in whatever words."""
+    ### BEGIN SOLUTION
+    import re
+    from collections import Counter
+
+    def words(text):
+        return set(re.findall(r"\w+", text.lower()))
+
+    tests, trains = [words(text) for text in test], [words(text) for text in train]
+    common = Counter(word for text in [*tests, *trains] for word in text)
+    limit = 0.04 * (len(tests) + len(trains))
+    found = set()
+    for place, text in enumerate(tests):
+        rare = {word for word in text if common[word] <= limit}
+        if rare and any(len(rare & other) >= 0.8 * len(rare) for other in trains):
+            found.add(place)
+    return found
+    ### END SOLUTION
+
+
+# %%
+check("08.3", leaked)
+
+# %%
+if done("08.3"):
+    found = leaked(as_text(hidden_test), [*as_text(some), *reworded])
+    right_places = sum(place < 60 for place in found)
+    print(
+        f"{right_places} of the 60 reworded leaks found; {len(found) - right_places} false alarms"
+    )
+
+# %% [markdown]
+# Solutions: `notebooks/solutions/08_response_quality.py`.
+#
+# ## To read
+#
+# - Zheng and others, [Judging LLM-as-a-judge with MT-Bench and Chatbot
+#   Arena](https://arxiv.org/abs/2306.05685): position and verbosity bias, measured on large judges.
+# - Panickssery and others, [LLM evaluators recognize and favor their own
+#   generations](https://arxiv.org/abs/2404.13076).
+# - Miller, [Adding error bars to evals](https://arxiv.org/abs/2411.00640): intervals, pairs,
+#   clusters.
+# - Chiang and others, [Chatbot Arena](https://arxiv.org/abs/2403.04132), and Singh and others, [The
+#   leaderboard illusion](https://arxiv.org/abs/2504.20879): how it is made, and how it is gamed.
+# - The guide to [tasks of one's
+#   own](https://github.com/EleutherAI/lm-evaluation-harness/blob/main/docs/new_task_guide.md) in
+#   `lm-eval`.
