@@ -102,19 +102,6 @@ def test_a_saved_notebook_says_what_it_took(
     assert set(course) <= set(row)
 
 
-def test_an_alt_text_is_part_of_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cell's `alt` in the source comes into the notebook; a change of it is noticed."""
-    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
-    source = tmp_path / "99_trial.py"
-    text = '# %% [markdown]\n# # Trial\n\n# %% tags=["figure:x"] alt="Two lines"\n1 + 1\n'
-    source.write_text(text)
-    notebooks.rebuild(source)
-    assert read(source).cells[-1].metadata == {"tags": ["figure:x"], "alt": "Two lines"}
-    assert not notebooks.stale(source)
-    source.write_text(text.replace("Two", "Three"))
-    assert notebooks.stale(source)
-
-
 def test_a_failing_notebook_keeps_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:

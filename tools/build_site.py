@@ -49,6 +49,7 @@ UNMEASURED = "not yet measured"
 _IMAGES = (".png", ".svg", ".jpg")
 _MARK = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.M)
 _TARGET = re.compile(r"\]\(([^)\s]+)\)")
+_UNDESCRIBED = "A picture; the text around it says what it shows."
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -134,29 +135,35 @@ def put(page: str, text: str) -> None:
 # --- notebooks -----------------------------------------------------------------------------------
 
 
-def described(code: str) -> str:
-    """What a plotting cell says of its picture: its titles, else its axes; for an alt text."""
-
-    def texts(*methods: str) -> Iterator[str]:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in methods:
-                first = node.args[0] if node.args else None
-                if isinstance(first, ast.Constant) and isinstance(first.value, str):
-                    yield first.value
-
-    tree = ast.parse(code)
-    said = list(texts("set_title", "suptitle"))
-    if not said:
-        said = [f"over {text}" for text in texts("set_xlabel")]
-    return f"Plot: {'; '.join(said)}" if said else "Plot; the text around it says what it shows"
+def alt_texts() -> dict[str, str]:
+    """What pictures show, in words: by the name of a figure, or by `NOTEBOOK/number`."""
+    return tomllib.loads((DOCS / "alt_texts.toml").read_text(encoding="utf-8"))
 
 
-def shown(notebook: NotebookNode) -> NotebookNode:
+def pictures(notebook: NotebookNode, name: str) -> Iterator[tuple[NotebookNode, list[str], str]]:
+    """The cells with pictures: the cell, the keys of its alt text, what the pictures say of
+    themselves."""
+    number = 0
+    for cell in notebook.cells:
+        found = [o.data for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+        if found:
+            tags = [tag for tag in cell.metadata.get("tags", []) if tag.startswith("figure:")]
+            keys = [tag.removeprefix("figure:") for tag in tags] + [f"{name}/{number + 1}"]
+            own = str(found[0].get("text/plain", ""))
+            yield cell, keys, "" if own.startswith("<") else own
+            number += len(found)
+
+
+def shown(notebook: NotebookNode, name: str) -> NotebookNode:
     """A saved notebook as the site shows it.
 
     The Colab badge and cell go (each page has a button), widgets give way to what is saved in
-    their place, and every picture has an alt text: the cell's own, or what its code says of it.
+    their place, and every picture has an alt text. (A test holds that somebody wrote it.)
     """
+    known = alt_texts()
+    for cell, keys, own in pictures(notebook, name):
+        alt = next((known[key] for key in keys if key in known), own or _UNDESCRIBED)
+        cell.metadata["mystnb"] = {"image": {"alt": alt}}
     cells = []
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
@@ -164,9 +171,6 @@ def shown(notebook: NotebookNode) -> NotebookNode:
             continue
         for output in cell.get("outputs", []):
             output.get("data", {}).pop(_WIDGET, None)
-        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
-            alt = cell.metadata.get("alt") or described(cell.source)
-            cell.metadata["mystnb"] = {"image": {"alt": alt}}
         cells.append(cell)
     notebook.cells = cells
     return notebook
@@ -501,7 +505,7 @@ def gather() -> None:
         if origin.endswith(".md") and origin not in cards():
             put(page, filled(relink((ROOT / origin).read_text(), origin, page)))
     for page, notebook in saved().items():
-        made = shown(notebook)
+        made = shown(notebook, Path(page).stem)
         for cell in made.cells:
             if cell.cell_type == "markdown":
                 cell.source = relink(cell.source, page, page)

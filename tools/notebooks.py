@@ -139,8 +139,8 @@ def build(source: Path, solved: bool = False) -> NotebookNode:
         seen.add(name)
         text = cell.source if solved else text
         make = new_code_cell if cell.cell_type == "code" else new_markdown_cell
-        kept = {key: cell.metadata[key] for key in ("tags", "alt") if cell.metadata.get(key)}
-        made.append(make(text, id=name, metadata=kept))
+        tags = cell.metadata.get("tags")
+        made.append(make(text, id=name, metadata={"tags": tags} if tags else {}))
     metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -157,12 +157,11 @@ def write(notebook: NotebookNode, path: Path) -> None:
 
 
 def signature(notebook: NotebookNode) -> list[tuple[str, str, str]]:
-    """What a source decides of a notebook: each cell's id, kind and text, tags and alt included."""
-
-    def said(cell: NotebookNode) -> str:
-        return f"{cell.metadata.get('tags', '')}{cell.metadata.get('alt', '')}"
-
-    return [(cell.id, cell.cell_type, cell.source + said(cell)) for cell in notebook.cells]
+    """What a source decides of a notebook: each cell's id, kind and text, tags included."""
+    return [
+        (cell.id, cell.cell_type, cell.source + str(cell.metadata.get("tags", "")))
+        for cell in notebook.cells
+    ]
 
 
 def stale(source: Path) -> bool:
