@@ -5,7 +5,7 @@ VENV := $(if $(COURSE_VENV),$(COURSE_VENV),.venv)
 RUN := $(VENV)/bin/python
 NB ?= 01
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test course notebook notebooks save pretrain replicate-memory slides doctor
+.PHONY: help setup lab test course notebook notebooks save pretrain replicate-memory slides site drift signatures doctor
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,15 @@ replicate-memory: ## predict the published memory tables with the libraries of t
 
 slides: setup ## build the slides: build/slides/deck.html and deck.pdf (needs Node.js; the PDF a browser)
 	@$(RUN) tools/slides.py build
+
+site: setup ## build the site: notebooks, slides, reference, cards, timings, into build/site
+	@$(RUN) tools/build_site.py
+
+drift: setup ## what the course calls, held against the lowest, pinned and newest libraries
+	@$(RUN) tools/drift.py try
+
+signatures: setup ## write the list of what the course calls in other libraries anew
+	@$(RUN) tools/drift.py collect
 
 doctor: setup ## what this machine has, and what the course would use
 	@$(RUN) -m course_utils doctor

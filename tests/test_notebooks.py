@@ -73,6 +73,35 @@ def test_an_exercise_is_saved_with_solved_outputs(
         assert shown.outputs[0].text == said
 
 
+def test_a_saved_notebook_says_what_it_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Minutes and memory of the kernel and of what it starts; kept when the text is built anew."""
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(notebooks, "COURSE", tmp_path / "course")
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(notebooks, "repository", lambda: "https://github.com/a/b")
+    monkeypatch.setattr(notebooks, "RUNS", tmp_path / "runs.jsonl")
+    source = tmp_path / "99_trial.py"
+    hold = "import time; held = bytearray(200_000_000); time.sleep(1)"
+    code = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {hold!r}])"
+    source.write_text(f"# %% [markdown]\n# # Trial\n\n# %%\n{code}\n")
+    notebooks.save(source)
+    course = read(source).metadata["course"]
+    assert 0.01 < course["minutes"] < 1
+    assert 200 < course["peak_ram_mb"] < 2000
+    assert course["tier"] == "cpu"
+    assert course["cores"] >= 1
+    assert not {"/", "\\"} & set(course["machine"])
+    source.write_text(source.read_text() + "\n# %%\n1 + 1\n")
+    notebooks.rebuild(source)
+    assert read(source).metadata["course"] == course
+    assert notebooks.run([source], record=True) == 0
+    (row,) = [json.loads(line) for line in notebooks.RUNS.read_text().splitlines()]
+    assert row["notebook"] == "99_trial"
+    assert set(course) <= set(row)
+
+
 def test_a_failing_notebook_keeps_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:

@@ -7,7 +7,8 @@ that, its saved outputs.
     notebooks.py build          write every .ipynb anew, keeping the outputs of unchanged cells
     notebooks.py check          say which .ipynb differs from its source; status 1 if any
     notebooks.py save NB        run one and keep its outputs in notebooks/
-    notebooks.py run [NB ...]   run them into build/course/*.html; status 1 if a cell failed
+    notebooks.py run [NB ...]   run them into build/course/*.html; status 1 if a cell failed;
+                                with --record, keep minutes and memory in benchmarks/results
     notebooks.py path NB        where a notebook is
 """
 
@@ -15,16 +16,22 @@ from __future__ import annotations
 
 import argparse
 import base64
+import datetime
 import hashlib
 import json
+import platform
 import re
 import sys
+import threading
 import time
 import tomllib
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
+import psutil
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
@@ -37,6 +44,8 @@ NOTEBOOKS = ROOT / "notebooks"
 SOURCES = NOTEBOOKS / "solutions"
 COURSE = ROOT / "build" / "course"
 FIGURES = ROOT / "slides" / "figures"
+RUNS = ROOT / "benchmarks" / "results" / "notebooks.jsonl"
+SAMPLING_S = 0.2
 CELL_TIMEOUT_S = 1800
 EXERCISE_NOTEBOOK = "exercise-notebook"  # a tag of the title cell
 
@@ -168,11 +177,14 @@ def rebuild(source: Path) -> None:
     made = build(source)
     path = target(source)
     if path.exists():
-        old = {cell.id: cell for cell in nbformat.read(path, as_version=4).cells}
+        before = nbformat.read(path, as_version=4)
+        old = {cell.id: cell for cell in before.cells}
         for cell in made.cells:
             if cell.cell_type == "code" and cell.id in old:
                 cell.outputs = old[cell.id].outputs
                 cell.execution_count = old[cell.id].execution_count
+        if "course" in before.metadata:
+            made.metadata["course"] = before.metadata["course"]
     write(made, path)
 
 
@@ -220,11 +232,82 @@ def executed(source: Path) -> tuple[NotebookNode, str]:
     return notebook, outcome
 
 
+class Meter:
+    """Minutes, and the most memory that a run's processes hold at one moment.
+
+    What counts is what this process starts while the meter runs: a notebook's kernel and whatever
+    that starts in its turn. Of memory, the resident part is added up; pages that two of them share
+    count twice.
+    """
+
+    def __init__(self) -> None:
+        self.minutes = 0.0
+        self.peak_ram_mb = 0.0
+        self.peak_gpu_mb = 0.0
+        self._gpu = _gpu_in_use()
+        self._stop = threading.Event()
+        self._watch = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> Meter:
+        self._own = psutil.Process()
+        self._before = set(self._own.children(recursive=True))
+        self._start = time.monotonic()
+        self._watch.start()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._stop.set()
+        self._watch.join()
+        self.minutes = (time.monotonic() - self._start) / 60
+
+    def _sample(self) -> None:
+        """Look again and again."""
+        while not self._stop.wait(SAMPLING_S):
+            held = 0
+            for process in set(self._own.children(recursive=True)) - self._before:
+                with suppress(psutil.Error):
+                    held += process.memory_info().rss
+            self.peak_ram_mb = max(self.peak_ram_mb, held / 1e6)
+            if self._gpu is not None:
+                self.peak_gpu_mb = max(self.peak_gpu_mb, _gpu_in_use() - self._gpu)
+
+    def facts(self) -> dict[str, Any]:
+        """What was measured, and on what machine."""
+        from course_utils import hardware
+
+        machine = hardware.detect()
+        found: dict[str, Any] = {
+            "minutes": round(self.minutes, 2),
+            "peak_ram_mb": round(self.peak_ram_mb),
+            "cores": machine.cpu_cores,
+            "tier": hardware.tier(machine).value,
+            "machine": machine.gpu_name or machine.cpu_name,
+            "python": platform.python_version(),
+            "date": datetime.date.today().isoformat(),
+        }
+        if self._gpu is not None:
+            found["peak_gpu_mb"] = round(self.peak_gpu_mb)
+        return found
+
+
+def _gpu_in_use() -> float | None:
+    """The memory in use on the first NVIDIA GPU, in MB = 10^6 bytes; None without one."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used / 1e6
+    except Exception:  # no such package, no driver, no GPU
+        return None
+
+
 def save(source: Path) -> None:
-    """Run a notebook and keep its outputs; nothing is written where a cell fails."""
-    notebook, outcome = executed(source)
+    """Run a notebook and keep its outputs, minutes and memory; nothing where a cell fails."""
+    with Meter() as meter:
+        notebook, outcome = executed(source)
     if outcome != "ok":
         raise SystemExit(f"{source.stem}: {outcome}")
+    notebook.metadata["course"] = meter.facts()
     write(notebook, target(source))
     for name, picture in figures(notebook).items():
         path = FIGURES / f"{name}.png"
@@ -247,30 +330,39 @@ def figures(notebook: NotebookNode) -> dict[str, bytes]:
 
 
 def summary(rows: list[dict[str, object]]) -> str:
-    """The table of a run: notebook, minutes, outcome."""
+    """The table of a run: notebook, minutes, memory, outcome."""
     width = max(len(str(row["notebook"])) for row in rows)
-    lines = [f"{'notebook':<{width}}  minutes  outcome"]
+    lines = [f"{'notebook':<{width}}  minutes  peak GB  outcome"]
     lines += [
-        f"{row['notebook']:<{width}}  {row['minutes']:>7.1f}  {row['outcome']}" for row in rows
+        f"{row['notebook']:<{width}}  {row['minutes']:>7.1f}  "
+        f"{float(str(row['peak_ram_mb'])) / 1000:>7.1f}  {row['outcome']}"
+        for row in rows
     ]
     total = sum(float(str(row["minutes"])) for row in rows)
     return "\n".join([*lines, f"{'all':<{width}}  {total:>7.1f}"])
 
 
-def run(chosen: list[Path]) -> int:
-    """Run notebooks into `build/course`, each a page; one that fails does not stop the rest."""
+def run(chosen: list[Path], record: bool = False) -> int:
+    """Run notebooks into `build/course`, each a page; one that fails does not stop the rest.
+
+    Args:
+        chosen: the notebooks' sources.
+        record: keep minutes and memory of those that succeed in `benchmarks/results`.
+    """
     COURSE.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
     for source in chosen:
-        start = time.monotonic()
-        notebook, outcome = executed(source)
-        minutes = (time.monotonic() - start) / 60
+        with Meter() as meter:
+            notebook, outcome = executed(source)
         page, _ = HTMLExporter().from_notebook_node(
             notebook, resources={"metadata": {"name": source.stem}}
         )
         (COURSE / f"{source.stem}.html").write_text(page, encoding="utf-8")
-        rows.append({"notebook": source.stem, "minutes": round(minutes, 2), "outcome": outcome})
+        rows.append({"notebook": source.stem, "outcome": outcome, **meter.facts()})
         (COURSE / "summary.json").write_text(json.dumps(rows, indent=1))
+        if record and outcome == "ok":
+            with RUNS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
     print(f"\n{summary(rows)}\n\nPages: {COURSE.relative_to(ROOT)}/*.html")
     return int(any(row["outcome"] != "ok" for row in rows))
 
@@ -282,10 +374,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("command", choices=("build", "check", "save", "run", "path"))
     parser.add_argument("notebooks", nargs="*", metavar="NB")
+    parser.add_argument("--record", action="store_true", help="of `run`: keep what it took")
     args = parser.parse_args(argv)
     chosen = [find(number) for number in args.notebooks] or sources()
     if args.command == "run":
-        return run(chosen)
+        return run(chosen, args.record)
     if args.command == "check":
         different = [source.stem for source in chosen if stale(source)]
         for name in different:

@@ -1,0 +1,578 @@
+"""Build the course's site into `build/site`: notebooks, slides, reference, cards, timings.
+
+Nothing is run: notebooks are shown with the outputs that are saved in them. What the repository
+says already is taken from there, so that a new notebook, module or data set appears by itself:
+`docs/` holds only what is written for the site, with marks such as `<!-- generated: timings -->`
+where something is put in. The pages are gathered in `build/site-source`; warnings are errors.
+
+    build_site.py           gather and build
+    build_site.py gather    gather only
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import bootstrap  # noqa: E402
+
+import notebooks as course_notebooks  # noqa: E402
+
+DOCS = ROOT / "docs"
+SOURCE = ROOT / "build" / "site-source"
+SITE = ROOT / "build" / "site"
+DECK = ROOT / "build" / "slides" / "deck.html"
+PACKAGE = ROOT / "course_utils"
+RUNS = ROOT / "benchmarks" / "results" / "notebooks.jsonl"
+
+TIERS = ("cpu", "16gb", "24gb", "40gb")
+UNMEASURED = "not yet measured"
+_IMAGES = (".png", ".svg", ".jpg")
+_MARK = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.M)
+_TARGET = re.compile(r"\]\(([^)\s]+)\)")
+_UNDESCRIBED = "A picture; the text around it says what it shows."
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+# --- which file of the repository becomes which page ---------------------------------------------
+
+
+def cards() -> dict[str, str]:
+    """The cards of data sets and models: file in the repository to page."""
+    found = sorted(ROOT.glob("datasets/*/README.md")) + sorted(
+        PACKAGE.glob("own_models/*/README.md")
+    )
+    return {path.relative_to(ROOT).as_posix(): f"cards/{path.parent.name}.md" for path in found}
+
+
+def pages() -> dict[str, str]:
+    """Each file or folder of the repository that has a page, and that page."""
+    found = {"README.md": "start.md", "benchmarks/README.md": "benchmarks.md", **cards()}
+    if (ROOT / "CONTRIBUTING.md").exists():
+        found["CONTRIBUTING.md"] = "contributing.md"
+    for path in DOCS.glob("*.md"):
+        found[f"docs/{path.name}"] = path.name
+    for source in course_notebooks.sources():
+        path = course_notebooks.target(source).relative_to(ROOT).as_posix()
+        found[path] = path
+    for path, page in list(found.items()):
+        folder, _, name = path.rpartition("/")
+        if name == "README.md" and folder:
+            found[folder] = page
+    return found | {"datasets": "cards/index.md", "course_utils": "api/index.md"}
+
+
+def address(path: str) -> str:
+    """Where a file or folder without a page is: in the repository."""
+    kind = "tree" if (ROOT / path).is_dir() else "blob"
+    return f"{course_notebooks.repository()}/{kind}/main/{path}"
+
+
+def relink(text: str, origin: str, page: str) -> str:
+    """Links of a text, relative to its place in the repository, as the page needs them.
+
+    Args:
+        text: Markdown.
+        origin: the text's file in the repository.
+        page: the page that it becomes.
+
+    Raises:
+        SystemExit: a link leads to nothing.
+    """
+    known = pages()
+
+    def mend(match: re.Match[str]) -> str:
+        target, hash_, anchor = match[1].partition("#")
+        if not target or re.match(r"[a-z]+:", target):
+            return match[0]
+        path = os.path.normpath(f"{Path(origin).parent.as_posix()}/{target}")
+        if path in known:
+            there = os.path.relpath(known[path], Path(page).parent)
+        elif not (ROOT / path).exists():
+            raise SystemExit(f"{origin}: {match[1]} leads to nothing")
+        elif path.endswith(_IMAGES):
+            copy(ROOT / path, SOURCE / "figures" / Path(path).name)
+            there = os.path.relpath(f"figures/{Path(path).name}", Path(page).parent)
+        else:
+            there = address(path)
+        return f"]({there}{hash_}{anchor})"
+
+    return _TARGET.sub(mend, text)
+
+
+def copy(origin: Path, copied: Path) -> None:
+    """Copy a file, its folder made where need be."""
+    copied.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(origin, copied)
+
+
+def put(page: str, text: str) -> None:
+    """Write a page of the site's source."""
+    path = SOURCE / page
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+# --- notebooks -----------------------------------------------------------------------------------
+
+
+def alt_texts() -> dict[str, str]:
+    """What pictures show, in words: by the name of a figure, or by `NOTEBOOK/number`."""
+    return tomllib.loads((DOCS / "alt_texts.toml").read_text(encoding="utf-8"))
+
+
+def pictures(notebook: NotebookNode, name: str) -> Iterator[tuple[NotebookNode, list[str], str]]:
+    """The cells with pictures: the cell, the keys of its alt text, what the pictures say of
+    themselves."""
+    number = 0
+    for cell in notebook.cells:
+        found = [o.data for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+        if found:
+            tags = [tag for tag in cell.metadata.get("tags", []) if tag.startswith("figure:")]
+            keys = [tag.removeprefix("figure:") for tag in tags] + [f"{name}/{number + 1}"]
+            own = str(found[0].get("text/plain", ""))
+            yield cell, keys, "" if own.startswith("<") else own
+            number += len(found)
+
+
+def shown(notebook: NotebookNode, name: str) -> NotebookNode:
+    """A saved notebook as the site shows it.
+
+    The Colab badge and cell go (each page has a button), widgets give way to what is saved in
+    their place, and every picture has an alt text. (A test holds that somebody wrote it.)
+    """
+    known = alt_texts()
+    for cell, keys, own in pictures(notebook, name):
+        alt = next((known[key] for key in keys if key in known), own or _UNDESCRIBED)
+        cell.metadata["mystnb"] = {"image": {"alt": alt}}
+    cells = []
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if "colab-badge.svg" in cell.source or "colab-setup" in tags:
+            continue
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(_WIDGET, None)
+        cells.append(cell)
+    notebook.cells = cells
+    return notebook
+
+
+def title(notebook: NotebookNode) -> str:
+    """A notebook's title, its number first."""
+    return notebook.cells[0].source.splitlines()[0].removeprefix("# ")
+
+
+def learned(notebook: NotebookNode) -> str:
+    """What a notebook says one will learn, from its first cell."""
+    text = " ".join(notebook.cells[0].source.split())
+    return re.search(r"\*\*You will learn\*\* (.+?\.) \*\*You need\*\*", text)[1]
+
+
+def saved() -> dict[str, NotebookNode]:
+    """Every notebook as it is saved, by its page."""
+    return {
+        course_notebooks.target(source).relative_to(ROOT).as_posix(): nbformat.read(
+            course_notebooks.target(source), as_version=4
+        )
+        for source in course_notebooks.sources()
+    }
+
+
+# --- what the marks stand for --------------------------------------------------------------------
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def readme_minutes() -> dict[str, str]:
+    """The minutes on two CPU cores that the README's table tells, by notebook."""
+    rows = re.findall(
+        r"^\| \[[^\]]+\]\((notebooks/[^)]+)\) \|.*\| *([^| ]+) *\|$",
+        (ROOT / "README.md").read_text(),
+        flags=re.M,
+    )
+    return dict(rows)
+
+
+def measured() -> dict[str, dict[str, dict[str, Any]]]:
+    """What was measured, by notebook and tier: runs in `benchmarks/results`, and each notebook's
+    own saved run, which is taken where both are there."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    if RUNS.exists():
+        for line in RUNS.read_text().splitlines():
+            row = json.loads(line)
+            found.setdefault(f"notebooks/{row['notebook']}.ipynb", {})[row["tier"]] = row
+    for page, notebook in saved().items():
+        if run := notebook.metadata.get("course"):
+            found.setdefault(page, {})[run["tier"]] = dict(run)
+    return found
+
+
+def cost(run: dict[str, Any] | None) -> str:
+    """A run's minutes and memory in a table's cell."""
+    if not run:
+        return UNMEASURED
+    parts = [f"{run['minutes']:.1f} min", f"{run['peak_ram_mb'] / 1000:.1f} GB"]
+    if run.get("peak_gpu_mb"):
+        parts.append(f"{run['peak_gpu_mb'] / 1000:.1f} GB on the GPU")
+    return ", ".join(parts)
+
+
+def timings() -> str:
+    """The table of minutes and memory by tier."""
+    runs, minutes = measured(), readme_minutes()
+    rows = []
+    for page, notebook in saved().items():
+        by_tier = runs.get(page, {})
+        cells = [cost(by_tier.get(tier)) for tier in TIERS]
+        if "cpu" not in by_tier and page in minutes:
+            cells[0] = f"{minutes[page]} min, memory {UNMEASURED}"
+        rows.append([f"[{title(notebook)}]({page})", *cells])
+    return table(["notebook", *(f"`{tier}`" for tier in TIERS)], rows)
+
+
+def timing_machines() -> str:
+    """On what machine each measured run was made."""
+    rows = [
+        [
+            f"[{page.split('/')[1].split('_')[0]}]({page})",
+            f"`{tier}`",
+            f"{run['cores']} cores",
+            str(run.get("machine", "")),
+            str(run.get("date", "")),
+        ]
+        for page, by_tier in measured().items()
+        for tier, run in by_tier.items()
+    ]
+    if not rows:
+        return (
+            "No run with its memory is stored yet; the minutes above are those of the README's "
+            "table, on two CPU cores."
+        )
+    return table(["notebook", "tier", "CPU", "machine", "on"], rows)
+
+
+def notebook_table() -> str:
+    """What each notebook teaches and how long its cells run on two CPU cores."""
+    runs, minutes = measured(), readme_minutes()
+    rows = []
+    for page, notebook in saved().items():
+        cpu = runs.get(page, {}).get("cpu")
+        took = f"{cpu['minutes']:.1f}" if cpu else minutes.get(page, UNMEASURED)
+        rows.append([f"[{title(notebook)}]({page})", learned(notebook), took])
+    return table(["notebook", "you will learn", "minutes on a CPU"], rows)
+
+
+def toctrees() -> str:
+    """The site's contents, as its side bar shows them."""
+    parts = {
+        "": ["Start, tools, tiers <start.md>"],
+        "Notebooks": list(saved()),
+        "For the course": [
+            name
+            for name in ("glossary.md", "timings.md", "slides.md", "teaching.md", "contributing.md")
+            if name in pages().values() or name == "slides.md"
+        ],
+        "Reference": ["cards/index.md", "benchmarks.md", "api/index.md"],
+    }
+    listed = set(sum(parts.values(), ["index.md"]))
+    rest = sorted(path.name for path in DOCS.glob("*.md") if path.name not in listed)
+    parts["For the course"] += rest
+    lines = []
+    for caption, names in parts.items():
+        lines += ["```{toctree}", ":hidden:", *([f":caption: {caption}"] if caption else []), ""]
+        lines += [*names, "```", ""]
+    return "\n".join(lines)
+
+
+def megabytes(number: float) -> str:
+    """A size in MB = 10^6 bytes, with a comma for thousands."""
+    return f"{number:,.0f}"
+
+
+def role_table() -> str:
+    """Which model each role takes, by tier, from the catalogue."""
+    roles = catalogue()["roles"]
+    rows = []
+    for name, role in roles.items():
+        cells = ["<br>".join(f"`{model}`" for model in role.get(tier, [])) for tier in TIERS]
+        rows.append([f"**{name}**", f"`{role['embedded']}`", *cells])
+    return table(["role", "without the hub", *(f"`{tier}`" for tier in TIERS)], rows)
+
+
+def model_table() -> str:
+    """Every model of the catalogue with its licence and size."""
+    rows = [
+        [
+            f"`{name}`",
+            f"{entry['parameters'] / 1e6:,.0f}",
+            megabytes(entry["download_mb"]),
+            entry["licence"],
+            "yes" if entry["gated"] else "no",
+            f"`{entry['revision'][:8]}`",
+        ]
+        for name, entry in catalogue()["models"].items()
+    ]
+    head = ["model", "million parameters", "MB", "licence", "gated", "revision"]
+    return table(head, rows)
+
+
+def dataset_table() -> str:
+    """Every data set of the hub that the course can use."""
+    rows = [
+        [f"`{name}`", entry["about"], f"{entry['rows']:,}", entry["licence"]]
+        for name, entry in catalogue().get("datasets", {}).items()
+    ]
+    return table(["data set", "what it is", "rows", "licence"], rows)
+
+
+def card_list() -> str:
+    """The cards, linked by their titles."""
+    lines = []
+    for origin, page in cards().items():
+        name = (ROOT / origin).read_text().splitlines()[0].removeprefix("# ")
+        kind = "data" if origin.startswith("datasets/") else "model"
+        lines.append(f"- [{name}]({Path(page).name}) ({kind})")
+    hidden = "\n".join(Path(page).name for page in cards().values())
+    return "\n".join(lines) + f"\n\n```{{toctree}}\n:hidden:\n\n{hidden}\n```"
+
+
+def catalogue() -> dict[str, Any]:
+    """The course's catalogue of models and data sets."""
+    return tomllib.loads((PACKAGE / "catalog.toml").read_text())
+
+
+GENERATED: dict[str, Callable[[], str]] = {
+    "notebooks": notebook_table,
+    "contents": toctrees,
+    "timings": timings,
+    "timing-machines": timing_machines,
+}
+
+
+def filled(text: str) -> str:
+    """A text with what its marks stand for put in."""
+    return _MARK.sub(lambda match: GENERATED[match[1]](), text)
+
+
+# --- pages that are generated as a whole ---------------------------------------------------------
+
+
+def card_pages() -> None:
+    """The cards of the course's own data and models, and the catalogue of all others."""
+    for origin, page in cards().items():
+        put(page, relink((ROOT / origin).read_text(), origin, page))
+    put(
+        "cards/index.md",
+        f"""# Data and models
+
+The course's own data sets and base models have a card each. They come with the repository.
+
+{card_list()}
+
+## Which model a notebook takes
+
+A notebook asks for a *role*; the machine's *tier* says which model plays it. Of several models, the
+first that is within reach is taken. From `course_utils/catalog.toml`, which
+`python -m course_utils catalog` prints.
+
+{role_table()}
+
+## Models from the hub
+
+{model_table()}
+
+## Data sets from the hub
+
+{dataset_table()}
+""",
+    )
+
+
+def modules() -> dict[str, list[str]]:
+    """The package's public modules, by the page that they share."""
+    groups: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts == ("__init__",) or parts[-1].startswith("notebook_") or parts == ("__main__",):
+            continue
+        parts = parts[:-1] if parts[-1] == "__init__" else parts
+        if not any(part.startswith("_") for part in parts):
+            groups.setdefault(parts[0], []).append(".".join(("course_utils", *parts)))
+    return groups
+
+
+def summary(module: str) -> str:
+    """The first sentence of a module's docstring."""
+    path = ROOT / Path(*module.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    first = " ".join(text.split("\n\n")[0].split())
+    return re.split(r"(?<=[.?!]) (?=[A-Z`])", first)[0].replace("|", "\\|")
+
+
+def api_pages() -> None:
+    """A page for each module or subpackage of `course_utils`, from the docstrings."""
+    rows = []
+    for group, names in modules().items():
+        lines = [f"# {group}", ""]
+        for name in names:
+            if len(names) > 1:
+                lines += [f"## `{name}`", ""]
+            lines += ["```{eval-rst}", f".. automodule:: {name}", "```", ""]
+        put(f"api/{group}.md", "\n".join(lines))
+        rows.append([f"[{group}]({group}.md)", summary(names[0])])
+    listed = "\n".join(f"{group}.md" for group in modules())
+    put(
+        "api/index.md",
+        f"""# `course_utils`
+
+{summary("course_utils")} The notebooks show the libraries' own interfaces; this package holds what
+would distract from them.
+
+{table(["module", "what it is for"], rows)}
+
+`from course_utils import` gives the names that notebooks use most: {top_names()}.
+
+```{{toctree}}
+:hidden:
+
+{listed}
+```
+""",
+    )
+
+
+def top_names() -> str:
+    """The names that the package itself gives."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    homes = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_HOMES"
+    )
+    return ", ".join(f"`{name}`" for name in sorted(homes))
+
+
+def slides_page() -> None:
+    """The deck, where it has been built; else how to build it."""
+    pdf = DECK.with_suffix(".pdf").exists()
+    if DECK.exists():
+        for path in (DECK, DECK.with_suffix(".pdf")):
+            if path.exists():
+                copy(path, SOURCE / "_extra" / "slides" / path.name)
+        text = (
+            "The slides follow the notebooks, and their figures are the notebooks' own.\n\n"
+            '<p><a href="slides/deck.html">Open the slides</a></p>'
+            + ('<p><a href="slides/deck.pdf">The same as a PDF</a></p>' if pdf else "")
+        )
+    else:
+        text = (
+            "The slides were not built when this site was. From the repository's folder:\n\n"
+            "```console\n$ make slides\n$ make site\n```\n\n"
+            "Their figures are those of the notebooks, which are all on this site."
+        )
+    put("slides.md", f"# Slides\n\n{text}\n")
+
+
+def gather() -> None:
+    """Put the site's source together, from scratch."""
+    shutil.rmtree(SOURCE, ignore_errors=True)
+    (SOURCE / "_extra").mkdir(parents=True)
+    for origin, page in pages().items():
+        if origin.endswith(".md") and origin not in cards():
+            put(page, filled(relink((ROOT / origin).read_text(), origin, page)))
+    for page, notebook in saved().items():
+        made = shown(notebook, Path(page).stem)
+        for cell in made.cells:
+            if cell.cell_type == "markdown":
+                cell.source = relink(cell.source, page, page)
+        put(page, nbformat.writes(made))
+    card_pages()
+    api_pages()
+    slides_page()
+
+
+# --- building ------------------------------------------------------------------------------------
+
+
+def requirements() -> list[str]:
+    """What it takes to build the site, from pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project["optional-dependencies"]["site"]
+
+
+def missing() -> list[str]:
+    """The requirements that this environment does not have as they are pinned."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line)
+    pinned = {canonicalize_name(name): version for name, version in pins.items()}
+    found = []
+    for line in requirements():
+        name = Requirement(line).name
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            version = ""
+        if version != pinned[canonicalize_name(name)]:
+            found.append(line)
+    return found
+
+
+def build() -> int:
+    """Build the gathered pages; returns Sphinx's status, 1 where there was a warning."""
+    shutil.rmtree(SITE, ignore_errors=True)
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-c", str(DOCS), "-q"]
+    command += ["-W", "--keep-going", "-d", str(ROOT / "build" / "site-doctrees")]
+    quiet = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    status = subprocess.run(
+        [*command, str(SOURCE), str(SITE)], cwd=ROOT, env={**os.environ, **quiet}
+    ).returncode
+    for page in saved():  # what the download button gives is the notebook itself
+        copy(ROOT / page, SITE / "_sources" / page)
+    return status
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", nargs="?", default="build", choices=("build", "gather"))
+    command = parser.parse_args(argv).command
+    if command == "build" and (lacking := missing()):
+        print(f"Installing what builds the site: {', '.join(lacking)}", flush=True)
+        bootstrap.install(Path(sys.executable), "--constraint", "constraints.txt", *lacking)
+    gather()
+    if command == "gather":
+        return 0
+    status = build()
+    if status == 0:
+        print(f"The site: {(SITE / 'index.html').relative_to(ROOT)}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
