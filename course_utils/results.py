@@ -1,6 +1,6 @@
-"""Measured rows in JSON lines: appended as they come, whole again after a kill.
+"""Files of results: rows of JSON appended as they come, whole again after a kill.
 
-Used by the programs in `benchmarks/` and by `memory.grid`. Introduced in notebook 05.
+Used by the programs in `benchmarks/`, by `memory.grid` and by `progress`. Introduced in notebook 05.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a whole file so that it is there whole or as it was."""
+def replace_file(path: Path, text: str) -> None:
+    """Write a whole file (UTF-8) so that it is there whole or as it was."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
@@ -54,7 +54,7 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
             stacklevel=2,
         )
     if bad or whole != text:
-        _replace(path, "".join(f"{line}\n" for line in good))
+        replace_file(path, "".join(f"{line}\n" for line in good))
     return rows
 
 

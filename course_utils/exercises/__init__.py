@@ -1,7 +1,7 @@
 """Checks for the exercises: what is wrong, a hint more each time, never the answer.
 
-`check("01.1", my_answer)` prints the verdict. Introduced in notebook 01. Each notebook's checks are
-a module beside this one; whatever module is there is found.
+`check("01.1", my_answer)` prints the verdict, `quiz("01", a="B")` that of a quiz. Introduced in
+notebook 01. Each notebook's checks are a module beside this one; whatever module is there is found.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from course_utils import progress
 from course_utils.catalog import unknown
+from course_utils.exercises.quizzes import quiz
+
+__all__ = ["check", "done", "quiz"]
 
 
 class Wrong(Exception):
@@ -75,6 +79,18 @@ def known() -> list[str]:
     return sorted(_exercises)
 
 
+def notebook_of(name: str) -> str:
+    """The number of the notebook that an exercise belongs to.
+
+    Raises:
+        UnknownName: there is no such exercise.
+    """
+    if name not in known():
+        raise unknown("exercise", name, known())
+    module = _exercises[name].test.__module__.rpartition(".")[2]
+    return module.removeprefix("notebook_").replace("_", ".")
+
+
 def grade(name: str, *answer: Any) -> Verdict:
     """Check an exercise without printing.
 
@@ -106,6 +122,8 @@ def check(name: str, *answer: Any) -> None:
     verdict = grade(name, *answer)
     print(f"Exercise {name}: {verdict.message}")
     (_solved.add if verdict.solved else _solved.discard)(name)
+    if verdict.solved:
+        progress.add([name])
     if verdict.tried and not verdict.solved:
         _attempts[name] += 1
         for hint in _exercises[name].hints[: _attempts[name]]:
