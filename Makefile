@@ -18,7 +18,8 @@ lab: setup ## open JupyterLab at a notebook: NB=01
 	@$(RUN) -m course_utils doctor
 	@$(RUN) tools/lab.py "$$($(RUN) tools/notebooks.py path $(NB))" $(LAB_OPTIONS)
 
-test: setup ## check the code, the unit tests and every notebook
+test: setup ## check the code, run the unit tests, every notebook and the site
+	@$(RUN) tools/build_site.py install
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -34,6 +35,7 @@ notebooks: setup ## write notebooks/*.ipynb anew from their sources, keeping sav
 
 save: setup ## run one notebook and keep its outputs in notebooks/: NB=01
 	@$(RUN) tools/notebooks.py save $(NB)
+	@$(RUN) tools/readme.py build
 
 pretrain: setup ## train the course's own base model and its control anew (about 15 minutes)
 	@$(RUN) -m course_utils pretrain

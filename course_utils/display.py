@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
 from cycler import cycler
+
+from course_utils.catalog import unknown
 
 # Okabe and Ito's palette, which people with colour-blindness can tell apart
 # (https://jfly.uni-koeln.de/color/).
@@ -32,10 +35,28 @@ MEMORY_COLOURS = {
 }
 
 
-def use_style() -> None:
-    """Set matplotlib's defaults: the palette, a light grid, text large enough to project."""
+# Ground and ink, so that a picture stands well in JupyterLab's light and in its dark theme.
+THEMES = {"light": ("white", "black"), "dark": ("#111111", "#E0E0E0")}
+
+
+def use_style(theme: str | None = None) -> None:
+    """Set matplotlib's defaults: the palette, a light grid, text large enough to project.
+
+    Args:
+        theme: `"light"` or `"dark"`; where it is left out, what the environment variable
+            `COURSE_THEME` says, else light. The colours of the palette are the same in both.
+
+    Raises:
+        UnknownName: there is no such theme.
+    """
+    theme = theme or os.environ.get("COURSE_THEME") or "light"
+    if theme not in THEMES:
+        raise unknown("theme", theme, list(THEMES))
+    ground, ink = THEMES[theme]
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     mpl.rcParams.update(
         {
+            **dict.fromkeys(inked, ink),
             "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, PINK, SKY, RED]),
             "axes.spines.top": False,
             "axes.spines.right": False,
@@ -44,7 +65,9 @@ def use_style() -> None:
             "axes.axisbelow": True,
             "figure.dpi": 100,
             "figure.constrained_layout.use": True,
-            "figure.facecolor": "white",
+            "axes.facecolor": ground,
+            "figure.facecolor": ground,
+            "savefig.facecolor": ground,
             "font.size": 11,
             "grid.alpha": 0.3,
             "legend.frameon": False,

@@ -60,7 +60,7 @@ def add(names: Iterable[str]) -> None:
         path().parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path().with_suffix(".lock"), timeout=3):
             now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-            _write({name: now for name in names} | read())
+            _write(dict.fromkeys(names, now) | read())
     except OSError as error:
         print(f"Progress is not kept: {type(error).__name__} at {path().name}.")
 

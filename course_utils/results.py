@@ -1,6 +1,7 @@
 """Files of results: rows of JSON appended as they come, whole again after a kill.
 
-Used by the programs in `benchmarks/`, by `memory.grid` and by `progress`. Introduced in notebook 05.
+Used by the programs in `benchmarks/`, by `memory.grid` and by `progress`. Introduced in
+notebook 05.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +30,9 @@ def _free_port() -> int:
 
 HUB_PORT = _free_port()
 HUB_URL = f"http://127.0.0.1:{HUB_PORT}"
+
+# What tests and notebooks solve here is nobody's progress.
+os.environ["COURSE_PROGRESS"] = str(Path(tempfile.mkdtemp(prefix="course-")) / "progress.json")
 
 # huggingface_hub reads these once, on import. They are put back at once, so that the notebooks'
 # kernels, which this process starts too, see the machine as it is.

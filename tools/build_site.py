@@ -7,6 +7,7 @@ where something is put in. The pages are gathered in `build/site-source`; warnin
 
     build_site.py           gather and build
     build_site.py gather    gather only
+    build_site.py install   install what builds it, where it is missing
 """
 
 from __future__ import annotations
@@ -206,16 +207,6 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def readme_minutes() -> dict[str, str]:
-    """The minutes on two CPU cores that the README's table tells, by notebook."""
-    rows = re.findall(
-        r"^\| \[[^\]]+\]\((notebooks/[^)]+)\) \|.*\| *([^| ]+) *\|$",
-        (ROOT / "README.md").read_text(),
-        flags=re.M,
-    )
-    return dict(rows)
-
-
 def measured() -> dict[str, dict[str, dict[str, Any]]]:
     """What was measured, by notebook and tier: runs in `benchmarks/results`, and each notebook's
     own saved run, which is taken where both are there."""
@@ -242,13 +233,10 @@ def cost(run: dict[str, Any] | None) -> str:
 
 def timings() -> str:
     """The table of minutes and memory by tier."""
-    runs, minutes = measured(), readme_minutes()
+    runs = measured()
     rows = []
     for page, notebook in saved().items():
-        by_tier = runs.get(page, {})
-        cells = [cost(by_tier.get(tier)) for tier in TIERS]
-        if "cpu" not in by_tier and page in minutes:
-            cells[0] = f"{minutes[page]} min, memory {UNMEASURED}"
+        cells = [cost(runs.get(page, {}).get(tier)) for tier in TIERS]
         rows.append([f"[{title(notebook)}]({page})", *cells])
     return table(["notebook", *(f"`{tier}`" for tier in TIERS)], rows)
 
@@ -267,20 +255,17 @@ def timing_machines() -> str:
         for tier, run in by_tier.items()
     ]
     if not rows:
-        return (
-            "No run with its memory is stored yet; the minutes above are those of the README's "
-            "table, on two CPU cores."
-        )
+        return "No run is stored yet."
     return table(["notebook", "tier", "CPU", "machine", "on"], rows)
 
 
 def notebook_table() -> str:
     """What each notebook teaches and how long its cells run on two CPU cores."""
-    runs, minutes = measured(), readme_minutes()
+    runs = measured()
     rows = []
     for page, notebook in saved().items():
         cpu = runs.get(page, {}).get("cpu")
-        took = f"{cpu['minutes']:.1f}" if cpu else minutes.get(page, UNMEASURED)
+        took = f"{cpu['minutes']:.1f}" if cpu else UNMEASURED
         rows.append([f"[{title(notebook)}]({page})", learned(notebook), took])
     return table(["notebook", "you will learn", "minutes on a CPU"], rows)
 
@@ -292,7 +277,14 @@ def toctrees() -> str:
         "Notebooks": list(saved()),
         "For the course": [
             name
-            for name in ("glossary.md", "timings.md", "slides.md", "teaching.md", "contributing.md")
+            for name in (
+                "glossary.md",
+                "timings.md",
+                "tools.md",
+                "slides.md",
+                "teaching.md",
+                "contributing.md",
+            )
             if name in pages().values() or name == "slides.md"
         ],
         "Reference": ["cards/index.md", "benchmarks.md", "api/index.md"],
@@ -560,11 +552,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", nargs="?", default="build", choices=("build", "gather"))
+    commands = ("build", "gather", "install")
+    parser.add_argument("command", nargs="?", default="build", choices=commands)
     command = parser.parse_args(argv).command
-    if command == "build" and (lacking := missing()):
+    if command != "gather" and (lacking := missing()):
         print(f"Installing what builds the site: {', '.join(lacking)}", flush=True)
         bootstrap.install(Path(sys.executable), "--constraint", "constraints.txt", *lacking)
+    if command == "install":
+        return 0
     gather()
     if command == "gather":
         return 0

@@ -71,6 +71,14 @@ class Drawing:
                 f'text-anchor="{anchor}"{weight}>{html.escape(line)}</text>'
             )
 
+    def fixed(self, x: float, y: float, text: str, width: float, size: float, fill: str) -> None:
+        """Letters of one width, as in code, that take a given width whatever font there is."""
+        self._parts.append(
+            f'<text x="{x:.1f}" y="{y + size * 0.35:.1f}" font-size="{size}" fill="{fill}" '
+            f'font-family="DejaVu Sans Mono, Menlo, Consolas, monospace" textLength="{width:.1f}" '
+            f'xml:space="preserve" lengthAdjust="spacingAndGlyphs">{html.escape(text)}</text>'
+        )
+
     def label(
         self, x: float, y: float, w: float, h: float, text: str, fill: str, ink: str = INK,
         size: float = 24, line: str = "none",
