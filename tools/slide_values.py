@@ -751,6 +751,26 @@ def _seeds() -> Mapping[str, object]:
     return values
 
 
+_ROSE = 'assert after["right"] > before["right"] + 0.4'
+_BY_UNIT = "clustered = paired_test("
+JUDGING = Notebook(
+    "08",
+    fall=find(_ROSE, r"loss falls by (0\.\d+)"),
+    right_before=find(_ROSE, r"rise from (\d+%)"),
+    right_after=find(_ROSE, r"rise from \d+% to (\d+%)"),
+    fooled=find("fooled = (wrong_own", r"wrong one in (\d+%)"),
+    questions=find(_BY_UNIT, r"by questions: .*?on (\d+) items"),
+    by_questions=find(_BY_UNIT, r"by questions: .*?p = (0\.\d+)"),
+    countries=find(_BY_UNIT, r"by countries: .*?on (\d+) items"),
+    by_countries=find(_BY_UNIT, r"by countries: .*?p = (0\.\d+)"),
+    few=find("paired = paired_test(marks[one]", r"on (\d+) items"),
+    by_few=find("paired = paired_test(marks[one]", r"p = (0\.\d+)"),
+    good_first=find('"good second": [v.winner for', r"'good first': '(\d+%)'"),
+    good_second=find('"good second": [v.winner for', r"'good second': '(\d+%)'"),
+    pairs=find("decided = {", r"chat model: .*?(\d+) ties"),
+    likelihood=find("by_likelihood = {", r"hard pairs: (\d+%)"),
+)
+
 SOURCES: dict[str, Callable[[], Mapping[str, Any]]] = {
     "nb": _hands_on,
     "base": lambda: BASE,
@@ -764,6 +784,7 @@ SOURCES: dict[str, Callable[[], Mapping[str, Any]]] = {
     "pythia": lambda: PYTHIA,
     "seeds": _seeds,
     "base_vs_instruct": lambda: Notebook("07", verdicts=_verdicts),
+    "judging": lambda: JUDGING,
     "models": _models,
     "rules": _rules,
     "formulas": _formulas,
