@@ -51,7 +51,13 @@ def playground(
     which = widgets.Dropdown(options=list(runners), description="Model")
     around = widgets.Dropdown(options=list(templates), description="Template")
     heat = widgets.FloatSlider(
-        value=0, min=0, max=2, step=0.1, description="Temperature", continuous_update=False
+        value=0,
+        min=0,
+        max=2,
+        step=0.1,
+        description="Temperature",
+        continuous_update=False,
+        style={"description_width": "initial"},
     )
     barred = widgets.Checkbox(value=False, description="Bar the end token", indent=False)
     text = widgets.Textarea(value=prompt, description="Prompt", layout=wide)

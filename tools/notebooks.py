@@ -284,7 +284,10 @@ class Meter:
         found: dict[str, Any] = {
             "minutes": round(self.minutes, 2),
             "peak_ram_mb": round(self.peak_ram_mb),
-            "cores": machine.cpu_cores,
+            # PyTorch keeps to fewer where it is told so.
+            "cores": min(
+                machine.cpu_cores, int(os.environ.get("OMP_NUM_THREADS") or machine.cpu_cores)
+            ),
             "tier": hardware.tier(machine).value,
             "machine": machine.gpu_name or machine.cpu_name,
             "python": platform.python_version(),

@@ -45,7 +45,7 @@ def _temperature(function: Callable[[torch.Tensor, float], torch.Tensor]) -> Non
 
 @exercise(
     "01.2",
-    "Print `ask.prompt(...)` with `repr` and compare it with yours, character by character.",
+    'Compare yours with `print(repr(chat.prompt("Is 7 prime?")))`, character by character.',
     "Each message is closed by <|im_end|> and a line break, the system's too.",
     "The model answers in the assistant's turn: somebody has to open it.",
 )

@@ -13,6 +13,32 @@ _END = 2
 
 @exercise(
     "03.1",
+    "In a padded batch, each row is as long as the longest example.",
+    "How many places has the batch in all, and how many of them hold a token of an example?",
+    "Draw the batch for [5, 1, 3] on paper, and count.",
+)
+def _padding(function: Callable[[list[int]], float]) -> None:
+    for lengths in ([20, 22, 25, 30], [20, 22, 25, 200], [8, 8, 8], [5, 1, 3], [7]):
+        given = call(function, list(lengths))
+        if isinstance(given, bool) or not isinstance(given, int | float):
+            raise Wrong(f"A number is expected, and this is {type(given).__name__}.")
+        shown = f"For {lengths} you gave {given:.3g}. "
+        if not 0 <= given < 1:
+            raise Wrong(shown + "A share lies between 0 and 1, and no batch is padding alone.")
+        places, tokens = len(lengths) * max(lengths), sum(lengths)
+        if math.isclose(given, 1 - tokens / places, abs_tol=1e-6):
+            continue
+        if tokens == places:
+            raise Wrong(shown + "These are equally long.")
+        if math.isclose(given, tokens / places, abs_tol=1e-6):
+            raise Wrong(shown + "That is the share of what is *not* padding.")
+        if math.isclose(given, 1 - min(lengths) / max(lengths), abs_tol=1e-6):
+            raise Wrong(shown + "That is so in one row; the others have less padding.")
+        raise Wrong(shown + "It should be the padding's places, as a share of all places.")
+
+
+@exercise(
+    "03.2",
     "Begin with a copy of the ids, and put -100 on some places of it.",
     "The end token may stand in the prompt too: look for it from `prompt_length` on.",
     "An example that was cut has no end token behind its prompt: its whole answer counts.",
@@ -43,7 +69,7 @@ def _labels(function: Callable[[list[int], int, int], list[int]]) -> None:
 
 
 @exercise(
-    "03.2",
+    "03.3",
     "Keep a list of rows and how much room each has left.",
     "An example goes into the first row that has room for it; if none has, open a row.",
     "Small ones fit into gaps that large ones leave: which should be placed first?",

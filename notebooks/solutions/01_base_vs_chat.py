@@ -13,7 +13,9 @@
 # ## The machine at hand
 #
 # The same notebook runs on a laptop and on a data-centre GPU. What changes is looked up, and
-# printed with its reason.
+# printed with its reason. There is nothing to do about it: the *tier* decides which models are
+# used, the *dtype* is the kind of number they compute in, and attention is a part of the model that
+# can be computed in several ways. Later notebooks come back to all three.
 
 # %%
 from course_utils import describe
@@ -26,8 +28,8 @@ print(describe())
 #
 # **If the lines below say "embedded"**: two small models travel with the course. *chat* is
 # SmolLM2-135M-Instruct. *base* is the course's own, and a true base model: it has read nothing but
-# generated texts about countries, animals, books and the like, and has never met a chat. It is fifty
-# times smaller than the other; that it knows little and writes badly comes from that. That it
+# generated texts about countries, animals, books and the like, and has never met a chat. It is
+# fifty times smaller than the other; that it knows little and writes badly comes from that. That it
 # *continues* where the other *answers* does not. With a GPU and the Hugging Face hub you get a pair
 # of one size.
 
@@ -44,9 +46,12 @@ chat = runner("chat")
 # probability of coming next. A token is a piece of text: a word, part of a word, a comma. Base and
 # chat models do the same here; we take the chat model, and no chat yet, just a bare text.
 #
+# What comes out of the model are raw scores, the *logits*: one for each token, of any size and
+# sign. The *softmax* makes probabilities of them, which are positive and sum to 1.
+#
 # **Guess first.** The text is `The capital of France is`. Put what you think is the likeliest
-# next token into `guess`, and how sure the model is into `sure`. Mind the leading blank: it belongs
-# to the token.
+# next token into `guess`, and into `sure` which probability the model gives its first choice. Mind
+# the leading blank: it belongs to the token.
 
 # %%
 text = "The capital of France is"
@@ -141,8 +146,11 @@ assert questions_back >= 2
 # followed. For large base models that is billions of pages, and they continue in their manner. None
 # was ever told that a question is a request.
 #
-# Now one request, `Tell me how to train my dog to sit`, and one question. A text may also simply end
-# here. So the end token is barred (`min_new_tokens`) to see what the model has to say.
+# Now one request, `Tell me how to train my dog to sit`, and one question.
+#
+# A model ends a text with a token of its own, the *end token*; once it is chosen, `generate` stops.
+# After a request, a text may well end. So the end token is barred (`min_new_tokens`), to see what
+# else the model has to say.
 
 # %%
 prompts = ["Tell me how to train my dog to sit", "What is the capital of Mexico?"]
@@ -163,8 +171,8 @@ for prompt in prompts:
     print()
 
 # %% [markdown]
-# Side by side, with two more prompts. (A small model gets things wrong; look at *what kind of text*
-# each writes.)
+# Side by side, with two more prompts. A small model gets things wrong, and each reply is cut after
+# some tokens; look at *what kind of text* each writes.
 
 # %%
 more = [*prompts, "Why is the sky blue?", "Translate to French: Good morning"]
@@ -189,6 +197,8 @@ print(chat.prompt("What is the capital of Mexico?"))
 # %% [markdown]
 # The template marks who speaks, and ends with an open turn for the assistant. During its training
 # the model saw nearly every answer right after such a mark, so the mark is what triggers one.
+# (Where there is a first message that you did not write, it is the *system message*: it sets tone
+# or task, and some templates put one in by themselves.)
 #
 # `runner` hides only two calls of transformers. Here they are, in full:
 
@@ -207,6 +217,9 @@ assert answer == chat("What is the capital of France?", max_new_tokens=30)
 # **Guess first.** Take one and the same chat model and sixteen questions about capitals. Ask with
 # its *own* template, with a *wrong* one (another model's), and with *none*. How many right answers
 # of 16 does each get?
+#
+# (For `runner`, a template is `True`, the model's own; `False`, none; or a text with `{prompt}` in
+# it.)
 
 # %%
 my_guess = {"own": 16, "wrong": 8, "none": 4}
@@ -328,13 +341,13 @@ assert count_right(replies) > right["none"] or not small
 # ### Try it yourself
 #
 # Any model, any template, any temperature. Temperature scales the probabilities: at 0 the likeliest
-# token is always taken, at 1 tokens are drawn as likely as the model says, above 1 the unlikely ones
-# get a chance.
+# token is always taken, at 1 tokens are drawn as likely as the model says, above 1 the unlikely
+# ones get a chance. (A base model often has no template of its own: choose *none* for it.)
 
 # %%
 from course_utils.widgets import playground
 
-playground({"base": base, "chat": chat}, templates)
+playground({"chat": chat, "base": base}, templates)
 
 # %%
 # The same without a widget: change anything and run the cell again.
@@ -389,8 +402,9 @@ for question, reply in list(zip(asked, closed_book, strict=True))[3:6]:
 # Fluent, confident, invented: a *hallucination*. A model says what is likely, and knows of no
 # difference between likely and true.
 #
-# Retrieval helps: look the fact up, and put it into the prompt. Real systems search with embeddings
-# over millions of passages; for eight sentences, counting shared words will do.
+# *Retrieval* helps: look the fact up, and put it into the prompt. Real systems search millions of
+# passages by their meaning (with *embeddings*, lists of numbers that are close for texts that say
+# the same); for eight sentences, counting shared words will do.
 
 
 # %%
@@ -423,8 +437,9 @@ assert with_fact(open_book) >= with_fact(closed_book) + 4
 
 # %% [markdown]
 # **Format.** Suppose that a program reads the replies, and needs the city's name and nothing else.
-# Will asking for it do? And what if we show examples instead, to the bare model, as a text to be
-# continued?
+# Will asking for it do? And what if we show examples instead, without the template, as a text to be
+# continued? The table counts, of 16 replies, how many name the city, and in how many the first line
+# is the city's name *and nothing else*.
 
 # %%
 examples = (
@@ -515,19 +530,21 @@ assert ratio[0] < 1 < ratio[1]
 # %% [markdown]
 # ## 5. Three ways to tune
 #
-# They differ in what an example looks like, and in what the loss is computed on.
+# They differ in what an example looks like, and in what the *loss* is computed on: the number that
+# training makes small. A *target* is a token that the model is to learn to predict, and the loss of
+# a target is −log of the probability that the model gave it. Sure and right costs nearly nothing;
+# 0.5 costs 0.7, and 0.01 costs 4.6. The loss of an example is the mean over its targets.
 #
 # - **Self-supervised**: a text, nothing else. Every token is a target. For taking on a style, a
 #   language, a field.
 # - **Supervised**: a prompt and the response wanted. Only the response is a target. For teaching a
 #   model to respond; most of this course.
 # - **Reinforcement-based**: responses are *compared*, by people or by a reward model, and the model
-#   is moved towards the better ones (PPO with a reward model; DPO straight from the pairs). For what
-#   is easier to judge than to write.
+#   is moved towards the better ones. (The names you will meet are PPO, with a reward model, and
+#   DPO, straight from the pairs.) For what is easier to judge than to write.
 #
-# Here is one example under the first two. The loss of a token is −log of the probability it got;
-# a dash means that it is no target. The end token is a target too: this is how a model learns to
-# stop.
+# Here is one example under the first two: a column for each token, the loss in it, and a dash where
+# the token is no target. The end token is a target too: this is how a model learns to stop.
 
 
 # %%
@@ -571,7 +588,9 @@ assert len(targets["supervised"]) < len(targets["self-supervised"])
 # down.
 #
 # For the third way, one number per *pair*: how much likelier is the better response than the worse?
-# Preference tuning raises that margin.
+# A response is as likely as all of its tokens together, so the logarithms are summed; their
+# difference is the *margin*. Above zero, the better one is likelier already. Preference tuning
+# raises it.
 
 
 # %%
@@ -616,9 +635,46 @@ assert margin > 0
 # %% [markdown]
 # ## Exercises
 #
-# **01.1 · Change a formula.** Write `with_temperature(logits, temperature)`: the probabilities from
-# which a token is drawn at that temperature. At temperature 0 all of it goes to the likeliest
-# token.
+# **Quiz.** Put a letter for each, and run the cell below.
+#
+# **a.** Where does a sentence come from that the model writes?
+#
+# - **A** It has stored it, and looks it up by the prompt.
+# - **B** It chooses one token after another, each time reading all that is there so far.
+# - **C** It plans the sentence as a whole, and writes it down token by token.
+# - **D** It works out all of its words in one go, each from the prompt.
+#
+# **b.** A chat model stays silent under another model's template. What follows?
+#
+# - **A** What it knew stood in its template, and is missing now.
+# - **B** It does not understand the question without the right marks.
+# - **C** Its weights are damaged, and have to be tuned again.
+# - **D** The marks which it was trained to answer after are missing.
+#
+# **c.** A shop's assistant is to know today's prices. What do you try first?
+#
+# - **A** Look the prices up at each question, and put them into the prompt.
+# - **B** Fine-tune each night on questions and answers about the prices.
+# - **C** Train on the price list as plain text, with every token a target.
+# - **D** Lower the temperature, so that the model invents no prices.
+#
+# **d.** Why is the loss of supervised tuning computed on the response alone?
+#
+# - **A** The model cannot read the prompt while it is being trained.
+# - **B** The prompt's tokens would have a loss of zero anyway.
+# - **C** The model is to learn to write responses, and not prompts.
+# - **D** The prompt's tokens would make the loss too large to train with.
+
+# %%
+from course_utils.exercises import check, quiz
+
+quiz("01", a="...", b="...", c="...", d="...")
+
+# %% [markdown]
+# **01.1 · Change one formula.** `logits.softmax(dim=-1)` gives the probabilities at temperature 1.
+# Put the temperature in: write `with_temperature(logits, temperature)`, the probabilities from
+# which a token is drawn. At temperature 0 all of it goes to the likeliest token. Then explain in a
+# sentence why a high temperature brings odd words.
 
 
 # %% tags=["exercise"]
@@ -632,14 +688,13 @@ def with_temperature(logits, temperature):
 
 
 # %%
-from course_utils.exercises import check
-
 check("01.1", with_temperature)
 
 # %% [markdown]
-# **01.2 · Write a template by hand.** In ChatML, a message is `<|im_start|>`, the role, a line break,
-# the text, `<|im_end|>` and a line break. Write `chatml(system, question)`: a system message, the
-# user's question, and the assistant's turn opened.
+# **01.2 · Write a template by hand.** In ChatML, a message is `<|im_start|>`, the role, a line
+# break, the text, `<|im_end|>` and a line break; the roles are `system`, `user` and `assistant`.
+# Write `chatml(system, question)`: a system message, the user's question, and the assistant's turn
+# opened. You have seen such a text at the beginning of section 3, if your model is SmolLM2.
 
 
 # %% tags=["exercise"]
@@ -676,6 +731,15 @@ def opposite_prompt(word):
 check("01.3", opposite_prompt, chat)
 
 # %% [markdown]
+# What you have done so far is kept in one file on this machine, and nobody is told of it. The table
+# covers all notebooks, and works in each of them; `progress.reset()` forgets everything.
+
+# %%
+from course_utils import progress
+
+progress.show()
+
+# %% [markdown]
 # Solutions: `notebooks/solutions/01_base_vs_chat.py`.
 #
 # ## To read
@@ -686,3 +750,4 @@ check("01.3", opposite_prompt, chat)
 #   templates](https://huggingface.co/docs/transformers/chat_templating).
 # - Allal et al., [SmolLM2](https://arxiv.org/abs/2502.02737): how the small model of this notebook
 #   was made.
+# - The course's words, with the notebook that introduces each: [glossary](../docs/glossary.md).

@@ -115,8 +115,9 @@ plt.show()
 assert sum(lora.values()) < 1.5 < sum(full.values())
 
 # %% [markdown]
-# The second bar is where this notebook goes. What is left is nearly all frozen weights, which need
-# no precision for tiny updates, and so can be quantized (rule 5 below).
+# The second bar is where this notebook goes. What is left is nearly all *frozen* weights: they are
+# read, and never changed. Tiny updates would need precision; weights that get none can even be
+# *quantized*, that is, written with fewer bits (rule 5 below).
 #
 # ## 2. LoRA by hand
 #
@@ -124,6 +125,9 @@ assert sum(lora.values()) < 1.5 < sum(full.values())
 # is and learns the change, as a product of two thin matrices:
 #
 # $$W + \frac{\alpha}{r}\,BA \qquad B: \text{out} \times r, \quad A: r \times \text{in}$$
+#
+# The *rank* $r$ says how thin they are, and with it how many numbers are trained. α is a number
+# that one chooses; α/*r* is how strongly the update counts.
 #
 # Here it is. `A` begins random and `B` begins at zero.
 
@@ -203,8 +207,8 @@ assert apart <= 1e-6
 
 # %% [markdown]
 # A dozen lines, and they are right. The product never has a rank above *r*, however long it is
-# trained, and once training is over it can be added into $W$: then LoRA costs nothing at all when
-# the model is used.
+# trained: no more than *r* of its rows are independent of one another. And once training is over it
+# can be added into $W$: then LoRA costs nothing at all when the model is used.
 
 # %%
 with torch.no_grad():
@@ -221,8 +225,8 @@ with torch.no_grad():
 # ### Rank against trainable parameters
 #
 # `A` has *r* × in numbers, `B` has out × *r*. Here is that sum over all linear layers of the model,
-# and what peft counts has to agree. The counting is done on a *meta* model, which has shapes but no weights,
-# and so costs neither time nor memory.
+# and what peft counts has to agree. The counting is done on a *meta* model, which has shapes but no
+# weights, and so costs neither time nor memory.
 
 # %%
 from peft import get_peft_model
@@ -277,9 +281,12 @@ for sentence, wanted in held_out[:3]:
     print(f"{sentence}  →  {wanted}")
 
 # %% [markdown]
-# Sentences become batches as in notebook 01: the prompt in the model's own template, then the
+# A sentence becomes an example as in notebook 01: the prompt in the model's own template, then the
 # response and the end token. Only the response is a target; the label −100 means "none". The
 # instruction is kept vague on purpose, so that the adapter has to say what *rewrite* means.
+#
+# The rows of a batch have to be equally long. So short ones are filled up with *padding*, which the
+# attention mask tells the model not to read. Notebook 03 is about all of this; skim the code.
 
 
 # %%
@@ -368,6 +375,8 @@ print(f"held-out loss of the untuned model: {base_loss:.2f}")
 
 # %% [markdown]
 # Now the adapter. peft's three steps: a configuration, `get_peft_model`, and training as always.
+# The configuration says the rank, α, and which layers get an adapter: here all linear ones. (peft
+# gives the share of model and adapter together, a little less than the table above.)
 
 # %%
 usual = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
@@ -449,7 +458,9 @@ assert not torch.equal(tuned_logits, base_logits)
 # 5. quantize the base.
 #
 # Each is easily said. Let us try each, with half the training from above: eight steps, the same
-# sentences in the same order.
+# sentences in the same order. Each trial becomes a row of a table: how many numbers are
+# `trainable`, and the held-out loss `before` and `after` the eight steps. The first row is the
+# usual adapter.
 
 
 # %%
@@ -520,7 +531,7 @@ if small:  # a large model is through with this job before the rank matters
 # ### Rule 2: use PEFT
 #
 # We wrote LoRA in a dozen lines, so why a library? Put ours on a layer of a model whose weights are
-# quantized to 4 bits, and merge it.
+# quantized to 4 bits (in a format called NF4), and merge it.
 
 # %%
 quantized = load_model("chat", "nf4")
@@ -565,14 +576,16 @@ assert usual_loss < attention_loss or not small
 
 # %% [markdown]
 # At the same *rank*, all layers win clearly, with more numbers. At the same *size* our little job,
-# which is about word order, does not decide it. So: adapt all layers, and if that is too large,
-# lower the rank. On larger jobs all layers were found to be what it takes to come up to full
-# training (Dettmers et al., below).
+# which is about word order, does not decide it. (The last line is the difference of the two losses:
+# below zero, all layers did better; above, attention alone.) So: adapt all layers, and if that is
+# too large, lower the rank. On larger jobs all layers were found to be what it takes to come up to
+# full training (Dettmers et al., below).
 #
 # ### Rule 4: biases and norms
 #
-# Norms have one weight per channel: hardly anything next to a matrix. `modules_to_save` names
-# modules that are trained whole, without LoRA, and saved with the adapter.
+# Norms, which bring the numbers between layers to one size, have one weight per channel: hardly
+# anything next to a matrix. `modules_to_save` names modules that are trained whole, without LoRA,
+# and saved with the adapter.
 
 # %%
 norms = ["input_layernorm", "post_attention_layernorm", "norm"]
@@ -775,6 +788,9 @@ assert losses["alpha=16"] > usual_loss or not small  # half the factor, less far
 #
 # ### `init_lora_weights`
 #
+# The default is nearly always right. If you only want to use LoRA, run the cells from here to
+# section 6 and read no more than the table and the plot at the end.
+#
 # First on one layer, where everything can be seen:
 #
 # - `True`, the default: $A$ random (Kaiming-uniform), $B$ zero, as in our own class.
@@ -785,7 +801,9 @@ assert losses["alpha=16"] > usual_loss or not small  # half the factor, less far
 # - `"loftq"`: for a base that will be quantized, $BA$ starts as what quantization loses.
 #
 # In peft, LoftQ needs CUDA. Here it is by hand: quantize, look at what is lost, and take the best
-# *r* ranks of that.
+# *r* ranks of that. One can go on: quantize what the adapter does *not* hold, look at the new loss,
+# and so on, for some rounds. The table has a row for each rank, and says which share of the
+# quantization error is left after one round and after five.
 
 # %%
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -830,7 +848,11 @@ assert by_rank["1 round"].is_monotonic_decreasing
 
 # %% [markdown]
 # It takes some of the error away, and more at a higher rank; but rounding errors are much like
-# noise, which no low rank can hold. Now all five side by side, on that layer.
+# noise, which no low rank can hold.
+#
+# Now all five side by side, on that layer. *Spread* is the standard deviation of the numbers in `A`
+# and in `B`: zero means that all are zero. The last two columns are relative to $W$: how far the
+# base was moved, and how far base and adapter *together* are from $W$ before any training.
 
 # %%
 rows = []
@@ -867,7 +889,9 @@ assert off["loftq"] < moved["loftq"]  # nearer to W than the quantized base alon
 
 # %% [markdown]
 # Now the same job with each. LoftQ gets the 4-bit base, which the plain adapter already had above:
-# compare these two with each other.
+# compare these two with each other. Besides the loss, it is measured how far the predictions are
+# off the unquantized model's, before any training (as *KL divergence*: 0 means the same
+# probabilities everywhere).
 #
 # PiSSA goes last, because it rewrites the base. (`"pissa"` computes each SVD in full;
 # `"pissa_niter_4"` finds the largest singular values in four passes, which is enough.)
@@ -969,9 +993,11 @@ assert before["False"] > base_loss + 0.1  # the only one that starts well away f
 assert abs(before["PiSSA"] - base_loss) < 0.1
 
 # %% [markdown]
-# How to read it: all start at the untuned model's loss, or near it, except `False`, which has first
-# to undo its own noise, and all learn. Among those that start alike, what pays in eight steps is
-# whatever takes larger steps: rsLoRA's factor, a higher rank, the wider $A$ of `"gaussian"`.
+# How to read it: a line is an adapter, with the best on top; a colour is what was varied, such as
+# the rank or the initialisation. All start at the untuned model's loss, or near it, except `False`,
+# which has first to undo its own noise, and all learn. Among those that start alike, what pays in
+# eight steps is whatever takes larger steps: rsLoRA's factor, a higher rank, the wider $A$ of
+# `"gaussian"`.
 #
 # How *not* to read it: as a ranking for your own job. This is one seed, eight steps and one
 # learning rate. The defaults are a good place to start; then try what the table says is worth
@@ -1062,6 +1088,10 @@ assert distance(unmerged_base, base_logits) < 0.2 * learned
 # are added; the product then has cross terms of two adapters that never met.
 #
 # **Guess first.** Yoda plus *Hrrmmm*: do we get both in one sentence?
+#
+# First the matrices: which rank has the mixed adapter, and how far is its update from the sum of
+# the two? Then the replies to eight sentences: how many begin with *Hrrmmm*, and in how many is the
+# sentence Yoda's to the letter? (After so short a training that may be few; compare the rows.)
 
 # %%
 parts = ["yoda", "hrrmmm"]
@@ -1143,12 +1173,48 @@ temporary.cleanup()
 #   start. Then measure on your own data.
 # - Norms and biases cost little. But biases are trained in place: the base is no longer the base.
 # - A 4-bit base trains nearly as well. Never merge into it.
-# - An adapter is a small file beside a base. It can be switched, mixed, merged or dropped; check with
-#   the logits.
+# - An adapter is a small file beside a base. It can be switched, mixed, merged or dropped; check
+#   with the logits.
 
 # %% [markdown]
 # ## Exercises
 #
+# **Quiz.** Put a letter for each, and run the cell below.
+#
+# **a.** Why does training with LoRA need so much less memory?
+#
+# - **A** The frozen weights need not be held while the adapter is trained.
+# - **B** Only the few trained weights have gradients and moments.
+# - **C** The thin matrices take the place of the large one.
+# - **D** On the way forward, the frozen layers are left out.
+#
+# **b.** What if `A` *and* `B` began at zero?
+#
+# - **A** The model would no longer start as itself.
+# - **B** It would train as usual, only one step later.
+# - **C** Nothing would be learned: neither would get a gradient.
+# - **D** It would train as usual, with half of the rank.
+#
+# **c.** An adapter was trained beside a 4-bit base, and you want one plain model. What do you do?
+#
+# - **A** Merge into the 4-bit base, as it was trained beside that one.
+# - **B** Merge into the 4-bit base with a larger α, against the rounding.
+# - **C** Train again: an adapter of a 4-bit base cannot be merged.
+# - **D** Merge into the same base in full precision, and measure the loss.
+#
+# **d.** After a training with `bias="all"` you disable the adapter. What have you got?
+#
+# - **A** The base with other biases than before.
+# - **B** The base as it was before the training.
+# - **C** The tuned model, with nothing lost.
+# - **D** The base without any biases.
+
+# %%
+from course_utils.exercises import check, quiz
+
+quiz("02", a="...", b="...", c="...", d="...")
+
+# %% [markdown]
 # **02.1 · Change one number.** A colleague trains with *r* = 16 and α = 32, and wants to try *r* =
 # 64 with an update that counts just as strongly. Write `new_alpha(r, alpha, new_r, use_rslora)`:
 # the α that leaves the factor before $BA$ as it was. Then explain in a sentence why rsLoRA asks for
@@ -1165,8 +1231,6 @@ def new_alpha(r, alpha, new_r, use_rslora=False):
 
 
 # %%
-from course_utils.exercises import check
-
 check("02.1", new_alpha)
 
 # %% [markdown]
@@ -1216,3 +1280,4 @@ check("02.3", extract)
 #   [PiSSA](https://arxiv.org/abs/2404.02948); Li et al.,
 #   [LoftQ](https://arxiv.org/abs/2310.08659).
 # - peft's guide to [LoRA](https://huggingface.co/docs/peft/developer_guides/lora).
+# - The course's words, with the notebook that introduces each: [glossary](../docs/glossary.md).

@@ -98,7 +98,9 @@ assert len(set(lengths)) > 1
 # modelling, as BERT does it) the **labels**, which say what the loss is computed on, are the inputs
 # themselves; -100 marks tokens that the loss ignores.
 #
-# The tokenizer needs a padding token. For now, one that the model never meets in text:
+# The tokenizer needs a padding token. For now, one that the model never meets in text. Of each
+# tensor of the batch, this prints the shape and the end of its first row. (`attention_mask` is 1
+# where a token is to be read, and 0 on padding.)
 
 # %%
 from transformers import DataCollatorForLanguageModeling
@@ -112,7 +114,8 @@ for name, tensor in batch.items():
 
 # %% [markdown]
 # Numbers are hard to check by eye, and a mask that is wrong raises no error. So draw it. Blue is
-# what the model is trained on.
+# what the model is trained on, grey what it only reads, and struck through is padding. A dashed
+# frame marks special tokens, such as the end token, and ↵ stands for a line break.
 
 # %% tags=["mask"]
 from course_utils import masks
@@ -140,7 +143,8 @@ assert share > 0.25
 # %% [markdown]
 # ## 3. Train on completions only
 #
-# TRL's `SFTTrainer` does it if the data has two columns, `prompt` and `completion`
+# TRL is the library with trainers for language models; its `SFTTrainer` is the one for supervised
+# fine-tuning. It trains on completions only if the data has two columns, `prompt` and `completion`
 # (`completion_only_loss` is then on by itself). Give it texts, or, for a chat model, messages:
 
 # %%
@@ -181,14 +185,16 @@ masks.show(first_batch(trainer), tokenizer)
 
 # %% [markdown]
 # The template is read, the answer is learned, and so is the end token behind it: that is how a
-# model learns to stop.
+# model learns to stop. (A line break of the template's may follow. It is learned too, and does no
+# harm: nobody asks the model for anything behind its end token.)
 #
 # ### Longer conversations
 #
 # With several turns, each of the assistant's counts: a column `messages`, and
 # `assistant_only_loss=True`. The trainer must know where the assistant speaks; the chat template
-# has to say it, with `{% generation %}` around its words. Most published templates do not. What
-# happens then?
+# has to say it, with `{% generation %}` around its words. (A template is a small program in the
+# language Jinja, where commands stand in `{% %}`.) Most published templates do not have the mark.
+# What happens then?
 
 # %%
 conversation = [
@@ -242,9 +248,13 @@ if "<|im_end|>" in tokenizer.get_vocab():
 # %% [markdown]
 # ## 4. A collator of one's own
 #
-# Nothing in it is magic. The recipe: pad; **shift by one**, since the target of a token is the next
-# one; put -100 on the instruction; put -100 on all padding behind the first end token, but not on
-# that one.
+# Nothing in it is magic. The recipe:
+#
+# 1. Pad all examples to the longest one.
+# 2. Put -100 on the prompt.
+# 3. Put -100 on all padding behind the example's end token, but not on that one.
+# 4. **Shift by one**, since what is to be predicted at a token is the next one: the inputs lose
+#    their last token, the labels their first.
 
 # %%
 
@@ -307,7 +317,8 @@ assert abs(own_loss - their_loss) < 0.02 * their_loss
 # ## 5. A model that never stops
 #
 # Many tokenizers come without a padding token, and a common recipe says
-# `tokenizer.pad_token = tokenizer.eos_token`. Then comes `DataCollatorForLanguageModeling`, which
+# `tokenizer.pad_token = tokenizer.eos_token`. (*eos*, end of sequence, is what transformers calls
+# the end token.) Then comes `DataCollatorForLanguageModeling`, which
 # puts -100 on every *padding token*, by its id. Draw what that does:
 
 # %%
@@ -367,6 +378,12 @@ def train_briefly(pad_token):
     return tuned.eval(), losses
 
 
+# %% [markdown]
+# Now train with each of the two, and let the untrained model, too, reply to 12 sentences that were
+# not trained on. A reply that has not ended is cut after 60 tokens. In the table, *ended* are the
+# replies that stopped by an end token of their own.
+
+# %%
 prompts = [f"English: {s}\nYoda:" for s in yoda["validation"].select(range(12))["sentence"]]
 
 
@@ -377,7 +394,7 @@ def judged(name, model):
         "collator": name,
         "your guess": my_guess.get(name, ""),
         "ended of 12": sum(reply.finished for reply in replies),
-        "mean tokens": sum(reply.tokens for reply in replies) / 12,
+        "mean tokens": round(sum(reply.tokens for reply in replies) / 12, 1),
         "a reply": replies[0],
     }
 
@@ -419,14 +436,26 @@ plt.show()
 
 # %% [markdown]
 # Two cures: a padding token of its own, or a collator that goes by position and not by id, as TRL's
-# does. The chat model of this course has pad = eos, and with TRL that is fine: look at the drawing
-# in section 3, where one `<|im_end|>` is blue and the ones behind it are not.
-#
+# does. With that one pad = eos, which the chat model of this course comes with, is fine. Draw it to
+# be sure: the end token behind an answer is blue, and those that fill up the row are not.
+
+# %%
+tokenizer.pad_token = end_token
+careful = first_batch(make_trainer(as_messages))
+masks.show(careful, tokenizer)
+
+# %%
+assert (careful["labels"] == end_id).sum() == len(careful["labels"])
+
+# %% [markdown]
 # ## 6. Padding is waste
 #
 # Padded tokens cost time and memory and teach nothing. **Packing** puts several examples into one
 # row; a **padding-free** batch lays all of them end to end. Both tell the model where an example
-# begins by `position_ids` that start anew.
+# begins by `position_ids`, the numbers of the places in a text, which start anew.
+#
+# Here is the first batch of eight rows, each way. In the table, *tokens* are all places of the
+# batch, *padding* those that teach nothing, and *trained on* those that are labels.
 
 # %%
 tokenizer.pad_token = end_token
@@ -457,6 +486,9 @@ assert layouts.loc["packed", "padding"] == 0
 assert layouts.loc["padding-free", "padding"] == 0
 
 # %% [markdown]
+# The padding is gone. (TRL lays packed rows end to end as well: what looks like one long row are
+# eight full ones, which hold many more than eight examples.)
+#
 # Nothing is free, though: in one row, an example must not look back into the one before it.
 # FlashAttention takes the borders from the batch. Other attention has to be told; is it? The same
 # six examples, padded and padding-free:
@@ -539,7 +571,63 @@ assert not report.ok
 # %% [markdown]
 # ## Exercises
 #
-# **03.1 · Labels.** Write `labels_for(ids, prompt_length, end_id)`: the labels of one padded
+# **Quiz.** Put a letter for each, and run the cell below.
+#
+# **a.** A fine-tuned model gives the right answer, and then goes on and on. Where do you look
+# first?
+#
+# - **A** At the learning rate: too large a step forgets how to stop.
+# - **B** At the number of steps: stopping is learned last.
+# - **C** At the labels: does an end token stand among them?
+# - **D** At the loss: it will show from where on things went wrong.
+#
+# **b.** The labels of the prompt's tokens are -100. What does this do?
+#
+# - **A** The model reads them, and is not trained to write them.
+# - **B** The model cannot look at them while it is being trained.
+# - **C** They are cut from the batch, which saves time and memory.
+# - **D** The model is trained *not* to write them.
+#
+# **c.** Two examples stand in one row. What has to be seen to?
+#
+# - **A** That there is padding between them.
+# - **B** That the first has no end token, so that the row goes on.
+# - **C** That both have prompts of the same length.
+# - **D** That the second does not look back into the first.
+#
+# **d.** The training loss falls nicely from the first step on. What does it tell about the mask?
+#
+# - **A** That it is right: with a wrong one, the loss would stay where it is.
+# - **B** Nothing: it falls, whatever the labels are.
+# - **C** That the prompt is masked: with it, the loss would rise.
+# - **D** That the end token is a label: else the loss could not fall so far.
+
+# %%
+from course_utils.exercises import check, quiz
+
+quiz("03", a="...", b="...", c="...", d="...")
+
+# %% [markdown]
+# **03.1 · Change one number.** Write `padding_share(lengths)`: which share of a padded batch is
+# padding, if its examples have these lengths? Then change the 30 into 200, and run the check's cell
+# again: what does one long example do to a batch? Explain it in a sentence.
+
+
+# %% tags=["exercise"]
+def padding_share(lengths):
+    """Lengths of a batch's examples to a number from 0 to 1."""
+    ### BEGIN SOLUTION
+    places = len(lengths) * max(lengths)
+    return (places - sum(lengths)) / places
+    ### END SOLUTION
+
+
+# %%
+print("padding:", padding_share([20, 22, 25, 30]))
+check("03.1", padding_share)
+
+# %% [markdown]
+# **03.2 · Labels.** Write `labels_for(ids, prompt_length, end_id)`: the labels of one padded
 # example, as a list. -100 on the prompt, and on everything behind the first end token that comes
 # after the prompt; that end token itself is a label.
 
@@ -557,12 +645,10 @@ def labels_for(ids, prompt_length, end_id):
 
 
 # %%
-from course_utils.exercises import check
-
-check("03.1", labels_for)
+check("03.2", labels_for)
 
 # %% [markdown]
-# **03.2 · Packing, alone.** Write `pack(lengths, room)`: which examples go into which row, if a row
+# **03.3 · Packing, alone.** Write `pack(lengths, room)`: which examples go into which row, if a row
 # has room for so many tokens and no example may be cut? A list of lists of indices. Fewer rows are
 # better: with the lengths of the check you should need at most one row more than the best possible.
 
@@ -586,7 +672,7 @@ def pack(lengths, room):
 
 
 # %%
-check("03.2", pack)
+check("03.3", pack)
 
 # %% [markdown]
 # Solutions: `notebooks/solutions/03_data_collators.py`.
@@ -599,3 +685,4 @@ check("03.2", pack)
 #   collators](https://huggingface.co/docs/transformers/main_classes/data_collator).
 # - Krell et al., [Efficient sequence packing without
 #   cross-contamination](https://arxiv.org/abs/2107.02027).
+# - The course's words, with the notebook that introduces each: [glossary](../docs/glossary.md).
