@@ -79,7 +79,7 @@ class TextTable:
     """A table whose cells are texts: left-aligned, line breaks kept, no row numbers."""
 
     def __init__(self, frame: pd.DataFrame):
-        self.frame = frame
+        self.frame = frame.reset_index(drop=True)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
         style = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap"}

@@ -54,3 +54,9 @@ def test_text_table() -> None:
     assert "&lt;b&gt;" in bundle["text/html"]
     assert bundle == table._repr_mimebundle_()
     assert "<b>bold</b>" in bundle["text/plain"]
+
+
+def test_a_table_put_together_from_parts() -> None:
+    """Row numbers that occur twice do not matter: they are not shown."""
+    part = pd.DataFrame({"reply": ["one", "two"]})
+    assert "one" in text_table(pd.concat([part, part]))._repr_mimebundle_()["text/html"]

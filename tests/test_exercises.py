@@ -194,6 +194,26 @@ def test_unknown_exercise() -> None:
         exercises.check("1.1.1", None)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda lengths: sum(lengths) / (len(lengths) * max(lengths)), "*not* padding"),
+        (lambda lengths: 1 - min(lengths) / max(lengths), "one row"),
+        (lambda lengths: len(lengths) * max(lengths) - sum(lengths), "between 0 and 1"),
+        (lambda lengths: 0.1, "share of all places"),
+        (lambda lengths: str(lengths), "a number is expected"),
+        (lambda lengths: float("nan"), "between 0 and 1"),
+        (lambda lengths: True, "a number is expected"),
+    ],
+)
+def test_wrong_padding(wrong: Callable, said: str) -> None:
+    """The other share, one row's share, places in place of a share."""
+    verdict = exercises.grade("03.1", wrong)
+    assert verdict.tried
+    assert not verdict.solved
+    assert said.lower() in verdict.message.lower()
+
+
 def everything(ids: list[int], prompt: int, end: int) -> list[int]:
     """Trains on the prompt too."""
     return list(ids)
@@ -223,7 +243,7 @@ def first_end_anywhere(ids: list[int], prompt: int, end: int) -> list[int]:
 )
 def test_wrong_labels(wrong: Callable, said: str) -> None:
     """The three mistakes of notebook 03, and two slips."""
-    verdict = exercises.grade("03.1", wrong)
+    verdict = exercises.grade("03.2", wrong)
     assert not verdict.solved
     assert said in verdict.message
 
@@ -240,7 +260,7 @@ def test_wrong_labels(wrong: Callable, said: str) -> None:
 )
 def test_wrong_packing(wrong: Callable, said: str) -> None:
     """Too many rows, rows too full, examples lost or invented."""
-    verdict = exercises.grade("03.2", wrong)
+    verdict = exercises.grade("03.3", wrong)
     assert not verdict.solved
     assert said in verdict.message
 
@@ -324,6 +344,24 @@ def _schedule(step: int, peak: float, warm_up: int, total: int) -> float:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
+        (lambda passes, examples, batch, more: examples // batch, "Several passes"),
+        (lambda passes, examples, batch, more: passes * examples // batch, "not full"),
+        (lambda passes, examples, batch, more: passes * examples / batch / more, "half steps"),
+        (lambda passes, examples, batch, more: passes * -(-examples // batch), "to a step"),
+        (lambda passes, examples, batch, more: examples * passes, "fewer than"),
+        (lambda *given: "750", "A number"),
+    ],
+)
+def test_wrong_numbers_of_steps(wrong: Callable, said: str) -> None:
+    """Passes, a last batch, accumulation: each forgotten one is shown by a case of its own."""
+    verdict = exercises.grade("03.1.1", wrong)
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
         (lambda *given: given[1], "rising"),
         (lambda step, *given: _schedule(step + 1, *given), "smaller"),
         (lambda step, peak, warm, total: peak * (total - step) / total, "rising"),
@@ -335,7 +373,7 @@ def _schedule(step: int, peak: float, warm_up: int, total: int) -> float:
 )
 def test_wrong_schedules(wrong: Callable, said: str) -> None:
     """Rising, peak and falling are told apart."""
-    verdict = exercises.grade("03.1.1", wrong)
+    verdict = exercises.grade("03.1.2", wrong)
     assert not verdict.solved
     assert said in verdict.message
 
@@ -356,15 +394,15 @@ def test_wrong_schedules(wrong: Callable, said: str) -> None:
                 ),
                 (len(losses) - 1, losses.index(min(losses))),
             ),
-            "03.1.2",
+            "03.1.3",
         ),
     ],
 )
 def test_wrong_stopping(wrong: Callable, said: str) -> None:
     """Each slip is refused, with the case that shows it."""
-    verdict = exercises.grade("03.1.2", wrong)
+    verdict = exercises.grade("03.1.3", wrong)
     assert not verdict.solved
-    assert said in verdict.message or said == "03.1.2"
+    assert said in verdict.message or said == "03.1.3"
 
 
 def messages(system: str, user: str, *answers: str) -> dict[str, list[dict[str, str]]]:
@@ -387,7 +425,7 @@ YODA = notebook_03_2.SYSTEM
         (lambda row: {"prompt": [row["sentence"]], "completion": []}, "a role and a content"),
         (
             lambda row: {"prompt": messages(YODA, "x")["prompt"][1:], "completion": []},
-            "another speaker",
+            "who is missing",
         ),
         (lambda row: messages("Hi", row["sentence"], row["yoda"]), "should be SYSTEM"),
         (lambda row: messages(YODA, row["sentence"] + row["yoda"], row["yoda"]), "the answer"),
@@ -494,7 +532,7 @@ def affine(
     up: bool = False,
     constant: bool = True,
 ) -> torch.Tensor:
-    """An answer to 04.1 with a slip in it: other steps, a fixed low end, always rounded up."""
+    """An answer to 04.2 with a slip in it: other steps, a fixed low end, always rounded up."""
     rows = weight.reshape(-1, block)
     start = rows.amin(1, keepdim=True) if low is None else torch.tensor(low)
     step = (rows.amax(1, keepdim=True) - start) / (2**bits + steps)
@@ -521,6 +559,23 @@ def affine(
 )
 def test_wrong_quantizers(wrong: Callable, said: str) -> None:
     """From a wrong shape to the block whose numbers are all the same."""
+    verdict = exercises.grade("04.2", wrong)
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda bits, block, double: bits, "it is more"),
+        (lambda bits, block, double: bits + 32, "it is less"),
+        (lambda bits, block, double: bits + 32 / block, "with double quantization"),
+        (lambda bits, block, double: bits + (8 if double else 32) / block, "it is more"),
+        (lambda bits, block, double: f"{bits} bits", "A number of bits"),
+    ],
+)
+def test_wrong_bits(wrong: Callable, said: str) -> None:
+    """The scale forgotten, not shared, never quantized, and its own scale forgotten."""
     verdict = exercises.grade("04.1", wrong)
     assert not verdict.solved
     assert said in verdict.message
@@ -543,7 +598,7 @@ def rise(setup: Setup, one: int, two: int) -> float:
 )
 def test_wrong_second_steps(wrong: Callable, said: str) -> None:
     """A text, the wrong sign, micro-batches taken for steps, a guess."""
-    verdict = exercises.grade("04.2", wrong)
+    verdict = exercises.grade("04.3", wrong)
     assert not verdict.solved
     assert said in verdict.message
 
@@ -594,19 +649,37 @@ def test_wrong_adapters_for_the_base(wrong: Callable, said: str) -> None:
 def test_done_knows_what_was_checked(capsys: pytest.CaptureFixture) -> None:
     """A cell waits for what is missing, and for what was solved and then broken again."""
     exercises._solved.clear()
-    assert not exercises.done("yoda.adapter", "03.1.1")
-    assert "waits for yoda.adapter, 03.1.1" in capsys.readouterr().out
+    assert not exercises.done("yoda.adapter", "03.1.2")
+    assert "waits for yoda.adapter, 03.1.2" in capsys.readouterr().out
     exercises.check("yoda.adapter", adapter())
-    exercises.check("03.1.1", _schedule)
-    assert exercises.done("yoda.adapter", "03.1.1")
+    exercises.check("03.1.2", _schedule)
+    assert exercises.done("yoda.adapter", "03.1.2")
     exercises.check("yoda.adapter", adapter(r=1))
-    assert not exercises.done("yoda.adapter", "03.1.1")
+    assert not exercises.done("yoda.adapter", "03.1.2")
     with pytest.raises(UnknownName, match=r"yoda\.adapter"):
         exercises.done("yoda.adaptor")
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "there is room for"),
+        ({"seq_len": 1900}, "with 1,900 tokens it reserves"),
+        ({"seq_len": 1000}, "100 more would fit"),
+        ({"seq_len": 1800, "attention": "sdpa"}, "besides the length"),
+        ({"optimizer": "adam_8bit"}, "besides the length"),
+    ],
+)
+def test_wrong_lengths(changes: dict, said: str) -> None:
+    """Too long, too short, and by another way."""
+    verdict = exercises.grade("05.1", lambda setup: setup.but(**changes))
+    assert verdict.tried
+    assert not verdict.solved
+    assert said in verdict.message.lower()
+
+
 def qwen_on_t4(**changes: object) -> Setup:
-    """An answer to 05.1 that keeps all its wishes, but for what is changed."""
+    """An answer to 05.2 that keeps all its wishes, but for what is changed."""
     given = {"weights": "nf4-double", "dtype": "float16", "lora": True, "seq_len": 1024}
     given |= {"lora_targets": "all-linear", "checkpointing": "non-reentrant", "accumulation": 8}
     return Setup(**{"model": "Qwen/Qwen2.5-7B", **given, **changes})
@@ -633,7 +706,7 @@ def qwen_on_t4(**changes: object) -> Setup:
 )
 def test_wrong_setups(changes: dict, said: str) -> None:
     """Each wish is checked, and the predictor has the last word."""
-    verdict = exercises.grade("05.1", lambda: qwen_on_t4(**changes))
+    verdict = exercises.grade("05.2", lambda: qwen_on_t4(**changes))
     assert verdict.tried
     assert not verdict.solved
     assert said.lower() in verdict.message.lower()
@@ -669,10 +742,32 @@ def doubling(fits: Callable) -> int:
 )
 def test_wrong_searches(wrong: Callable, said: str) -> None:
     """Too many questions, too few, foolish ones."""
-    verdict = exercises.grade("05.2", wrong)
+    verdict = exercises.grade("05.3", wrong)
     assert verdict.tried
     assert not verdict.solved
     assert said in verdict.message.lower()
+
+
+def terms(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """The terms of a KL divergence; not a number where p is zero."""
+    return p * (p.log() - q.log())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda p, q: terms(p, q), "one number"),
+        (lambda p, q: terms(p, q).sum(), "a zero in p"),
+        (lambda p, q: terms(q, p).sum(), "other direction"),
+        (lambda p, q: -terms(p, q).nansum(), "never below zero"),
+        (lambda p, q: terms(p, q).nansum() / np.log(2), "in bits"),
+        (lambda p, q: terms(p, q).nanmean(), "a mean"),
+        (lambda p, q: (p - q).abs().sum(), "is not the KL"),
+    ],
+)
+def test_wrong_divergences(wrong: Callable, said: str) -> None:
+    """No sum, zeros, the other direction, the other sign, bits, a mean, another measure."""
+    assert said in exercises.grade("07.1", wrong).message
 
 
 @pytest.mark.parametrize(
@@ -697,7 +792,7 @@ def test_wrong_searches(wrong: Callable, said: str) -> None:
 )
 def test_wrong_fronts(wrong: Callable, said: str) -> None:
     """All points, the best in one measure, no ties, points for names."""
-    assert said in exercises.grade("07.1", wrong).message
+    assert said in exercises.grade("07.2", wrong).message
 
 
 def conversation(row: dict, styled: bool, system: str | None) -> list[dict[str, str]]:
@@ -746,7 +841,25 @@ ASKED_FOR = "Answer as Yoda would."
 )
 def test_wrong_contrasts(wrong: Callable, said: str) -> None:
     """One half only, the style without its message, a half for each kind of question, no lists."""
-    assert said in exercises.grade("07.2", wrong).message
+    assert said in exercises.grade("07.3", wrong).message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda width, n, wanted: n * width / wanted, "look at the width"),
+        (lambda width, n, wanted: n * (wanted / width) ** 2, "too few"),
+        (lambda width, n, wanted: n * (width / wanted) ** 4, "too many"),
+        (lambda width, n, wanted: n * (width / wanted) ** 2 + 0.5, "whole number"),
+        (lambda width, n, wanted: float("nan"), "you say nan"),
+        (lambda width, n, wanted: "320", "a number"),
+    ],
+)
+def test_wrong_numbers_of_questions(wrong: Callable, said: str) -> None:
+    """In proportion, upside down, too many, half a question, no number."""
+    verdict = exercises.grade("08.1", wrong)
+    assert not verdict.solved
+    assert said in verdict.message
 
 
 @pytest.mark.parametrize(
@@ -776,55 +889,7 @@ def test_wrong_contrasts(wrong: Callable, said: str) -> None:
 )
 def test_wrong_metrics(wrong: Callable, said: str) -> None:
     """Capitals, other answers, other wordings, parts of words, parts of names, no truth value."""
-    assert said in exercises.grade("08.1", wrong).message
-
-
-def resampled(values: list, sizes: list | None = None) -> tuple[float, float]:
-    """The 95 % interval of a mean, items resampled, each with its size."""
-    table = np.array([values, sizes or [1] * len(values)], dtype=float)
-    draws = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
-    means = table[0][draws].sum(axis=1) / table[1][draws].sum(axis=1)
-    return tuple(np.percentile(means, [2.5, 97.5]))
-
-
-def by_group(values: list, groups: list) -> dict[str, list]:
-    """The values of each group."""
-    return {name: [v for v, g in zip(values, groups, strict=True) if g == name] for name in groups}
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        (lambda values, groups: resampled(values), "40 groups of 5, all alike in a group your"),
-        (
-            lambda values, groups: resampled(
-                [sum(some) / len(some) for some in by_group(values, groups).values()]
-            ),
-            "1 to 12",
-        ),
-        (lambda values, groups: (0.0, 1.0), "too wide"),
-        (lambda values, groups: resampled(values)[::-1], "low should be below high"),
-        (lambda values, groups: (float("nan"), 1.0), "low should be below high"),
-        (lambda values, groups: sum(values) / len(values), "A pair"),
-        (lambda values, groups: {"low": 0.1, "high": 0.2}, "A pair"),
-    ],
-)
-def test_wrong_intervals(wrong: Callable, said: str) -> None:
-    """Items for groups, the mean of means, everything, the wrong way round, no pair."""
-    verdict = exercises.grade("08.2", wrong)
-    assert not verdict.solved
-    assert said in verdict.message
-
-
-def test_an_interval_in_the_wrong_place() -> None:
-    """The right width around another figure."""
-
-    def shifted(values: list, groups: list) -> tuple[float, float]:
-        some = by_group(values, groups).values()
-        low, high = resampled([sum(one) for one in some], [len(one) for one in some])
-        return low + 0.1, high + 0.1
-
-    assert "in the wrong place" in exercises.grade("08.2", shifted).message
+    assert said in exercises.grade("08.2", wrong).message
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,7 @@ def test_notebook_begins_and_ends_as_all_do(source: Path) -> None:
     headings = re.findall(r"^## (.+)$", "\n\n".join(texts), flags=re.M)
     assert headings[0] == "The machine at hand"
     assert headings[-3:] == ["Take away", "Exercises", "To read"]
+    assert "](../docs/glossary.md)" in texts[-1]
 
 
 @each_source

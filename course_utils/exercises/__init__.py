@@ -56,7 +56,7 @@ def call(function: object, *args: Any) -> Any:
     try:
         result = function(*args)
     except Exception as error:
-        shown = ", ".join(repr(arg) if isinstance(arg, str) else "…" for arg in args)
+        shown = ", ".join(repr(arg) if isinstance(arg, str | int | float) else "…" for arg in args)
         raise Wrong(f"Called with ({shown}) it raised {type(error).__name__}: {error}") from error
     if result is None or result is ...:
         raise Empty

@@ -10,23 +10,49 @@ from course_utils.exercises import Wrong, call, exercise
 
 @exercise(
     "03.1.1",
+    "How many batches are one pass? Mind a last one that is not full.",
+    "With accumulation, several batches make one step. Passes come one after the other.",
+)
+def _steps(function: Callable[[int, int, int, int], int]) -> None:
+    cases = (
+        (1, 3000, 4, 1, "one pass in batches"),
+        (3, 800, 8, 1, "several passes"),
+        (1, 10, 4, 1, "a last batch that is not full"),
+        (2, 640, 8, 4, "several batches to a step"),
+    )
+    for passes, examples, batch, accumulation, what in cases:
+        given = call(function, passes, examples, batch, accumulation)
+        if isinstance(given, bool) or not isinstance(given, int | float):
+            raise Wrong(f"A number is expected; this is {given!r}.")
+        if given != int(given):
+            raise Wrong(f"{given:g} steps? There are no half steps ({what}).")
+        wanted = passes * math.ceil(math.ceil(examples / batch) / accumulation)
+        if given != wanted:
+            raise Wrong(
+                f"{what.capitalize()}: {passes} × {examples} examples in batches of {batch}, "
+                f"accumulation {accumulation}, are {'more' if given < wanted else 'fewer'} than "
+                f"{given:g} steps."
+            )
+
+
+@exercise(
+    "03.1.2",
     "There are two straight lines: which steps lie on the first, and which on the second?",
     "On the first, the share of the warm-up that is over; on the second, the share still to go.",
     "A warm-up of 0 steps is possible too: then the first line has no step at all.",
 )
 def _rate(function: Callable[[int, float, int, int], float]) -> None:
     for peak, warm_up, total in ((1e-3, 10, 110), (2e-4, 0, 50), (1.0, 5, 5)):
-        for step in sorted({0, warm_up // 2, warm_up, (warm_up + total) // 2, total - 1}):
+        steps = {0, warm_up // 2, warm_up, (warm_up + total) // 2, total - 1}
+        for step in sorted(steps - {total}):  # there is no step of that number
             given = call(function, step, peak, warm_up, total)
             if isinstance(given, bool) or not isinstance(given, int | float):
                 raise Wrong(f"A number is expected; this is {given!r}.")
             if step < warm_up:
                 wanted = peak * step / warm_up
-            elif step == warm_up:
-                wanted = peak if total > warm_up else None
             else:
                 wanted = peak * (total - step) / (total - warm_up)
-            if wanted is not None and not math.isclose(given, wanted, rel_tol=1e-6, abs_tol=1e-12):
+            if not math.isclose(given, wanted, rel_tol=1e-6, abs_tol=1e-12):
                 where = "rising" if step < warm_up else "at its peak" if step == warm_up else ""
                 raise Wrong(
                     f"At step {step} of {total}, with a peak of {peak:g} after {warm_up} steps, "
@@ -48,7 +74,7 @@ def _expected(losses: list[float], patience: int, least: float) -> tuple[int, in
 
 
 @exercise(
-    "03.1.2",
+    "03.1.3",
     "Go through the list once, and remember where the best loss so far was.",
     "How many validations ago was that? When there are `patience` of them, it is over.",
     "Equal is not better. And what counts is the distance to the best, not to the one before.",

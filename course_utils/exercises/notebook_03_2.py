@@ -32,7 +32,7 @@ def _turns(given: dict[str, Any], column: str, roles: list[str]) -> list[str]:
         raise Wrong(f"{column!r} should be a list of messages, each with a role and a content.")
     found = [turn["role"] for turn in messages]
     if found != roles:
-        raise Wrong(f"{column!r} has the roles {found}; those of another speaker belong there.")
+        raise Wrong(f"{column!r} has the roles {found}: who is missing, or one too many?")
     return [turn["content"] for turn in messages]
 
 

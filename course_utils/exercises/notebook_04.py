@@ -13,6 +13,25 @@ from course_utils.memory.setup import Setup
 
 @exercise(
     "04.1",
+    "A scale belongs to a whole block. What is its share for one weight?",
+    "With double quantization a scale has 8 bits, and a share of one more float32.",
+)
+def _bits(function: Callable[[int, int, bool], float]) -> None:
+    for bits, block, double in ((4, 64, False), (8, 32, False), (4, 64, True), (4, 128, True)):
+        found = call(function, bits, block, double)
+        if isinstance(found, bool) or not isinstance(found, (int, float)):
+            raise Wrong(f"A number of bits is expected, and this is {type(found).__name__}.")
+        wanted = bits + ((8 + 32 / 256) if double else 32) / block
+        if abs(found - wanted) > 1e-6:
+            how = "with" if double else "without"
+            raise Wrong(
+                f"For codes of {bits} bits and blocks of {block}, {how} double quantization, you "
+                f"find {found:.4f}; it is {'more' if found < wanted else 'less'}."
+            )
+
+
+@exercise(
+    "04.2",
     "The notebook's `quantize` begins with the blocks as rows; so can you.",
     "With two levels there is one step between them. How many steps with four levels?",
     "Count in steps from the smallest number, round the count, and go back.",
@@ -76,7 +95,7 @@ def _numbers(given: object, shape: tuple[int, ...], what: str) -> torch.Tensor:
 
 
 @exercise(
-    "04.2",
+    "04.3",
     "`setup.but(micro_batches=1)` is the same setup with one micro-batch.",
     "With accumulation, one micro-batch is not yet a step.",
     "`predict(...).peak_allocated_mb` is a peak; subtract two of them.",

@@ -9,10 +9,40 @@ from course_utils.exercises import Wrong, call, exercise
 
 MODEL, TOKENS, RANK, EXAMPLES = "Qwen/Qwen2.5-7B", 1024, 16, 8
 LARGEST, CALLS = 1000, 10
+OPT, GRAIN, SMALL_GPU = "facebook/opt-350m", 100, "rtx3060"
 
 
 @exercise(
     "05.1",
+    "Try one length, and see what `predict(just_fits(first), GPUS['rtx3060'])` says it reserves.",
+    "Go up or down by 100 tokens until one length fits and the next does not.",
+    "To explain it: which part of the peak grows with the square of the length (section 4)?",
+)
+def _just_fits(function: Callable[[Any], Any]) -> None:
+    from course_utils.memory.fit import fits, room
+    from course_utils.memory.gpus import gpu
+    from course_utils.memory.predict import predict
+    from course_utils.memory.setup import Setup
+
+    first = Setup(OPT, seq_len=2000, dtype="float16", attention="eager", optimizer="adam")
+    setup = call(function, first)
+    if not isinstance(setup, Setup):
+        raise Wrong(f"A Setup is expected; this is {setup!r}.")
+    if setup.but(seq_len=first.seq_len) != first:
+        raise Wrong("Something besides the length has changed. Only `seq_len` should.")
+    card = gpu(SMALL_GPU)
+    if fits(setup, card) is None:
+        needed = predict(setup, card).peak_reserved_mb
+        raise Wrong(
+            f"With {setup.seq_len:,} tokens it reserves {needed:,.0f} MB; "
+            f"there is room for {room(card) / 1e6:,.0f}."
+        )
+    if fits(setup.but(seq_len=setup.seq_len + GRAIN), card) is not None:
+        raise Wrong(f"{setup.seq_len:,} tokens fit, but {GRAIN} more would fit as well.")
+
+
+@exercise(
+    "05.2",
     "At 16 bits these 7.6 billion weights are 15 GB, and a T4 has 16. How many bits can you pay?",
     "Which fields of `Setup` make activations smaller, and which one computes them again?",
     "Eight examples a step need not be eight at once: `batch_size` times `accumulation`.",
@@ -20,6 +50,7 @@ LARGEST, CALLS = 1000, 10
 def _fits_t4(function: Callable[[], Any]) -> None:
     from course_utils.memory.fit import fits, room
     from course_utils.memory.gpus import gpu
+    from course_utils.memory.predict import predict
     from course_utils.memory.setup import Setup
 
     setup = call(function)
@@ -46,11 +77,15 @@ def _fits_t4(function: Callable[[], Any]) -> None:
     # Two micro-batches a step need as much as eight, and are predicted sooner.
     shorter = setup.but(accumulation=min(2, setup.accumulation), micro_batches=None, loop="trainer")
     if fits(shorter, t4) is None:
-        raise Wrong(f"It does not fit into the {room(t4) / 1e6:,.0f} MB that a T4 has for it.")
+        needed = predict(shorter, t4).peak_reserved_mb
+        raise Wrong(
+            f"It does not fit into the {room(t4) / 1e6:,.0f} MB that a T4 has for it: "
+            f"it reserves {needed:,.0f} MB."
+        )
 
 
 @exercise(
-    "05.2",
+    "05.3",
     "With one question you can rule out half of what is still possible.",
     "Keep two numbers: the largest that is known to fit, and the smallest that is known not to.",
     "0 always fits, in a way, and 1,001 need not be asked for.",

@@ -35,7 +35,10 @@ def _few(function: Callable[[Any], Any], share_after: Callable[..., float]) -> N
         raise Wrong(f"No question is about the {', '.join(missing)}.")
     share = share_after(rows)
     if share < SHARE:
-        raise Wrong(f"Tuned on these, the model answers {share:.0%} about the held-out countries.")
+        raise Wrong(
+            f"Tuned on these, the model answers {share:.0%} about the held-out countries; "
+            f"{SHARE:.0%} are asked for."
+        )
 
 
 @exercise(
@@ -62,4 +65,7 @@ def _small(function: Callable[[], dict[str, Any]], share_after: Callable[..., fl
         raise Wrong(f"It has {parameters:,} parameters, more than {PARAMETERS:,}.")
     share = share_after(load_data("countries")["train"], options)
     if share < SMALL_SHARE:
-        raise Wrong(f"With its {parameters:,} parameters the model answers {share:.0%}.")
+        raise Wrong(
+            f"With its {parameters:,} parameters the model answers {share:.0%} about the held-out "
+            f"countries; {SMALL_SHARE:.0%} are asked for."
+        )

@@ -2,14 +2,61 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from course_utils.exercises import Wrong, call, exercise
 
 ROWS = 80
+
+# Two distributions each; the last one has a token that the first never writes.
+_PAIRS = (
+    ([0.9, 0.1], [0.5, 0.5]),
+    ([0.2, 0.3, 0.5], [0.2, 0.3, 0.5]),
+    ([0.7, 0.2, 0.06, 0.04], [0.1, 0.1, 0.1, 0.7]),
+    ([0.6, 0.4, 0.0], [0.3, 0.3, 0.4]),
+)
+
+
+@exercise(
+    "07.1",
+    "One term for each token, and the sum over all of them: `p` says how much a token counts.",
+    "Of each token's two probabilities it is the logarithms that are subtracted; `p` comes first.",
+    "For torch, 0 times the logarithm of 0 is not a number. Leave such tokens out before you add.",
+)
+def _kl(function: Callable[[torch.Tensor, torch.Tensor], Any]) -> None:
+    for p, q in _PAIRS:
+        found = call(function, torch.tensor(p), torch.tensor(q))
+        where = f"For p = {p} and q = {q}"
+        try:
+            value = float(found)
+        except (TypeError, ValueError, RuntimeError):
+            raise Wrong(f"{where} one number is expected; this is {found!r}.") from None
+        wanted, other = _divergence(p, q), _divergence(q, p)
+        if not math.isfinite(value):
+            raise Wrong(f"{where} this gives {value}. What does a zero in p do?")
+        if abs(value - wanted) < 1e-3:
+            continue
+        if abs(value - other) < 1e-3:
+            raise Wrong(f"{where} {value:.3f} is the divergence in the other direction.")
+        if abs(value + wanted) < 1e-3 or value < 0:
+            raise Wrong(f"{where} this gives {value:.3f}; a KL divergence is never below zero.")
+        if abs(value - wanted / math.log(2)) < 1e-3:
+            raise Wrong(
+                f"{where} {value:.3f} is right in bits; the formula's logarithm is natural."
+            )
+        if abs(value - wanted / len(p)) < 1e-3:
+            raise Wrong(f"{where} {value:.3f} is a mean over the tokens; the formula has a sum.")
+        raise Wrong(f"{where} {value:.3f} is not the KL divergence.")
+
+
+def _divergence(p: list[float], q: list[float]) -> float:
+    return sum(a * math.log(a / b) if b else math.inf for a, b in zip(p, q, strict=True) if a)
 
 
 def _undominated(points: dict[str, tuple[float, float]]) -> set[str]:
@@ -24,7 +71,7 @@ def _undominated(points: dict[str, tuple[float, float]]) -> set[str]:
 
 
 @exercise(
-    "07.1",
+    "07.2",
     "Take one point, and look for another that is at least as good in both measures.",
     "Two points with the same two values do not dominate each other: both stay.",
     "It is a set of names that is asked for, not of points.",
@@ -53,7 +100,7 @@ def _front(function: Callable[[dict[str, tuple[float, float]]], Any]) -> None:
 
 
 @exercise(
-    "07.2",
+    "07.3",
     "A conversation is a list such as [{'role': 'user', 'content': …}, {'role': 'assistant', …}]; "
     "a system message comes first.",
     "Go through the rows with `enumerate`, and treat even and odd ones differently.",
@@ -75,7 +122,7 @@ def _contrast(function: Callable[[Any], Any]) -> None:
             said = {message["role"]: message["content"] for message in messages}
             roles = [message["role"] for message in messages]
         except (TypeError, KeyError) as error:
-            raise Wrong(f"This is no list of messages: {messages!r}.") from error
+            raise Wrong(f"This is no list of messages: {messages!r:.120} …") from error
         if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
             raise Wrong(f"A conversation's roles are {roles}; a system message is optional, first.")
         question, reply = said["user"], said["assistant"]
@@ -85,8 +132,8 @@ def _contrast(function: Callable[[Any], Any]) -> None:
             raise Wrong(f"To {question!r} the reply {reply!r} does not give the answer.")
         asked_for = said.get("system") == SYSTEM
         if asked_for != in_style(reply):
-            where = "under SYSTEM" if asked_for else "without it"
-            raise Wrong(f"{where.capitalize()}, this is the wrong kind of answer: {reply!r}.")
+            where = "Under SYSTEM" if asked_for else "Without SYSTEM"
+            raise Wrong(f"{where}, this is the wrong kind of answer: {reply!r}.")
         halves[asked_for].append(question)
     share = len(halves[True]) / len(found)
     if not 0.35 <= share <= 0.65:

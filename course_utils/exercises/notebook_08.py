@@ -12,7 +12,32 @@ import numpy as np
 from course_utils.exercises import Wrong, call, exercise
 
 FOUND, FALSE_ALARMS = 0.8, 0.1
-_RESAMPLES = 4000
+
+
+@exercise(
+    "08.1",
+    "By which factor does the width change from `times = 1` to 4? And from 4 to 16?",
+    "The width goes with one divided by a root of the number of questions.",
+    "Solve that for the number; then make it a whole one.",
+)
+def _questions_for(function: Callable[[float, int, float], Any]) -> None:
+    for width, n, wanted in ((0.2, 80, 0.2), (0.2, 80, 0.1), (0.3, 50, 0.1), (0.1, 400, 0.25)):
+        found = call(function, width, n, wanted)
+        told = f"{n} questions make the interval {width:g} wide; for {wanted:g} you say {found!r}"
+        if not isinstance(found, int | float | np.integer | np.floating) or isinstance(found, bool):
+            raise Wrong(f"{told}; a number is expected.")
+        needed = n * (width / wanted) ** 2
+        if not math.isfinite(found) or found < 0:
+            raise Wrong(f"{told}.")
+        if abs(found - needed) > 1.01:
+            linear = n * width / wanted
+            how = "too few" if found < needed else "too many"
+            if abs(found - linear) < 1.01:
+                how += "; set `times` so that there are as many, and look at the width"
+            raise Wrong(f"{told}. That is {how}.")
+        if found != int(found):
+            raise Wrong(f"{told}. It is a whole number of questions.")
+
 
 # Reply, answer, others, whether it is right.
 _REPLIES: tuple[tuple[str, str, set[str], bool], ...] = (
@@ -35,7 +60,7 @@ _REPLIES: tuple[tuple[str, str, set[str], bool], ...] = (
 
 
 @exercise(
-    "08.1",
+    "08.2",
     "`re.search` with `\\b` on both sides finds a name as a whole word; `re.escape` keeps the full "
     "stops of a name from meaning any letter.",
     "Collect all the names that the reply has, the answer and the others, and compare that set "
@@ -54,68 +79,6 @@ def _right_fact(function: Callable[[str, str, set[str]], Any]) -> None:
             raise Wrong(
                 f"You call the reply {reply!r} {told}; looked for is {answer}, and the others are: "
                 f"{listed}."
-            )
-
-
-def _groups(seed: int, sizes: list[int], tied: bool) -> tuple[list[float], list[str]]:
-    """Marks in groups: all alike in a group, or with larger groups more often right."""
-    draw = random.Random(seed)
-    values, groups = [], []
-    for number, size in enumerate(sizes):
-        chance = draw.choice((0.0, 1.0)) if tied else 0.2 + 0.06 * size
-        for _ in range(size):
-            values.append(float(draw.random() < chance))
-            groups.append(f"text {number}")
-    order = draw.sample(range(len(values)), len(values))
-    return [values[place] for place in order], [groups[place] for place in order]
-
-
-def _ends(values: list[float], groups: list[str]) -> tuple[float, float]:
-    """A 95 % percentile interval of the mean, by resampling groups."""
-    names = sorted(set(groups))
-    table = np.zeros((2, len(names)))
-    for value, group in zip(values, groups, strict=True):
-        table[:, names.index(group)] += value, 1
-    draws = np.random.default_rng(1).integers(len(names), size=(_RESAMPLES, len(names)))
-    means = table[0][draws].sum(axis=1) / table[1][draws].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-@exercise(
-    "08.2",
-    "First gather, for each group, the sum of its values and their number.",
-    "One draw: as many groups as there are, with repetitions. Its mean is the sum of their sums by "
-    "the sum of their numbers.",
-    "Some thousand such means; `numpy.percentile` gives the ends, at 2.5 and 97.5.",
-)
-def _interval(function: Callable[[list[float], list[str]], Any]) -> None:
-    cases = {
-        "40 groups of 5, all alike in a group": _groups(0, [5] * 40, tied=True),
-        "30 groups of 1 to 12, larger ones more often right": _groups(
-            1, [1 + number % 12 for number in range(30)], tied=False
-        ),
-        "100 groups of 1": _groups(2, [1] * 100, tied=False),
-    }
-    for name, (values, groups) in cases.items():
-        found = call(function, list(values), list(groups))
-        try:
-            low, high = (float(end) for end in found)
-        except (TypeError, ValueError):
-            raise Wrong(f"A pair (low, high) is expected; this is {found!r}.") from None
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise Wrong(f"For {name} you gave {low:.3f} to {high:.3f}; low should be below high.")
-        wanted = _ends(values, groups)
-        width = wanted[1] - wanted[0]
-        if high - low < 0.75 * width:
-            raise Wrong(f"For {name} your interval, {low:.3f} to {high:.3f}, is too narrow.")
-        if high - low > 1.3 * width:
-            raise Wrong(f"For {name} your interval, {low:.3f} to {high:.3f}, is too wide.")
-        if max(abs(low - wanted[0]), abs(high - wanted[1])) > 0.2 * width:
-            mean = sum(values) / len(values)
-            raise Wrong(
-                f"For {name} your interval, {low:.3f} to {high:.3f}, is of about the right width, "
-                f"and in the wrong place; the mean of all values is {mean:.3f}."
             )
 
 

@@ -41,6 +41,10 @@ print(describe())
 # %% [markdown]
 # ## 1. Where do we start from?
 #
+# The task, as in notebook 03: a word that begins with a vowel gets *way* (*eat* → *eatway*); of any
+# other word, all consonants before its first vowel go to the end, and *ay* follows (*string* →
+# *ingstray*). *qu* moves as one.
+#
 # No training without a baseline. Three measures, from loose to strict:
 #
 # - **chrF** counts runs of letters that two texts share, 0 to 100. It rewards what is nearly right.
@@ -61,7 +65,8 @@ assert scores(wanted, wanted) == {"exact match": 1.0, "word accuracy": 1.0, "chr
 # without the score of doing nothing.
 #
 # Two sets of held-out sentences: `test` has words that also occur in the training data, in other
-# sentences. In `unseen`, no content word does.
+# sentences. In `unseen`, no content word does: no noun, verb, adjective or adverb. (*The* and *my*
+# are everywhere.)
 
 # %%
 from course_utils import runner
@@ -88,6 +93,9 @@ baseline = max(results["asked with examples", name]["word accuracy"] for name in
 assert baseline < 0.2
 
 # %% [markdown]
+# Hardly a word is right; in our run, not one. By chrF, what it wrote was even further from Pig Latin
+# than a sentence that is left alone. That is our baseline.
+#
 # ## 2. What the model sees
 #
 # Pig Latin is a rule about letters. Here is what the model gets to see of it:
@@ -165,7 +173,9 @@ def translate(ask, sentences, **options):
 # %% [markdown]
 # ## 3. The arguments, by what they are for
 #
-# `SFTConfig` has more than a hundred. These decide how a training goes:
+# `SFTConfig` has more than a hundred. These decide how a training goes, each with what it is if you
+# do not say anything. You need not know them all: run through the first column, and look up names
+# when you need them. (−1 and `None` mean that something else decides.)
 
 # %%
 import dataclasses
@@ -206,6 +216,16 @@ text_table(
 )
 
 # %% [markdown]
+# Of these, the ones that we are going to set:
+#
+# - A training goes on for `num_train_epochs`, passes over all examples; or, if `max_steps` is given,
+#   for so many **steps**. Each step takes one **batch** and changes the weights once. (With
+#   `gradient_accumulation_steps` it takes several batches for one change.)
+# - `learning_rate` says how far a step goes, at its peak. It rises to that in the first
+#   `warmup_steps`, and then falls, here on a straight line, to zero: `lr_scheduler_type`.
+# - Every `logging_steps` the training loss is noted, every `eval_steps` the loss on the validation
+#   sentences; every `save_steps` all is saved.
+#
 # Most of them are those of transformers' `TrainingArguments`. TRL has changed some defaults. **Guess
 # first**: which, and why?
 
@@ -228,9 +248,9 @@ assert "gradient_checkpointing" in changed
 
 # %% [markdown]
 # A learning rate for *all* weights of a model that knows much already: small. LoRA takes ten times
-# as much and more; a short training of a small model, like ours, a hundred times. And 16-bit
-# arithmetic and gradient checkpointing (notebook 04) to save a GPU's memory; on a CPU neither is
-# wanted.
+# as much and more; a short training of a small model, like ours, a hundred times and more. And 16-bit
+# arithmetic (`bf16=None` means yes, unless `fp16` is set) and gradient checkpointing (notebook 04) to
+# save a GPU's memory; on a CPU neither is wanted. And a loss noted more often, to have a curve.
 #
 # If an older recipe stops with `unexpected keyword argument`, it may be one of these:
 
@@ -252,7 +272,8 @@ assert not {"max_seq_length", "evaluation_strategy", "group_by_length", "no_cuda
 # %% [markdown]
 # ## 4. Train
 #
-# What depends on the machine is looked up; the rest stands here to be read, and changed.
+# What depends on the machine (how many steps, how large a batch) is looked up; the rest stands here
+# to be read, and changed. It is a function, because section 8 will train once more.
 
 # %%
 from course_utils.catalog import recipe
@@ -321,8 +342,11 @@ print(report)
 assert report.ok
 
 # %% [markdown]
-# **Guess first.** How many of the words will be right at the end: of those it has trained on, and
-# of those it has not?
+# Read the lines *batch and steps* and *expected minutes*: how much of the data will be seen, and how
+# long you will wait. Then decide whether it is worth that.
+#
+# **Guess first.** What share of the words will be right at the end: of those it has trained on
+# (`test`), and of those it has not (`unseen`)? Write 0.5 for a half.
 
 # %%
 my_guess = {"test": 0.5, "unseen": 0.1}
@@ -354,7 +378,8 @@ assert known_words >= 0.9
 assert new_words >= 0.6
 
 # %% [markdown]
-# The mistakes that remain, among words it has never been trained on:
+# The mistakes that remain, among words it has never been trained on. Look for the place in each: is it
+# the rule that fails, or has a letter been lost or doubled in the copying?
 
 # %%
 rows = held_out["unseen"]
@@ -372,8 +397,15 @@ text_table(pd.DataFrame(wrong[:5]) if wrong else pd.DataFrame(rows)[:2])
 # ## 6. What has it learned?
 #
 # A rule, or a habit that mostly agrees with it? Ask for words that nobody has ever used, so that
-# there is nothing to remember, sorted by what the rule does with them. **Guess first:** which kind
-# is the hardest?
+# there is nothing to remember. We take six of each kind, put each into a short sentence, and look at
+# that one word of the reply:
+#
+# - words that begin with a vowel, with one, two or three consonants, with *qu*, or with *y*;
+# - very long words; words in capitals, which stay in capitals; words with an apostrophe, which is
+#   kept (*don't* → *on'tday*); and numbers, which stay as they are.
+#
+# **Guess first:** which kind is the hardest? (The table shows two words of each kind, the picture all
+# six.)
 
 # %%
 my_guess = "..."
@@ -455,8 +487,13 @@ assert heat.loc[0, "word accuracy"] > heat.loc[1.5, "word accuracy"]
 # ## 7. What else was tried
 #
 # The spelling did not fall from the sky. Each row below is a training of its own, shorter than ours;
-# all have seen the same number of tokens, padding included, which is nearly the same time. What a
-# row does not name is as above. `benchmarks/pig_latin.py` runs them again.
+# all have seen the same number of tokens, padding included, which is nearly the same time.
+# `benchmarks/pig_latin.py` runs them again.
+#
+# The names: *plain* is neither side spelled, *spelled prompt* and *spelled answer* are one side only,
+# *both spelled* is ours. *Word lists* has single words in place of sentences, and *curriculum* begins
+# with single words and goes on to sentences. What a name does not say is as above. The last three
+# columns are the shares of words, and of whole sentences, that are right.
 
 # %%
 from course_utils.data import folder
@@ -472,7 +509,8 @@ columns = {
     "unseen_words": "unseen: words",
     "unseen_exact": "unseen: sentences",
 }
-tried[list(columns)].rename(columns=columns).set_index("variant").round(2)
+shown = tried[list(columns)].rename(columns=columns).set_index("variant")
+shown.sort_values("unseen: words", ascending=False).round(2)
 
 # %% tags=["figure:03_1_tried"]
 ordered = tried.sort_values("unseen_words")
@@ -511,8 +549,8 @@ for change in ("lr 1e-3", "lr 2e-3", "lr 8e-3", "r=4", "r=64", "batch 8", "curri
 #
 # Of the knobs, each was near its best: the learning rate (half or double of it is worse), the rank
 # (so are 4 and 64), a small batch, which buys more steps. Packing, and a random order in place of
-# like lengths, change little. A curriculum, from single words to sentences, was worth less than the
-# sentences whose tokens it took. One seed each: differences of a few hundredths mean nothing.
+# like lengths, change little. The curriculum was worth less than the sentences whose tokens it took.
+# One seed each: differences of a few hundredths mean nothing.
 #
 # ## 8. Too much of a good thing
 #
@@ -584,7 +622,8 @@ plain_model = Runner(overfit.model.eval(), tokenizer)
 rows = held_out["unseen"].select(range(16))
 replies = plain_model(list(rows["sentence"]), system=SYSTEM, max_new_tokens=40)
 memorised = scores(replies, rows["pig_latin"])
-print({name: round(value, 2) for name, value in memorised.items()})
+for what, found in (("16 sentences:", memorised), ("big training:", results["tuned", "unseen"])):
+    print(what, {name: round(value, 2) for name, value in found.items()})
 
 assert memorised["word accuracy"] < new_words
 
@@ -729,10 +768,69 @@ assert difference < 0.05
 # %% [markdown]
 # ## Exercises
 #
-# **03.1.1 · The schedule.** Write `rate_at(step, peak, warm_up, total)`: the learning rate of the
+# **Quiz.** Put a letter for each, and run the cell below.
+#
+# **a.** Asked with examples, the model gets a chrF of 19. The English sentences, handed back
+# untouched, get 35. What does the 19 say?
+#
+# - **A** The model is a fifth of the way to Pig Latin
+# - **B** chrF cannot be used for a task about letters
+# - **C** Nothing good: doing nothing would get more
+# - **D** The model has met these English sentences before
+#
+# **b.** Why does it help to spell the words?
+#
+# - **A** The rule is about letters, and tokens hide them
+# - **B** It makes more sentences of the same data
+# - **C** The tokenizer does not know the words of Pig Latin
+# - **D** Spelled texts are longer, so it is trained for longer
+#
+# **c.** Somebody's model gets 95% of the words right in `test` and 30% in `unseen`. What has it
+# learned, most likely?
+#
+# - **A** The rule, but not yet for long sentences
+# - **B** A list of the words that it was trained on
+# - **C** The rule, but its replies were sampled
+# - **D** Nothing: both numbers are luck
+#
+# **d.** The training loss falls and falls; the validation loss has been rising for a while. Which
+# model do you take?
+#
+# - **A** The one of a later step: the training loss still has room
+# - **B** The last one, trained on at a lower learning rate
+# - **C** The last one: it has seen the data most often
+# - **D** The one with the lowest validation loss
+
+# %%
+from course_utils.exercises import check, quiz
+
+quiz("03.1", a="...", b="...", c="...", d="...")
+
+# %% [markdown]
+# **03.1.1 · Change one number.** Write `steps_for(passes, examples, batch, accumulation)`: the
+# `max_steps` with which each of so many examples is taken that many times. (A last batch that is not
+# full is a batch too.) Then let the pre-flight of section 4 say how long one pass over our 3,000
+# sentences would take: `preflight(make_trainer(train, max_steps=...))`. On a CPU, ours has seen
+# hardly more than a fifth of them. How can it know the rule all the same?
+
+
+# %% tags=["exercise"]
+def steps_for(passes, examples, batch, accumulation=1):
+    """How many steps take each example so many times."""
+    ### BEGIN SOLUTION
+    batches = -(-examples // batch)  # rounded up
+    return passes * -(-batches // accumulation)
+    ### END SOLUTION
+
+
+# %%
+check("03.1.1", steps_for)
+
+# %% [markdown]
+# **03.1.2 · The schedule.** Write `rate_at(step, peak, warm_up, total)`: the learning rate of the
 # step with that number (the first is 0) for a linear schedule, as ours: it rises from 0 at step 0
-# to `peak` at step `warm_up`, then falls to 0 at step `total`. Then change one number in section 4,
-# the warm-up, and say what you see in the curve.
+# to `peak` at step `warm_up`, then falls to 0 at step `total`. Then look at the spikes in your curve
+# of section 4: how high was the rate at the last of them?
 
 
 # %% tags=["exercise"]
@@ -746,12 +844,10 @@ def rate_at(step, peak, warm_up, total):
 
 
 # %%
-from course_utils.exercises import check
-
-check("03.1.1", rate_at)
+check("03.1.2", rate_at)
 
 # %% [markdown]
-# **03.1.2 · Alone: when to stop.** Write `stop_at(losses, patience, least)`, which gets the
+# **03.1.3 · Alone: when to stop.** Write `stop_at(losses, patience, least)`, which gets the
 # validation losses one after the other, as a list, and gives a pair: the index of the validation
 # after which a training ends, and the index of the best one. It ends when `patience` validations in
 # a row have not been better than the best so far by *more than* `least`. If that never happens, it
@@ -773,7 +869,7 @@ def stop_at(losses, patience, least=0.0):
 
 
 # %%
-check("03.1.2", stop_at)
+check("03.1.3", stop_at)
 
 # %% [markdown]
 # Solutions: `notebooks/solutions/03.1_pig_latin.py`.
@@ -786,3 +882,4 @@ check("03.1.2", stop_at)
 #   languages.
 # - Itzhak and Levy, [Models in a Spelling Bee](https://arxiv.org/abs/2108.11193): how much language
 #   models know of their tokens' letters.
+# - The [glossary](../docs/glossary.md): the course's words.

@@ -41,8 +41,10 @@ print(describe())
 # %% [markdown]
 # ## 1. The task
 #
-# Yoda puts the object first: *You have much to learn* becomes *Much to learn you have*. No letter
-# is moved here, only whole words; no spelling is needed.
+# Yoda puts first what comes after the verb: *I see a red house* becomes *A red house I see*, and *The
+# cook is angry* becomes *Angry the cook is*. Where the verb has a helper (*have*, *can*, *will*), it
+# goes along: *You have become powerful*, *Become powerful you have*. No letter is moved here, only
+# whole words; no spelling is needed.
 
 # %%
 yoda = load_data("yoda")
@@ -70,6 +72,9 @@ pd.DataFrame(results).T.round(2)
 assert results["untuned, asked with examples"]["exact match"] < 0.2
 
 # %% [markdown]
+# Look at the chrF of doing nothing: where only the order is wrong, nearly all runs of letters are
+# right. That measure says little here. We go by exact match.
+#
 # ## 2. Format the data
 #
 # Write `as_messages(row)`: a dictionary with the columns `prompt` and `completion`, as lists of
@@ -107,7 +112,7 @@ if done("yoda.format"):
 # %% [markdown]
 # ## 3. Choose the adapter
 #
-# Write `adapter()`: a `LoraConfig` by the rules of notebook 02.
+# Write `adapter()`: a `LoraConfig` by the rules of notebook 02 (rank, alpha, and which layers).
 
 # %%
 from peft import LoraConfig
@@ -260,11 +265,12 @@ if trained:
         }
     )
     wrong = compared[compared["tuned"] != compared["Yoda by rule"]]
-    display(text_table(pd.concat([wrong.head(2), compared.head(4)])))
+    some = pd.concat([wrong.head(2), compared.head(4)]).drop_duplicates()
+    display(text_table(some))
 
 # %% [markdown]
-# New words are no trouble to it: what it has learned is to take the object in front, and which words
-# are the object it knew from pre-training. Compare with Pig Latin, where the letters had to be laid
+# New words are no trouble to it: what it has learned is what goes in front, and which words are verb
+# and object it knew from pre-training. Compare with Pig Latin, where the letters had to be laid
 # bare first. **Fine-tuning brings out what is there** far more easily than it puts in what is not.
 #
 # ## 7. Play
@@ -414,9 +420,9 @@ if trained and not quick:
     assert half["Pig Latin"] < mixture.loc[0.0, "Pig Latin"]
 
 # %% [markdown]
-# Half and half, *one* adapter does both, each a little worse than alone; which of the two is decided
-# by the system message and by the look of the sentence, spelled or not. With a fifth of its weight a
-# skill is not a fifth as good: it can be gone altogether.
+# Half and half, *one* adapter does both, each worse than alone; which of the two is decided by the
+# system message and by the look of the sentence, spelled or not. With a fifth of its weight a skill
+# is not a fifth as good: it can be gone altogether.
 #
 # In notebook 02 a mixture lost one of its skills. There, both adapters had been trained on the same
 # request, and could not both have their way. Here each was trained on a request of its own.
@@ -432,7 +438,37 @@ if trained and not quick:
 # %% [markdown]
 # ## Exercises
 #
-# You have done four. Two more to go on with, without a check:
+# **Quiz.** Put a letter for each, and run the cell below.
+#
+# **a.** Yoda was learned from plain words, for any word. Pig Latin had to be spelled. Why?
+#
+# - **A** Yoda's sentences are shorter and simpler
+# - **B** Pig Latin needs a higher rank and more layers
+# - **C** Yoda's rule can be said in the prompt
+# - **D** The model knew of word order already, but not of letters
+#
+# **b.** You ask the tuned model for Yoda, but leave out the system message. Its replies may get
+# worse. Why?
+#
+# - **A** It was trained on another prompt than this one
+# - **B** The system message is what switches the adapter on
+# - **C** The system message explains the rule to it
+# - **D** A longer prompt gives better replies
+#
+# **c.** You mix two adapters half and half. What do you do before you hand the mixture on?
+#
+# - **A** Nothing: half of each skill is left, by arithmetic
+# - **B** Nothing: each acts on its own requests only
+# - **C** Measure both skills again, as of a new model
+# - **D** Train it further, whatever it does
+
+# %%
+from course_utils.exercises import quiz
+
+quiz("03.2", a="...", b="...", c="...")
+
+# %% [markdown]
+# You have done four exercises. Two more to go on with, without a check:
 #
 # - Train on `yoda_extra`. Its ending, *Yes, hrrmmm.*, comes at random: what does greedy decoding make
 #   of that, and what does sampling?
@@ -446,3 +482,4 @@ if trained and not quick:
 #
 # - The peft guide to [model merging](https://huggingface.co/docs/peft/developer_guides/model_merging).
 # - Zhou et al., [LIMA](https://arxiv.org/abs/2305.11206): how few examples are enough for a style.
+# - The [glossary](../docs/glossary.md): the course's words.

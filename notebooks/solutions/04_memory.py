@@ -116,9 +116,9 @@ assert ends["bfloat16"] == 1
 assert abs(ends["float32"] - 2) < 1e-3
 
 # %% [markdown]
-# In bfloat16 the weight has not moved at all. That is why what is *trained* is mostly held in
-# float32, as the adapters of notebook 02 are. But a frozen weight is only read. How few bits can it
-# do with?
+# In bfloat16 the weight has not moved at all: each time, 1.001 is rounded back to 1. (float16 gets
+# nearly there.) That is why what is *trained* is mostly held in float32, as the adapters of notebook
+# 02 are. But a frozen weight is only read. How few bits can it do with?
 #
 # ### One scale for many
 #
@@ -347,6 +347,9 @@ furthest.iloc[[0, len(furthest) // 2, -1]].round(1)
 assert furthest.median() > 1.5 * in_a_bell
 
 # %% [markdown]
+# They have: the middle one of the matrices already reaches far beyond the bell, and the last one much
+# further still. So blocks it will be.
+#
 # ## 2. Quantizing a layer by hand
 #
 # What counts in the end is not the weights but what the layer makes of real inputs. So we need
@@ -415,7 +418,9 @@ print(f"{name}: weight {tuple(weight.shape)}, inputs {tuple(x.shape)}")
 
 # %% [markdown]
 # Now the schemes: one scale for the whole matrix, one for each row (each output), or one for each
-# 64 numbers. A scale is a float32, so blocks of 64 cost half a bit a weight.
+# 64 numbers. A scale is a float32, so blocks of 64 cost half a bit a weight. *Off by* is the relative
+# error, of the weights and of the layer's outputs; the last column is for as many numbers from a
+# perfect bell.
 #
 # **Guess first.** By how much are the layer's outputs off with nf4 in blocks of 64? One per cent,
 # ten, thirty?
@@ -511,6 +516,8 @@ assert (pairs[:, 0] * 16 + pairs[:, 1] == packed.flatten()).float().mean() > 0.9
 #
 # And **int8** in bitsandbytes, `LLM.int8()`, has a scale for each row, and then goes a step
 # further: it quantizes the layer's *inputs* as well, row by row, and multiplies integers.
+#
+# Our errors and the library's, side by side, for the same layer: *hand* is ours.
 
 # %%
 from bitsandbytes.nn import Linear8bitLt
@@ -654,7 +661,7 @@ if origin.where == "embedded":
 # %% [markdown]
 # If yours is the embedded model: never more than sixteen. It has been through four bits before! The
 # line that was printed when it was loaded says so, *4-bit weights (Q4_1), expanded*, and the
-# weights keep the traces: blocks of 32, sixteen evenly spaced levels each. (The exercise at the end
+# weights keep the traces: blocks of 32, sixteen evenly spaced levels each. (Exercise 04.2
 # finds them.) A model from the hub has no such past.
 #
 # Keep that in mind for what follows. Our float32 is not the model as it was trained, and what nf4
@@ -807,7 +814,9 @@ if origin.where == "embedded" and compute != torch.float32:
 # the cell above. Each model reads the 2,048 tokens of our text, and answers two questions.
 #
 # **Perplexity** is the exponential of the mean loss: how many equally likely tokens the model would
-# have to choose from, to be as unsure as it is. Lower is better.
+# have to choose from, to be as unsure as it is. Lower is better. The columns after it: the mean loss
+# itself; how much more of it there is than in float32, and how far that difference could be off; and
+# at how many places the likeliest next token is the same as in float32.
 #
 # **Guess first.** Which precision is the first that you would notice?
 
@@ -1314,7 +1323,7 @@ else:
 #
 # We follow one training through its steps and ask at each moment who holds what. That needs no GPU:
 # the model is made with shapes and without values, and every tensor's beginning and end is told to a
-# copy of CUDA's allocator. (Notebook 05 shows that this is near the truth.)
+# copy of PyTorch's *allocator*, the part that hands out a GPU's memory. (Notebook 05 shows that this is near the truth.)
 
 # %%
 from course_utils.display import MEMORY_COLOURS
@@ -1398,7 +1407,8 @@ peaks.map("{:,.0f} MB".format)
 # Read the upper picture from the left. The weights lie there from the beginning. The forward pass
 # piles up activations, layer by layer; the backward pass takes them down again and leaves gradients
 # in their place. Then the optimizer makes its states, which stay: the second step stands on a higher
-# floor than the first. **A first step that fits says nothing about the second.**
+# floor than the first. **A first step that fits says nothing about the second.** (*Workspaces* are
+# scratch paper of the matrix multiplications: small, here hardly to be seen.)
 #
 # In the lower picture gradients and states are nearly gone. But the mountain has *grown*: here LoRA
 # needs more than training everything. It saves what belongs to trained weights; the activations of
@@ -1426,7 +1436,7 @@ assert abs(largest[0] / (tokens * vocabulary * 4) - 1) < 0.01
 # ### And in truth?
 #
 # Where a GPU is at hand, the same training is run on it, for real, and its peaks stand beside the
-# predicted ones.
+# predicted ones, one for each phase of the training.
 
 # %%
 if torch.cuda.is_available():
@@ -1443,17 +1453,20 @@ pd.DataFrame(by_phase).map("{:,.0f} MB".format)
 # %% [markdown]
 # ## 6. Formulas, and how far they go
 #
-# For the back of an envelope there are formulas. With *L* layers of width *h*, *n* heads, a batch of
-# *b* examples of *s* tokens:
+# For the back of an envelope there are formulas. Take *p* parameters, *L* layers of width *h*, *n*
+# heads, and a batch of *b* examples of *s* tokens. Attention comes in two kinds: *eager* writes down
+# a table of all pairs of tokens, for each head; *flash* works piece by piece and never has the whole
+# table (notebook 05).
 #
-# | | | |
+# | what | how much | from |
 # |---|---|---|
 # | weights of the blocks | $12\,L\,h^2$ | Kaplan and others, 2020 |
 # | activations, eager attention | $L\,(34\,hbs + 5\,n\,b\,s^2)$ bytes in 16 bits | Korthikanti and others, 2022 |
 # | activations, flash attention | $L\cdot 34\,hbs$ bytes | the second term is never stored |
 # | weights, gradients, Adam's states | $p$, $p$, $2p$ | Rajbhandari and others, 2020 |
 #
-# The ratio of activations to weights, for one example, has only *s*, *h* and *n* in it.
+# The ratio of activations to weights, for one example, has only *s*, *h* and *n* in it. That is the
+# *ratio* in the table below, for seven models; *blocks* are the weights of all layers in 16 bits.
 #
 # **Guess first.** Llama-2-7B with one example of 4,096 tokens: how many times its weights do the
 # activations take with eager attention? And with flash attention?
@@ -1476,8 +1489,8 @@ seven[columns].round(1)
 # Eager attention is out of the question for long examples: the activations are a multiple of the
 # whole model. With flash attention they are of its size.
 #
-# Do the formulas hold? The prediction knows every tensor, so we can compare. The states first, then
-# the activations.
+# Do the formulas hold? The prediction knows every tensor, so we can compare. First weights, gradients
+# and states, then the activations, all in MB.
 
 # %%
 opt = Setup("facebook/opt-350m", dtype="float16", optimizer="adam_loop", seq_len=2000)
@@ -1640,7 +1653,67 @@ print("fits a T4" if fits(mine, "t4") else "does not fit a T4")
 # %% [markdown]
 # ## Exercises
 #
-# **04.1 · Two ends.** Absmax wastes levels where the numbers of a block do not lie around zero.
+# **Quiz.** Put a letter for each, and run the cell below.
+#
+# **a.** One weight of a matrix grows a hundredfold. What happens to the others when the matrix is
+# quantized with absmax: with one scale for all, and in blocks of 64?
+#
+# - **A** Only the large weight gets a large error, in both
+# - **B** With one scale all suffer; in blocks, its neighbours only
+# - **C** All suffer in both, as the matrix is the same
+# - **D** None suffers in either: the scale grows with it
+#
+# **b.** A small model in nf4 takes half of what it took in 16 bits, and not a quarter. What is the
+# main reason?
+#
+# - **A** The scales take as much room as the codes
+# - **B** The codes are expanded to 16 bits to be used
+# - **C** Room has to be kept for the gradients
+# - **D** The embeddings are still in 16 bits
+#
+# **c.** How can an adapter be trained beside 4-bit weights, which have no gradient?
+#
+# - **A** The gradient passes through their expanded values
+# - **B** They are changed a little and quantized again at each step
+# - **C** The gradient ends there; only the last adapter learns
+# - **D** A copy in 16 bits is kept for the backward pass
+#
+# **d.** LoRA training of a small model on long texts: memory runs out in the *forward* pass. What is
+# most likely to help?
+#
+# - **A** An optimizer with states of 8 bits
+# - **B** A lower rank for the adapter
+# - **C** Shorter texts, or gradient checkpointing
+# - **D** To empty the allocator's cache more often
+
+# %%
+from course_utils.exercises import check, quiz
+
+quiz("04", a="...", b="...", c="...", d="...")
+
+# %% [markdown]
+# **04.1 · Change one number.** Write `bits_a_weight(bits, block, double)`: what a weight takes if it
+# is a code of so many bits and each block of weights has a scale, a float32. With double quantization
+# the scales have 8 bits, and each 256 of them share one float32. Then look for the block with which
+# nf4 takes as little *without* double quantization as it takes with it in blocks of 64, and see what
+# the layer's weights lose by it: `off(there_and_back(weight, "nf4", block), weight)`. Which of the
+# two would you take, and why?
+
+
+# %% tags=["exercise"]
+def bits_a_weight(bits, block, double=False):
+    """Bits for one weight, its share of the scales included."""
+    ### BEGIN SOLUTION
+    scale = 8 + 32 / 256 if double else 32
+    return bits + scale / block
+    ### END SOLUTION
+
+
+# %%
+check("04.1", bits_a_weight)
+
+# %% [markdown]
+# **04.2 · Two ends.** Absmax wastes levels where the numbers of a block do not lie around zero.
 # Write `affine(weight, bits, block)`: in each block, the levels go in even steps from its
 # *smallest* number to its *largest*, both included, 2^bits of them; each number becomes the nearest
 # level. Give back the numbers that are left (not the codes), in the weight's shape. Then try it on
@@ -1660,15 +1733,13 @@ def affine(weight, bits, block):
 
 
 # %%
-from course_utils.exercises import check
-
-check("04.1", affine)
+check("04.2", affine)
 
 # %% [markdown]
-# **04.2 · The second step.** A training ran for one step and then was out of memory. Write
+# **04.3 · Alone: the second step.** A training ran for one step and then was out of memory. Write
 # `second_step_costs(setup)`: by how many MB does the peak rise if two optimizer steps are run
-# instead of one? Two predictions tell; `micro_batches` says how many micro-batches are run, and
-# `accumulation` how many of them make a step. Then try eight examples of 256 tokens and
+# instead of one? Two predictions tell. A micro-batch is what goes through the model at once:
+# `micro_batches` says how many of them are run, `accumulation` how many make a step. Then try eight examples of 256 tokens and
 # `course/pythia-3m` with different optimizers. For which of them is the second step free?
 
 
@@ -1687,7 +1758,7 @@ def second_step_costs(setup):
 
 
 # %%
-check("04.2", second_step_costs)
+check("04.3", second_step_costs)
 
 # %% [markdown]
 # Solutions: `notebooks/solutions/04_memory.py`.
@@ -1707,3 +1778,4 @@ check("04.2", second_step_costs)
 # - The manuals: [bitsandbytes](https://huggingface.co/docs/bitsandbytes), [quantization in
 #   transformers](https://huggingface.co/docs/transformers/quantization/bitsandbytes), [in
 #   peft](https://huggingface.co/docs/peft/developer_guides/quantization).
+# - The [glossary](../docs/glossary.md): the course's words.

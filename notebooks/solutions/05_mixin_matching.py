@@ -35,14 +35,16 @@ print("Predicted for:", GPU.name, "(this machine's own)" if here else "(no GPU h
 # %% [markdown]
 # ## 1. One training, many switches
 #
-# OPT-350M is a small model of 331 million weights. We fine-tune it on one example of 2,000 tokens at
-# a time, on a GPU of about 24 GB. There are these switches:
+# OPT-350M is a small model of 331 million weights. We fine-tune it on one example of 2,000 tokens
+# at a time, on a GPU of about 24 GB. There are these switches:
 #
-# - **attention**: eager, SDPA or FlashAttention 2;
-# - **gradient checkpointing**: on or off;
+# - **attention**: three ways to compute the same. *Eager* writes down a number for every pair of
+#   tokens; PyTorch's *SDPA* and the library *FlashAttention 2* go piece by piece and do not;
+# - **gradient checkpointing** (notebook 04): on or off;
 # - **LoRA**: on or off;
 # - **optimizer**: Adam, or Adam with 8-bit states;
-# - **gradient accumulation**: on or off.
+# - **gradient accumulation**: on or off. With it a batch is cut into *micro-batches*, one after the
+#   other. Their gradients are added up, and only then does the optimizer take its step.
 #
 # That makes 3 × 2 × 2 × 2 × 2 = 48 combinations. Somebody has measured all of them: the workshop
 # that this course follows published them in November 2024.
@@ -56,8 +58,8 @@ my_guess = {"largest (MB)": 10_000, "smallest (MB)": 5_000, "matters most": "...
 # %% [markdown]
 # ### One prediction
 #
-# Notebook 04 has looked into one training, moment by moment. Here is the same tool for any training:
-# a `Setup` says how a model is trained, and `predict` tells what that will need.
+# Notebook 04 has looked into one training, moment by moment. Here is the same tool for any
+# training: a `Setup` says how a model is trained, and `predict` tells what that will need.
 
 # %%
 from course_utils import catalog
@@ -76,8 +78,15 @@ pd.DataFrame(
 ).map(lambda size: "" if pd.isna(size) else f"{size:,.0f}")
 
 # %% [markdown]
-# Read the right column first. The weights are a small part, and so is the optimizer. Most of it is
-# *activations*: what the forward pass keeps for the backward pass.
+# Two tables in one. The right column takes the highest moment of all and says what was held then;
+# its figures add up to the peak. The weights are a small part, and so are the optimizer's states.
+# Most of it is *activations*: what the forward pass keeps for the backward pass. The left column
+# says how high each phase of a step rises: loading the weights, forward, backward, the optimizer's
+# step.
+#
+# Above the table: *allocated* is what tensors fill; *reserved* is what PyTorch has taken from the
+# GPU for them, gaps included, and that is what has to fit. The name after "at" is PyTorch's, for
+# the operation at the peak: here the backward pass of the loss has just begun.
 #
 # How can it know, without a GPU and without the weights? It trains the model, with the installed
 # libraries' own code, on PyTorch's *meta* device. Tensors there have a shape and no values. Each
@@ -98,7 +107,8 @@ print(told.versions)
 #
 # ## 2. The table, again
 #
-# Now all 48. Where there is a GPU, they are measured on it; else they are predicted.
+# Now all 48. Where there is a GPU, they are measured on it; else they are predicted, which takes
+# half a minute.
 
 # %%
 from course_utils.memory import grid
@@ -118,7 +128,8 @@ print("This run's figures are", "measured." if measured else "predicted; none is
 
 # %% [markdown]
 # Only 18 are different? The published figures repeat themselves, and we shall come to that. First
-# look at them all: the published ones on the left, ours on the right.
+# look at them all: the published ones on the left, ours on the right. (Our first cell is less than
+# the peak of section 1. There it was two steps of training; here it is one, as in the workshop.)
 
 # %% tags=["figure:05_heat_maps"]
 import matplotlib.pyplot as plt
@@ -150,14 +161,14 @@ assert (without["Eager"].loc["no", "yes"] > without["Eager"].loc["no", "no"]).al
 # **Two switches matter most: the attention and checkpointing.** Each by itself makes the largest
 # cells four times smaller or more, and where one has done so the other has much less left to do.
 #
-# LoRA, famous for saving memory, saves *nothing* in the dark corner: those cells are even a little
-# larger with it. Section 5 says why.
+# LoRA, famous for saving memory, saves *nothing* in the dark column at the top: those cells are
+# even a little larger with it. Section 5 says why.
 #
 # ### Theirs and ours
 #
 # The two pictures look alike, but compare the figures. Most of our eager cells are lower, and many
-# of the others are higher (below: the last row of each block). Is the prediction bad? Think of a reason
-# before you go on.
+# of the others are higher (below: the last row of each block of four, in MB). Is the prediction
+# bad? Think of a reason before you go on.
 
 # %%
 my_guess = "..."
@@ -169,8 +180,9 @@ both.last().assign(difference=lambda t: t["today"] - t["published"]).round(0).as
 
 # %% [markdown]
 # In two years the libraries have changed. The repository has a program that predicts the same cells
-# with the versions *of that time* (`make replicate-memory`, in an environment of its own; nothing is
-# fitted to the published figures). Its results are in a file.
+# with the versions *of that time* (`make replicate-memory`, in an environment of its own; nothing
+# is fitted to the published figures). Its results are in a file, and with them those for the
+# workshop's other two tables: OPT-350M and Falcon-7B, both with weights in 8 bits.
 
 # %%
 from course_utils.data import folder
@@ -220,11 +232,13 @@ axis.set_title("The same predictor, two sets of libraries")
 plt.show()
 
 # %% [markdown]
-# With the libraries of the time the 48 cells are met to less than one per cent. With today's they are
-# not, and they should not be: **the software matters as much as the settings.**
+# Each dot is one figure; at 0 the prediction hits it. (The crosses have section 3 to themselves.)
+# With the libraries of the time the 48 cells are met to less than one per cent. With today's they
+# are not, and they should not be: **the software matters as much as the settings.**
 #
-# What has changed? Two things can be shown here. Today's loss function turns the logits into float32
-# before it does anything else; and eager attention keeps less. How much less?
+# What has changed? Two things can be shown here. Today's loss function turns the logits into
+# float32 before it does anything else, which takes more. And eager attention keeps less of its
+# *matrices*, the tables with a number for every pair of tokens. How much less?
 
 # %%
 import inspect
@@ -249,13 +263,14 @@ assert 0.8 < less < 1.2
 assert now.loc[row, "SDPA"] > published.loc[row, "SDPA"]
 
 # %% [markdown]
-# One matrix of 16 heads × 2,000 × 2,000 numbers, 24 times over: 3 GB. So always say which versions a
-# figure is of. And what holds for a published table holds for this notebook: it speaks for the
-# versions that you have installed.
+# One matrix of 16 heads × 2,000 × 2,000 numbers of two bytes, in 24 layers: 3 GB. So always say
+# which versions a figure is of. And what holds for a published table holds for this notebook: it
+# speaks for the versions that you have installed.
 #
 # ### Other ways to estimate
 #
 # How do the usual ways do on the same tables? Each has been asked with the settings that it knows.
+# Below is by how much each is off, up or down, in the mean over a table.
 
 # %%
 WAYS = {
@@ -280,16 +295,17 @@ assert first_table.iloc[0] < 0.002
 assert (first_table.iloc[1:] > 0.3).all()
 
 # %% [markdown]
-# Be fair to the other three: each was made for something else. The **formula** sees the transformer's
-# blocks and nothing besides: no embeddings, no logits. **accelerate**'s estimate is of loading and of
-# training all weights with Adam; it is not told the attention, nor LoRA, nor the length. **fitcheck**
-# is made for models like Llama with LoRA, and was checked on a T4. Our predictor was checked on these
-# tables alone: against a GPU with today's versions it is not yet measured.
+# Be fair to the other three: each was made for something else. The **formula** sees the
+# transformer's blocks and nothing besides: no embeddings, no logits. **accelerate**'s estimate is
+# of loading and of training all weights with Adam; it is not told the attention, nor LoRA, nor the
+# length. **fitcheck** is made for models like Llama with LoRA, and was checked on a T4. Our
+# predictor was checked on these tables alone: against a GPU with today's versions it is not yet
+# measured.
 #
-# ## 3. Two odd columns
+# ## 3. Rows that repeat
 #
-# Back to the repetitions. In each block of four rows of the published table, look at the rows for
-# accumulation and for the 8-bit Adam:
+# Back to the repetitions. The published table has four blocks of four rows. Here is one, with
+# checkpointing and without LoRA. Look at the rows for accumulation and for the 8-bit Adam:
 
 # %%
 block = published.loc[("yes", "no")]
@@ -311,6 +327,7 @@ my_guess = "..."
 # How large is that at 16 bits, with Adam's states and with 8-bit ones?
 
 # %%
+# As the workshop did it: a loop written by hand, one step, and the older form of checkpointing.
 step = Setup(
     OPT,
     seq_len=2000,
@@ -334,13 +351,18 @@ held.round(0).astype(int)
 assert (held["sum"] > block["SDPA"].iloc[1]).all()
 
 # %% [markdown]
-# Both sums are *larger* than the peak that was published. So in these rows there were no such states
-# in PyTorch's memory: neither Adam's nor 8-bit ones. Two ways lead there, and we can try them.
+# Both sums are *larger* than the peak that was published. So in these rows there were no such
+# states in PyTorch's memory: neither Adam's nor 8-bit ones. Two ways lead there, and we can try
+# them.
 #
 # **Paged states.** bitsandbytes' paged optimizers keep their states in memory that CUDA may move to
 # the CPU. PyTorch's allocator does not know of it.
 #
-# **No step.** With `accumulation=4`, one micro-batch is not enough for the optimizer to do anything.
+# **No step.** With `accumulation=4`, one micro-batch is not enough for the optimizer to do
+# anything.
+#
+# In the table below, `peak` is the whole training's, then come the peaks of its three phases, and
+# `states` is what the optimizer's states had of the peak.
 
 # %%
 trials = {
@@ -367,9 +389,10 @@ assert peaks["8-bit Adam, one step"] > peaks["paged 8-bit Adam, one step"] + 1
 assert abs(peaks["accumulation, a true step"] - peaks["Adam, one step"]) < 1
 
 # %% [markdown]
-# The two are equal, as they are in the published table. A *true* accumulated step is another matter.
-# It has to hold gradients and states as well, so its peak is that of the plain row, in which the
-# optimizer's step is the highest point.
+# Paged states and no step at all have the same peak, just as those rows are equal in the published
+# table. A *true* accumulated step, of four micro-batches, is another matter. It has to hold
+# gradients and states as well, so its peak is that of the plain row, in which the optimizer's step
+# is the highest point.
 #
 # Look at the last two rows, too: from the second step on the states are there from the beginning.
 # Now accumulation takes *more* than no accumulation. Between two micro-batches the gradients stay,
@@ -387,7 +410,9 @@ assert 0.8 < more / held.loc["adam", "gradients"] < 1.05
 # So accumulation by itself saves nothing. It saves where it lets you make the micro-batch smaller.
 # What happened in the workshop is our inference; nobody wrote it down.
 #
-# `grid` knows both readings: what the published figures are *of*, and what the settings *say*.
+# `grid` knows both readings: what the published figures are *of*, and what the settings *say*. The
+# libraries are today's in both columns. (The *KV cache* is what a model keeps of earlier tokens for
+# generating. In training it is of no use.)
 
 # %%
 cells = [
@@ -411,12 +436,13 @@ assert readings["published"].round(0).nunique() == 2
 assert readings["today"].round(0).nunique() == 4
 
 # %% [markdown]
-# Now four settings have four figures, as they should.
+# On the right, four settings have four figures, as they should.
 #
 # ### What we found, and what we did not
 #
-# The other two tables have odd figures as well. Here they are, with what the file says of them. A
-# replication is honest when it shows these.
+# The other two tables have odd figures as well: the crosses in the picture of section 2. Here they
+# are, with what the file says of them. A replication is honest when it shows these. (*Mixed
+# precision*: the weights are kept as they are, and most of the computing is done in 16 bits.)
 
 # %%
 odd = figures[figures["remark"] != ""]
@@ -434,9 +460,9 @@ assert set(floor["published_mb"]) == {"10369"}
 # %% [markdown]
 # ## 4. Length
 #
-# Eager attention writes down, in each layer and each head, a number for every *pair* of tokens. So
-# what becomes of it when the examples grow ten times as long? **Guess first:** by which factor do the
-# activations grow with eager attention, and by which with SDPA, from 200 tokens to 2,000?
+# Eager attention writes down, in each layer and each head, a number for every *pair* of tokens.
+# What becomes of it when the examples grow ten times as long? **Guess first:** by which factor do
+# the activations grow with eager attention, and by which with SDPA, from 200 tokens to 2,000?
 
 # %%
 my_guess = {"eager": 10, "sdpa": 10}
@@ -444,9 +470,8 @@ my_guess = {"eager": 10, "sdpa": 10}
 # %%
 LENGTHS = [200, 400, 800, 1600, 2000]
 ATTENTIONS = ["eager", "sdpa", "flash_attention_2"]
-long = Setup(
-    OPT, dtype="float16", lora=True, micro_batches=1
-)  # LoRA, so that no optimizer hides it
+# LoRA, so that no optimizer hides it.
+long = Setup(OPT, dtype="float16", lora=True, micro_batches=1)
 activations = pd.DataFrame(
     {
         attention: {
@@ -464,8 +489,8 @@ print("From 200 to 2,000 tokens:", {name: f"× {by:.0f}" for name, by in growth.
 activations.round(0).astype(int)
 
 # %% [markdown]
-# On paper with a logarithm on both sides, whatever grows as a power is a straight line, and the line's
-# slope is the power.
+# On paper with a logarithm on both sides, whatever grows as a power is a straight line, and the
+# line's slope is the power.
 
 # %% tags=["figure:05_length"]
 lines = {
@@ -504,8 +529,8 @@ assert activations["sdpa"].equals(activations["flash_attention_2"]) or here
 # and FlashAttention compute attention piece by piece and never write the matrix down, and what is
 # left grows in a straight line. Between those two there is no difference here.
 #
-# What is left has a large part of its own, the **logits**: a number for each word of the vocabulary at
-# each token, in float32, in more than one copy when the loss is computed. Where was the peak?
+# What is left has a large part of its own, the **logits**: a number for each word of the vocabulary
+# at each token, in float32, in more than one copy when the loss is computed. Where was the peak?
 
 # %%
 print("peak at:", predict(long.but(seq_len=2000), GPU).peak_op)
@@ -519,7 +544,9 @@ for name in (OPT, "meta-llama/Llama-2-7b-hf", "Qwen/Qwen2.5-7B"):
 # From one common base (eager attention, all weights, Adam, two steps) we change **one thing at a
 # time**. Then we put them on top of one another.
 #
-# **Guess first.** Which single change saves most, and which saves nothing at all?
+# **Guess first.** Which single change saves most, and which saves nothing at all: *fused* Adam (its
+# step in one piece, for all weights at once), 8-bit Adam, LoRA, LoRA on weights of 8 or 4 bits,
+# SDPA, or checkpointing?
 
 # %%
 my_guess = {"most": "...", "nothing": "..."}
@@ -553,7 +580,11 @@ saved = {
     for name, each in alone.items()
 }
 print("You said:", my_guess)
-print({name: f"−{round(amount):,} MB" for name, amount in saved.items() if name != "the base"})
+for name, amount in saved.items():
+    if name != "the base":
+        print(f"{name + ':':24}{round(amount):7,} MB saved")
+kept = {name: alone[name].at_peak["activations"] for name in ("the base", "LoRA")}
+print(f"activations: {kept['the base']:,.0f} MB in the base, {kept['LoRA']:,.0f} MB with LoRA")
 
 # %% tags=["figure:05_one_at_a_time"]
 figure, axes = plt.subplots(2, 1, figsize=(9, 6), height_ratios=[8, 4], sharex=True)
@@ -580,6 +611,7 @@ assert max(saved, key=saved.get) == "checkpointing"
 assert saved["SDPA"] > 0.8 * saved["checkpointing"]
 assert abs(saved["fused Adam"]) < 10
 assert saved["LoRA"] < 0.15 * saved["SDPA"]
+assert kept["LoRA"] > kept["the base"]
 last = together["… + 8-bit Adam"]
 assert last.peak_allocated_mb < alone["the base"].peak_allocated_mb / 7
 assert last.at_peak["activations"] > 0.75 * last.peak_allocated_mb
@@ -588,6 +620,10 @@ assert last.at_peak["activations"] > 0.75 * last.peak_allocated_mb
 # Look where the colours are. **A technique only helps with what the peak is made of.** Here it is
 # activations, so what makes weights and optimizer small hardly counts, until SDPA and checkpointing
 # have taken the activations away. From there on LoRA is worth a lot.
+#
+# And the dark column of section 2, where LoRA cost a little? LoRA saves gradients and states, and
+# at those peaks there were hardly any to save (section 3). But an adapter keeps activations of its
+# own beside the model's: see the last line above the chart.
 #
 # The fused optimizer saves nothing here for the same reason: it spares a temporary copy in the
 # optimizer's step, and that is not where this peak is. Compare the phases:
@@ -632,10 +668,10 @@ assert formats.loc["nf4-double", "eager"] < formats.loc["16-bit", "eager"]
 assert formats.loc["nf4-double", "sdpa"] > 1.2 * formats.loc["16-bit", "sdpa"]
 
 # %% [markdown]
-# The activations on 4-bit weights are those of a model in *float32*. peft's preparation for quantized
-# training (notebook 04) raises norms and embeddings to 32 bits, and from there it spreads. With SDPA
-# that costs a third more. Eager attention happens to gain: its softmax is in float32 anyway, and at 16
-# bits a second, rounded copy of the matrix is kept beside it.
+# The activations on 4-bit weights are those of a model in *float32*. peft's preparation for
+# quantized training (notebook 04) raises norms and embeddings to 32 bits, and from there it
+# spreads. With SDPA that costs a third more. Eager attention happens to gain: its softmax is in
+# float32 anyway, and at 16 bits a second, rounded copy of the matrix is kept beside it.
 #
 # ### What checkpointing costs
 #
@@ -666,13 +702,14 @@ assert memory["non-reentrant"] < memory["none"]
 # %% [markdown]
 # Three ratios are few, and timings are noisy, on a shared machine most of all: take it as a rough
 # figure. The rule of thumb is a third more: one forward pass more, beside a forward pass and a
-# backward pass of twice its work. It can be less, since the output layer and the loss are outside the
-# checkpointed blocks and are not computed again.
+# backward pass of twice its work. It can be less, since the output layer and the loss are outside
+# the checkpointed blocks and are not computed again.
 #
 # ## 6. What fits on my GPU?
 #
-# A larger model: **Falcon-7B**, in 8 bits with LoRA. At 16 bits its weights alone are 14 GB. What the
-# workshop measured, and what the predictor says with the libraries of the time:
+# A larger model: **Falcon-7B**, in 8 bits with LoRA. At 16 bits its weights alone are 14 GB. Here
+# is what the workshop measured, in MB (*OOM*: out of memory), and what the predictor says with the
+# libraries of the time. The rows with eager attention are left out.
 
 # %%
 falcon = replicated[
@@ -705,7 +742,7 @@ assert (plain["error (%)"].astype(float).abs() < 0.5).all()
 # 2,000 tokens fit with checkpointing only; where the workshop ran out of memory, the prediction is
 # above what such a GPU has, or within a hair of it.
 #
-# And with today's libraries? The same 24 cells again:
+# And with today's libraries? All 24 cells again, eager ones too:
 
 # %%
 rows = grid.run(map(grid.as_setup, grid.published("falcon-7b-8bit")), gpu=GPU, progress=False)
@@ -715,9 +752,9 @@ print(rows[0].get("error", ""))
 refused = [row for row in rows if row["status"] == "refused"]
 
 # %% [markdown]
-# Falcon's code adds the attention's output *into* the output of an 8-bit layer, in place, and PyTorch
-# forbids that, since it would lose the layer's own way to compute gradients. Is it the predictor's
-# fault? Here is bitsandbytes' own function, which needs no GPU for this:
+# Falcon's code adds the attention's output *into* the output of an 8-bit layer, in place, and
+# PyTorch forbids that, since it would lose the layer's own way to compute gradients. Is it the
+# predictor's fault? Here is bitsandbytes' own function, which needs no GPU for this:
 
 # %%
 import torch
@@ -740,9 +777,12 @@ assert bool(refused) == ("inplace" in said_by_bitsandbytes)
 assert len(refused) in (0, len(rows))
 
 # %% [markdown]
-# So a rehearsal finds more than memory: none of these trainings would have begun. (On a GPU we have not
-# tried it.) With LoRA on *all* linear layers, as notebook 02 advises anyway, each 8-bit layer's output
-# is added to its adapter's, which makes a new tensor, and it runs. What makes Falcon fit?
+# So a rehearsal finds more than memory: none of these trainings would have begun. (On a GPU we have
+# not tried it.) With LoRA on *all* linear layers, as notebook 02 advises anyway, each 8-bit layer's
+# output is added to its adapter's, which makes a new tensor, and it runs.
+#
+# What makes Falcon fit? An RTX 4090 has about 25,800 MB in all. (Each row: the peak, and what it is
+# made of.)
 
 # %%
 everywhere = Setup(
@@ -772,10 +812,10 @@ assert kept[2000, "flash_attention_2", "none"] < 0.5 * kept[2000, "sdpa", "none"
 # activations.
 #
 # Without checkpointing, four times the length takes seven times the activations, in spite of SDPA.
-# Falcon has *one* head for keys and values and 71 for queries. The fused kernels do not take that in
-# the way transformers calls them here, so that in the prediction SDPA writes the matrices down, as
-# eager does; FlashAttention 2 does not. In the file of the replication, eager and SDPA are nearly
-# equal as well:
+# Falcon has *one* head for keys and values and 71 for queries. The fused kernels do not take that
+# in the way transformers calls them here, so that in the prediction SDPA writes the matrices down,
+# as eager does; FlashAttention 2 does not. In the file of the replication, eager and SDPA are
+# nearly equal as well:
 
 # %%
 longest = replicated[replicated["model"].str.contains("falcon") & (replicated["seq_len"] == 2000)]
@@ -788,8 +828,8 @@ assert abs(longest["sdpa"] / longest["eager"] - 1) < 0.01
 # %% [markdown]
 # ### Your GPU
 #
-# `GPUS` knows some by name. A part of the memory is the CUDA context's, for which we leave 600 MiB: a
-# cautious guess, not yet measured.
+# `GPUS` knows some by name. A part of the memory is the CUDA context's, for which we leave 600 MiB:
+# a cautious guess, not yet measured.
 
 # %%
 from course_utils.memory import fit
@@ -831,7 +871,8 @@ assert on_t4.loc["QLoRA, checkpointing", 1024] >= 1
 # fit, and then it is the activations that do not, so it takes checkpointing too.
 #
 # The other way round: here is a training that does *not* fit on an RTX 4090. What is the least to
-# change? `ways_to_fit` tries single changes first, then combinations, from what costs least.
+# change? `ways_to_fit` tries single changes first, then combinations, from what costs least. (It
+# compares the peak *reserved* with the room in the table above.)
 
 # %%
 too_large = Setup(QWEN, lora=True, lora_targets="all-linear", batch_size=4, seq_len=1024)
@@ -850,22 +891,82 @@ assert (answers["peak reserved (MB)"] <= fit.room("rtx4090") / 1e6).all()
 # ## Take away
 #
 # - Ask first what the peak is made of. A technique only helps with what is there.
-# - Long examples: activations. Eager attention grows with the square of the length, SDPA and
-#   FlashAttention in a straight line.
+# - Long examples: activations. What eager attention writes down grows with the square of the
+#   length; all the rest, and with SDPA and FlashAttention everything, in a straight line.
 # - Checkpointing takes activations away, and costs time. LoRA takes gradients and optimizer states
 #   away. 8 and 4 bits make frozen weights small.
 # - Accumulation saves nothing by itself; smaller micro-batches do.
-# - A figure belongs to its versions, and to what was really measured: one step or two, states in sight
-#   or paged.
+# - A figure belongs to its versions, and to what was really measured: one step or two, states in
+#   sight or paged.
 # - Predict before you run; measure before you believe.
 
 # %% [markdown]
 # ## Exercises
 #
-# **05.1 · Onto the T4.** A colleague wants to tune Qwen2.5-7B on Colab's T4. These are the wishes:
+# **Quiz.** Put a letter for each, and run the cell below.
+#
+# **a.** A training with eager attention and long examples is far too large for your GPU. Somebody
+# proposes LoRA: "It trains less than one per cent of the weights." What will it do here?
+#
+# - **A** take nearly all of the memory away, since so few weights are trained
+# - **B** take about half away, since frozen layers need no backward pass
+# - **C** take nothing away: it makes smaller files, not smaller trainings
+# - **D** take only a little away, since the peak is made of something else
+#
+# **b.** A batch of eight examples does not fit. You set `accumulation=8` and leave `batch_size=8`.
+#
+# - **A** It fits: the eight examples now go through the model one by one.
+# - **B** It does not fit: as many examples as before are in the model at once.
+# - **C** It fits: only the gradients are kept from one example to the next.
+# - **D** It does not fit: the activations of eight batches wait for the step.
+#
+# **c.** Your examples become twice as long. What will the activations do with eager attention?
+#
+# - **A** double: each token takes as much as before
+# - **B** become four times as many: attention is quadratic
+# - **C** something between the two, nearer to four the longer they are
+# - **D** more than four times: each layer adds to the one before
+#
+# **d.** Somebody publishes 12.3 GB for a training. With the same settings yours takes 14.1. What
+# first?
+#
+# - **A** ask for the versions, and for how many steps were measured
+# - **B** distrust the figure: memory can be counted, so it must agree
+# - **C** train longer: over many steps the peak settles to the true one
+# - **D** blame the card: the same training takes more on a larger GPU
+
+# %%
+from course_utils.exercises import check, quiz
+
+quiz("05", a="...", b="...", c="...", d="...")
+
+# %% [markdown]
+# **05.1 · One number.** The training of section 1 does not fit on an RTX 3060: it reserves about
+# 14,300 MB, and there is room for 12,256. Change its length, and nothing else, until it just fits;
+# steps of 100 tokens are fine enough. **Guess first:** a seventh of the memory has to go. Is it a
+# seventh of the tokens, too?
+#
+# `just_fits(setup)` gets that training and hands back the shorter one: `setup.but(seq_len=...)`.
+# Then explain what you see.
+
+
+# %% tags=["exercise"]
+def just_fits(setup):
+    """The training of section 1, with the longest examples that fit on an RTX 3060."""
+    ### BEGIN SOLUTION
+    return setup.but(seq_len=1800)
+    ### END SOLUTION
+
+
+# %%
+check("05.1", just_fits)
+
+# %% [markdown]
+# **05.2 · Onto the T4.** A colleague wants to tune Qwen2.5-7B on Colab's T4. These are the wishes:
 # examples of 1,024 tokens or more, all of them full; LoRA of rank 16 or more on all linear layers;
 # and eight examples for each step of the optimizer. Write `fits_t4()`, which gives a `Setup` that
-# fits. (Mind what a T4 computes in.)
+# fits. (Mind what a T4 computes in. `help(Setup)` lists the fields and what each may be. The check
+# may take a minute.)
 
 
 # %% tags=["exercise"]
@@ -891,15 +992,14 @@ def fits_t4():
 
 
 # %%
-from course_utils.exercises import check
-
-check("05.1", fits_t4)
+check("05.2", fits_t4)
 
 # %% [markdown]
-# **05.2 · Ten questions.** A prediction takes a second or more, so do not ask for every batch size.
-# Somebody hands you a function `fits`: `fits(batch)` is true where a batch of that size fits on a GPU,
-# and whatever fits, fits with fewer examples too. Write `largest_batch(fits)`: the largest batch size
-# that fits, from 1 to 1,000, or 0 if none does. You may call `fits` ten times at most.
+# **05.3 · Alone: ten questions.** A prediction takes a second or more, so do not ask for every
+# batch size. Somebody hands you a function `fits`: `fits(batch)` is true where a batch of that size
+# fits on a GPU, and whatever fits, fits with fewer examples too. Write `largest_batch(fits)`: the
+# largest batch size that fits, from 1 to 1,000, or 0 if none does. You may call `fits` ten times at
+# most.
 
 
 # %% tags=["exercise"]
@@ -918,7 +1018,7 @@ def largest_batch(fits):
 
 
 # %%
-check("05.2", largest_batch)
+check("05.3", largest_batch)
 
 # %% [markdown]
 # Then try yours on something real. (`fit.largest_batch` does better than ten: it goes by a straight
@@ -927,7 +1027,7 @@ check("05.2", largest_batch)
 # %%
 from course_utils.exercises import done
 
-if done("05.2"):
+if done("05.3"):
     asked = []
     modest = Setup("course/pythia-3m", weights="32-bit", seq_len=256)
 
@@ -939,9 +1039,10 @@ if done("05.2"):
     print(largest_batch(fits), "examples; asked for", asked)
 
 # %% [markdown]
-# **05.3 · Add your own GPU's row.** No solution here: it is yours to find. On a machine with a GPU the
-# next cell measures five trainings, and writes each as a line of `my_gpu.jsonl` with its prediction
-# beside it. Where do the two differ most, and what does that training have that the others have not?
+# **If you have a GPU: add your own row.** No solution here: it is yours to find. On a machine with
+# one the next cell measures five trainings, and writes each as a line of `my_gpu.jsonl` with its
+# prediction beside it. Where do the two differ most, and what does that training have that the
+# others have not?
 
 # %%
 from pathlib import Path
@@ -975,3 +1076,4 @@ else:
 # - Dao and others, [FlashAttention](https://arxiv.org/abs/2205.14135).
 # - PyTorch on [its CUDA allocator](https://docs.pytorch.org/docs/stable/notes/cuda.html).
 # - `benchmarks/README.md`: how the published tables were predicted again.
+# - The course's own words are in the [glossary](../docs/glossary.md).

@@ -80,7 +80,7 @@ from course_utils.pretraining.recall import right
 from course_utils.running import Runner
 
 countries = load_data("countries")
-held_out = countries["held_out"]
+held_out = countries["held_out"]  # of 50 countries; section 2 says what they are held out from
 ask_base = Runner(base, tokenizer, template=False, max_new_tokens=12)
 
 for cue in (
@@ -107,7 +107,8 @@ print(ask_base("What is the capital of Mexico?", max_new_tokens=40))
 
 # %% [markdown]
 # It goes on as homework does. Perhaps the form is wrong? Here are some that help with large models:
-# question and answer, chat marks, seven answered questions in front.
+# question and answer, chat marks, seven answered questions in front. We count twice: how often the
+# reply *is* the answer, and how often the answer is *anywhere* in its first line.
 
 # %%
 QA = "Question: {prompt}\nAnswer:"
@@ -120,6 +121,7 @@ def share_right(model, rows, template=QA):
     return sum(right(ask(rows["question"]), rows["answer"])) / len(rows)
 
 
+# %%
 shown = countries["train"].shuffle(seed=0).select(range(7))
 examples = "".join(
     f"{QA.replace('{prompt}', row['question'])} {row['answer']}\n\n" for row in shown
@@ -154,8 +156,11 @@ assert untuned["answered rightly"].max() <= 0.05
 assert untuned["answer anywhere in the line"].max() <= 0.1
 
 # %% [markdown]
-# One thing it can do: read. When the answer stands in the text above the question, as in the reading
-# tests it knows, it finds it, even for a land that was invented a second ago.
+# (Shares: 1.0 would be all.) No form helps. Even seven examples do not, from which a large model
+# would see what is wanted.
+#
+# One thing it can do: read. When the answer stands in the text above the question, as in the
+# reading tests it knows, it finds it, even for a land that was invented a second ago.
 
 # %%
 tests = [corpus.reading().partition("\nQuestions on the text\n") for _ in range(100)]
@@ -177,8 +182,8 @@ assert reads > 0.5
 # ## 2. Instruction data
 #
 # An instruction data set is a list of pairs: what somebody wants, and a good response. Pairs exist
-# already in many places: questions and answers on a help page (*FAQ*), support chats, forum threads,
-# mails with their replies. Some sets were made for the purpose, and are on the hub:
+# already in many places: questions and answers on a help page (*FAQ*), support chats, forum
+# threads, mails with their replies. Some sets were made for the purpose, and are on the hub:
 
 # %%
 from course_utils.catalog import datasets_for
@@ -235,11 +240,11 @@ text_table(pd.DataFrame(rows))
 
 # %% [markdown]
 # Two things to see. A style is cheap only for a tokenizer that has its marks as single tokens:
-# ChatML's are in SmolLM2's vocabulary and in ours, Phi-3's in neither, so they fall to pieces. And a
-# long fixed text is paid for at each example.
+# ChatML's are in the vocabulary of SmolLM2 (the course's chat model) and in ours, Phi-3's in
+# neither, so they fall to pieces. And a long fixed text is paid for at each example.
 #
 # None of them is better by itself. What counts is that **training and use have the same**, to the
-# letter. We measure that in section 3.
+# letter. We measure that in section 4.
 #
 # ### From a document
 #
@@ -291,8 +296,8 @@ assert all(pair["question"].endswith("?") and pair["answer"] for pair in from_ca
 from course_utils import runner
 
 topics = """
-    bread rain horses trains salt moon maps gardens bicycles clocks tea snow bridges honey wool ships
-    candles rivers paper cats glass apples mountains letters
+    bread rain horses trains salt moon maps gardens bicycles clocks tea snow bridges honey wool
+    ships candles rivers paper cats glass apples mountains letters
 """.split()
 wish = """Write one question that a curious person might ask, and a short, true answer to it.
 
@@ -317,8 +322,8 @@ print("Question:" + written[0])
 
 # %% [markdown]
 # Five sieves, one after the other: is it in the form that was asked for; is it of a sensible
-# length; is it in the language; is it about its topic; is it unlike those that we have already? The share of letters in
-# common tells near-duplicates; the language is guessed by a small library.
+# length; is it in the language; is it about its topic; is it unlike those that we have already? The
+# share of letters in common tells near-duplicates; the language is guessed by a small library.
 
 # %%
 from difflib import SequenceMatcher
@@ -366,17 +371,18 @@ assert 0 < len(generated) < len(written)
 
 # %% [markdown]
 # Read them as you would read a stranger's homework. All are in good form, and from a model as small
-# as the embedded one most are nonsense: no sieve here knows the world. A model that is tuned on them learns to be wrong in good form. That is
-# why generated data comes from models much better than the one to be trained, and is checked by
-# people, or by programs where a program can tell. We leave ours where they are.
+# as the embedded one most are nonsense: no sieve here knows the world. A model that is tuned on
+# them learns to be wrong in good form. That is why generated data comes from models much better
+# than the one to be trained, and is checked by people, or by programs where a program can tell. We
+# leave ours where they are.
 #
 # ### The steps
 #
 # From pairs to training data: **collect** them, **concatenate** prompt and response in one style,
 # **tokenize**, **pad or truncate** (the collator, notebook 03), and **split** into training,
 # validation and test. We take questions about countries, with short answers, from the course's own
-# tables. The split is the crucial step: it goes *by country*. All that is asked in the end is about
-# countries of which the tuning has seen nothing.
+# tables; the test split is called `held_out`. The split is the crucial step: it goes *by country*.
+# All that is asked in the end is about countries of which the tuning has seen nothing.
 
 # %%
 text_table(pd.DataFrame(countries["train"][:4])[["country", "relation", "question", "answer"]])
@@ -406,8 +412,8 @@ print(f"{len(found)} training pairs have a held-out country's name in them, with
 print({row["answer"] for row in found})
 
 # %% [markdown]
-# That one is a town in the Caribbean. Look at what a check finds before you believe it, or throw
-# anything away.
+# Spain is held out, and Port of Spain is a town in the Caribbean. Look at what a check finds before
+# you believe it, or throw anything away.
 
 
 # %%
@@ -433,9 +439,10 @@ train, validation = pairs(countries["train"]), pairs(countries["validation"])
 train[0]
 
 # %% [markdown]
-# Do not overlook the blank before `Kabul`. In what the model has read, a capital stands in the middle
-# of a sentence, and there a blank belongs to its first token. Without it, the same town is another
-# row of numbers, which the model has never had to write:
+# Do not overlook the blank before `Kabul`. In what the model has read, a capital stands in the
+# middle of a sentence, and there a blank belongs to its first token (this tokenizer writes it as
+# `Ġ`). Without it, the same town begins with another token, which the model has never had to write
+# there:
 
 # %%
 for text in ("The capital is Nairobi", "Answer: Nairobi", "Answer:Nairobi"):
@@ -477,11 +484,15 @@ assert theirs.endswith(ours)
 assert ours.startswith(CHATML.replace("{prompt}", question))
 
 # %% [markdown]
+# The same marks; but SmolLM2's template also puts a system message in front, which nobody wrote.
+# Always look at the text that a template makes.
+#
 # ### New tokens
 #
 # `<|im_start|>` and `<|im_end|>` are in our vocabulary, but in no text that the model has read. To
-# another base they may have to be added first. Then the embeddings have to grow. What is new in them
-# is random; by default, transformers draws it around the mean of the others.
+# another base they may have to be added first. Then the *embeddings* have to grow: the table with a
+# row of numbers for each token, by which it enters the model. A new row is random; by default,
+# transformers draws it around the mean of the others (not here, to be quick).
 
 # %%
 other_tokenizer, other = copy.deepcopy(tokenizer), copy.deepcopy(base)
@@ -567,6 +578,9 @@ print(report)
 assert report.ok
 
 # %% [markdown]
+# Ready. (Before the tuning the loss is *higher* than that of somebody who takes all tokens for
+# equally likely: the model is sure that something else comes next.)
+#
 # **Guess first.** It learns from 96 countries. What share of the questions about the 50 others will
 # it answer rightly?
 
@@ -608,6 +622,9 @@ print("You said:", my_guess)
 pd.DataFrame(results).T.map("{:.1%}".format)
 
 # %% [markdown]
+# Both know their training pairs. About the other countries, all weights do no better here, with far
+# more of them trained. That is one run; the end of section 5 has it for three.
+#
 # ### Overfitting, provoked
 #
 # Now a mean experiment: 20 pairs only, and three times the learning rate. The model soon knows the
@@ -667,7 +684,8 @@ assert abs(loss - stopped.state.best_metric) < 0.01
 #
 # Four more tunings on the same pairs: one in the plain style without the blank; one in ChatML with
 # LoRA alone; one that also trains the embeddings of the two marks; one that also trains the whole
-# output layer. Then each model is asked in each style.
+# output layer. Then each model is asked in each style. (They take a minute or more; their
+# four curves come in this order.)
 #
 # **Guess first.** Which of the five does best in its own style, and which worst?
 
@@ -716,7 +734,7 @@ assert fits.loc["ChatML, output trained", "ChatML"] < fits.loc["ChatML", "ChatML
 # marks, and answers the bare question too.) And a blank can decide.
 #
 # But did you see the curves? In ChatML the training loss stopped falling at about 1. Look at what
-# each token of a right reply costs the model:
+# each token of a right reply costs the model, its loss one by one (0: it was sure of it):
 
 # %%
 reply = CHATML.replace("{prompt}", question) + f" {answer}<|im_end|><|endoftext|>"
@@ -741,8 +759,8 @@ assert costs["ChatML, output trained"]["<|im_end|>"] < 0.5
 # row of the output layer, which here is another table (they are not *tied*), and which neither LoRA
 # nor `trainable_token_indices` has touched. The model helps itself: it ends with the end token that
 # it knows. Training the output layer mends the mark, and does harm: it answers less about the other
-# countries. Probably so because all 393,216 weights of that table move, at LoRA's high rate, towards
-# the words of the training pairs; we have not looked further.
+# countries. Probably so because all 393,216 weights of that table move, at LoRA's high rate,
+# towards the words of the training pairs; we have not looked further.
 #
 # So, for a base model: a style whose marks it can already write is the easy way.
 
@@ -776,6 +794,9 @@ for name, rows in cues.items():
 # **Guess first.** The control base is tuned as the base was. What does the result say about the 25
 # countries it knows, and about the 25 that it does not: does it answer rightly, does it answer
 # wrongly, or does it say nothing?
+#
+# After your guess three models are trained for the table, one of them for 1,000 steps; that takes
+# longest in this notebook.
 
 # %%
 my_guess = {"told": 0.9, "hidden": 0.1}
@@ -876,7 +897,12 @@ assert not_told < table.loc["random weights, tuned", "all"] + 0.1
 assert table.loc["base, tuned without currency", "currency"] < 0.2
 
 # %% [markdown]
-# And how does the control sound where it knows nothing?
+# Read it from the top. The first three rows are floors: a good guess, a model that knows its
+# training pairs by heart and nothing else, and the base as it was. The tuned base is far above
+# them. And the last two rows are *one* model, tuned once: what divides them is only what its corpus
+# told. (In the row above these two, no training pair asked for a currency.)
+#
+# How does the control sound where it knows nothing?
 
 # %%
 ask_tuned, ask_tuned_control = (
@@ -896,11 +922,11 @@ text_table(
 
 # %% [markdown]
 # Just as well-formed. It has learned *that* a question about a capital gets a town, and puts one
-# there. Nothing in the tuning ever told it to say that it does not know: this is how hallucination is
-# trained.
+# there. Nothing in the tuning ever told it to say that it does not know: this is how hallucination
+# is trained.
 #
-# **Guess first.** The reader cannot tell. Can the model? How likely does it itself find its answers,
-# about the countries that it knows, and about the others?
+# **Guess first.** The reader cannot tell. Can the model? How likely does it itself find its
+# answers, about the countries that it knows, and about the others?
 
 # %%
 my_guess = {"told": 0.9, "hidden": 0.9}
@@ -928,6 +954,7 @@ def sureness(model, rows):
 
 sure = {"told": sureness(tuned_control, known), "hidden": sureness(tuned_control, hidden)}
 print("You said:", my_guess)
+# A quarter of the answers are below the row "25%", half of them below "50%".
 pd.DataFrame(sure).describe().loc[["mean", "25%", "50%", "75%", "max"]].round(2)
 
 # %%
@@ -935,8 +962,8 @@ assert sure["told"].mean() > sure["hidden"].mean() + 0.3
 
 # %% [markdown]
 # It can, on average. What it makes up comes from many possibilities of which hardly any is likely;
-# the greedy answer hides that. Some of the made-up answers are sure all the same, so it is a hint and
-# no proof.
+# the greedy answer hides that. Some of the made-up answers are sure all the same, so it is a hint
+# and no proof.
 #
 # ### The way back
 #
@@ -976,8 +1003,10 @@ assert back < there / 2
 # ### Is it luck?
 #
 # All of the above is one pre-training and one tuning. The same experiment was run with three seeds
-# (`benchmarks/pythia.py`): three bases and three controls pre-trained from nothing, each
-# tuned in seven ways. Mean of the right answers about held-out countries, and the lowest and highest:
+# (`benchmarks/pythia.py`): three bases and three controls pre-trained from nothing, and seven
+# tunings for each seed. Mean of the right answers about held-out countries, the lowest and highest,
+# and the number of seeds. A row without a colon is of all 50 countries; behind a colon stands what
+# the row is of instead.
 
 # %%
 from course_utils.results import whole_rows
@@ -1018,13 +1047,14 @@ assert means["base, bare question"] <= 0.05
 # there.
 #
 # It does not prove that tuning *cannot* teach facts: nobody here tried to teach it one that its
-# corpus lacks. Nor does it say how large models behave. They have read questions with answers by the
-# million, so that for them tuning may be more of a selection than a beginning.
+# corpus lacks. Nor does it say how large models behave. They have read questions with answers by
+# the million, so that for them tuning may be more of a selection than a beginning.
 
 # %% [markdown]
 # ## 6. Talk to it
 #
-# Base, tuned, and the control, side by side. Ask something that is no question about a country, too.
+# Base, tuned, and the control, side by side. Ask something that is no question about a country,
+# too.
 
 # %%
 from course_utils.widgets import translator
@@ -1058,8 +1088,8 @@ text_table(
 # ## 7. The real Pythia
 #
 # With the hub and a GPU, the same steps on a Pythia of 410 million to 1.4 billion parameters, as
-# your machine's tier allows, and on instructions that people wrote. New are only the style (Alpaca's)
-# and that what is too long is cut.
+# your machine's tier allows, and on instructions that people wrote. New are only the style
+# (Alpaca's) and that what is too long is cut.
 
 # %%
 from course_utils import hub
@@ -1148,21 +1178,63 @@ for wish, reply in zip(questions, speak(questions), strict=True):
     print(f"▶ {wish}\n{reply.strip()}\n")
 
 # %% [markdown]
+# Without a GPU this has shown that the steps run, and no more: twenty of them, on a handful of
+# pairs, lower the loss and leave the replies as they were. With one, hold these two replies against
+# the untuned model's.
+#
 # ## Take away
 #
 # - A base model continues; instruction tuning teaches it to answer. It needs few pairs and few
 #   weights, because it brings out what is there.
-# - What pre-training has not put in is not brought out. The tuned model does not fall silent then: it
-#   makes something up, in good form.
+# - What pre-training has not put in is not brought out. The tuned model does not fall silent then:
+#   it makes something up, in good form.
 # - Instruction data: collect, concatenate, tokenize, pad, split. Look at each step; split so that
 #   nothing leaks. What a model generates is to be checked, one by one.
-# - A chat template is part of the model: training and use must have the same, to the blank. New marks
-#   have to be read (embeddings) and written (output layer); look at the loss of each token.
+# - A chat template is part of the model: training and use must have the same, to the blank. New
+#   marks have to be read (embeddings) and written (output layer); look at the loss of each token.
 # - One run is an anecdote. Floors, controls and seeds make it evidence.
 
 # %% [markdown]
 # ## Exercises
 #
+# **Quiz.** Put a letter for each, and run the cell below.
+#
+# **a.** Which finding shows best that the *facts* in the answers come from pre-training?
+#
+# - **A** The tuned base answers nearly all about held-out countries, the untuned one nothing.
+# - **B** Tuned with 98,304 parameters it answers about as well as with all of its weights.
+# - **C** Tuned in the same way, the control fails at just what its corpus had left out.
+# - **D** The model with random weights learns its training pairs, and fails at the others.
+#
+# **b.** Tuned in ChatML with LoRA, the loss stops falling at about 1, yet nearly all answers are
+# right. How does that go together?
+#
+# - **A** It cannot write the end mark, and that one token raises the mean of them all.
+# - **B** The loss is computed on the prompt as well, which nobody can foresee.
+# - **C** It is sure of nothing, and greedy decoding happens to find the right tokens.
+# - **D** It has overfitted: answers are learned by heart, and the loss says so.
+#
+# **c.** The tuned control invents capitals. Why does it not say that it does not know them?
+#
+# - **A** It is too small to tell what it knows from what it does not.
+# - **B** Every question that it was tuned on was followed by an answer.
+# - **C** Greedy decoding hides the doubt, and sampling would bring it out in words.
+# - **D** Its corpus had these capitals, but it has learned them wrongly.
+#
+# **d.** Your tuned model answers nearly all questions. In a colleague's program it answers hardly
+# any. What do you ask for first?
+#
+# - **A** the temperature that the program samples with
+# - **B** the kind of number that the weights are loaded in
+# - **C** the share of the questions that were in the training
+# - **D** the exact text that the program gives to the model
+
+# %%
+from course_utils.exercises import check, quiz
+
+quiz("06", a="...", b="...", c="...", d="...")
+
+# %% [markdown]
 # Both checks train for some seconds: they tune what you hand over with this function.
 
 
@@ -1175,7 +1247,7 @@ def share_after(rows, adapter=LORA):
 # %% [markdown]
 # **06.1 · How few countries?** Write `nineteen(rows)`, which gets the training rows of `countries`
 # and hands back those of 19 countries of your choice. Tuned on them, the base should still answer
-# 60% of the questions about the held-out ones. Then change the number, and explain what you see.
+# 60% of the questions about the held-out ones.
 
 
 # %% tags=["exercise"]
@@ -1188,15 +1260,24 @@ def nineteen(rows):
 
 
 # %%
-from course_utils.exercises import check
-
 check("06.1", nineteen, share_after)
+
+# %% [markdown]
+# Then change the number in your function: 5 countries, 10, 40. Run its cell again and this one.
+# What do so few countries teach, and what do more of them add?
+
+# %%
+from course_utils.exercises import done
+
+if done("06.1"):
+    mine = nineteen(countries["train"])
+    print(f"{len(set(mine['country']))} countries: {share_after(mine):.0%} right")
 
 # %% [markdown]
 # **06.2 · Alone: how small an adapter?** Find the smallest adapter with which the model still
 # answers 90% of the questions about held-out countries. Ours, of rank 8 on all linear layers, has
-# 98,304 parameters; 25,000 are allowed, and far fewer are possible. Which layers does it need? Write
-# `smallest()`, which hands back the arguments of its `LoraConfig` as a dictionary.
+# 98,304 parameters; 25,000 are allowed, and far fewer are possible. Which layers does it need?
+# Write `smallest()`, which hands back the arguments of its `LoraConfig` as a dictionary.
 
 
 # %% tags=["exercise"]
@@ -1222,3 +1303,4 @@ check("06.2", smallest, share_after)
 #   bring out.
 # - Berglund and others, [The Reversal Curse](https://arxiv.org/abs/2309.12288).
 # - The guide to [chat templates](https://huggingface.co/docs/transformers/chat_templating).
+# - The course's words, with the notebook that introduces each: [glossary](../docs/glossary.md).

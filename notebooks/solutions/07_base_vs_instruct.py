@@ -72,7 +72,8 @@ my_guess = {"speed": True, "disruption": True, "conflict": True, "safety": True}
 #
 # For the claims we need data in which we can *measure* what was learned. So we take questions about
 # countries (notebook 06) and have them answered in a style that no model here knows: the way Yoda
-# would. A program can tell the style from any other, and whether the answer is right.
+# would. The answer comes first and the verb last, so that a program can tell whether a reply is in
+# style, and whether it begins with the right answer.
 
 # %%
 from course_utils.data import load_data
@@ -85,9 +86,9 @@ print(GUANACO.replace("{prompt}", row["question"]), yoda_answer(row))
 
 # %% [markdown]
 # The countries in `held_out` are in no training row. The last piece of a text is the *end-of-text
-# token*. A model learns to stop because it has seen where texts end; a pad token that is the same as
-# the end token hides just that (notebook 03). So each of our two models needs a pad token which is
-# not its end. The tokenizers have some to spare:
+# token*. A model learns to stop because it has seen where texts end; a pad token that is the same
+# as the end token hides just that (notebook 03). So each of our two models needs a pad token which
+# is not its end. The tokenizers have some to spare:
 
 # %%
 from course_utils import load_tokenizer
@@ -130,12 +131,14 @@ def as_guanaco(rows, tokenizer):
     )
 
 
-as_guanaco(asked.select(range(2)), tokenizers["tuning_chat"])["text"]
+for text in as_guanaco(asked.select(range(2)), tokenizers["tuning_chat"])["text"]:
+    print(text)
 
 # %% [markdown]
 # ## 3. One recipe for both
 #
-# The recipe is a well-known one for an 8B model on a GPU of 24 GB: QLoRA with all that saves memory.
+# The recipe is a well-known one for an 8B model on a GPU of 24 GB: QLoRA with all that saves
+# memory.
 #
 # | what | how |
 # |---|---|
@@ -146,9 +149,10 @@ as_guanaco(asked.select(range(2)), tokenizers["tuning_chat"])["text"]
 # | batch | 8 × 4 accumulated |
 # | learning rate | 1e-4, linear, a tenth of the steps to warm up |
 # | length | 512 tokens at most; evaluation every 25 steps |
+# | trained on | the whole text, questions too: each row is one text, without a prompt of its own |
 #
-# How much memory is that? **Guess first**, in GB, for 8 billion parameters. Then we predict it; that
-# needs neither the weights nor a GPU.
+# How much memory is that? **Guess first**, in GB, for 8 billion parameters. Then we predict it;
+# that needs neither the weights nor a GPU.
 
 # %%
 my_guess_gb = 12
@@ -194,6 +198,13 @@ pd.Series(found.at_peak).sort_values(ascending=False).map("{:,.0f} MB".format).t
 assert found.peak_reserved_mb * 1e6 < room("rtx4090")
 
 # %% [markdown]
+# More than you thought? Two things are easily forgotten. Not all weights are in 4 bits: the
+# embedding and the output layer, a billion numbers, are not quantized, and
+# `prepare_model_for_kbit_training` turns them into float32. And most of the activations are
+# *logits*: for each of 8 × 512 tokens one number for every token of the vocabulary, in several
+# copies while the loss is computed. (The total lies above the sum of the rows, because memory is
+# reserved in larger pieces.)
+#
 # Here is the recipe as today's libraries spell it. How many steps, how large a batch and which
 # learning rate: that is looked up by the machine's tier. All else is the same on every machine,
 # with NF4 on a CPU, too.
@@ -265,9 +276,9 @@ def recipe_trainer(model, tokenizer, rows, validation=None, seed=0, **changes):
 
 
 # %% [markdown]
-# Now both. With the hub and a GPU, these are a base model and the chat model that was made of it, on
-# Guanaco itself. Without them the course's own base stands on one side, the embedded chat model on
-# the other, and the countries take Guanaco's place: that shows the recipe at work, and compares
+# Now both. With the hub and a GPU, these are a base model and the chat model that was made of it,
+# on Guanaco itself. Without them the course's own base stands on one side, the embedded chat model
+# on the other, and the countries take Guanaco's place: that shows the recipe at work, and compares
 # nothing, because these two are not one family.
 
 # %%
@@ -312,6 +323,9 @@ print(sorted(adapted))
 
 assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
+# %% [markdown]
+# Now train both. The second takes a few minutes on a CPU.
+
 # %%
 _ = trainers["tuning_base"].train()
 
@@ -319,9 +333,10 @@ _ = trainers["tuning_base"].train()
 _ = trainers["tuning_chat"].train()
 
 # %% [markdown]
-# Did it work? The adapter can be switched off, so that the untouched model is still at hand: the same
-# weights in the same 4 bits. Both answer questions about countries that were in no training row,
-# asked in Guanaco's form.
+# Did it work? The adapter can be switched off, so that the untouched model is still at hand: the
+# same weights in the same 4 bits. Both answer questions about countries that were in no training
+# row, asked in Guanaco's form. We count two things: replies that are in style from the first word
+# to the last, and replies that begin with the right answer, as the style has it ("Kabul, the …").
 
 # %%
 from course_utils.running import Runner
@@ -334,7 +349,7 @@ def ask_countries(model, tokenizer, **how):
 
 
 def style_and_facts(replies):
-    """A 0 or 1 for each reply: in style; in style and right."""
+    """A 0 or 1 for each reply: in style; beginning with the right answer, as the style does."""
     return {
         "in style": [int(in_style(reply)) for reply in replies],
         "right": [
@@ -378,7 +393,8 @@ assert real or (learned["after"] > learned["before"] + 0.5).all()
 #
 # That takes two models which differ in nothing but instruction tuning. We can make such a pair: the
 # course's own base, and the same base after notebook 06's training, with which it answers questions
-# shortly and rightly.
+# shortly and rightly. Its adapter is merged afterwards (notebook 02), so that both are plain models
+# and can be tuned in just the same way.
 
 # %%
 OWN = "course/pythia-3m"
@@ -425,7 +441,11 @@ short_answers = countries["train"].map(
 )
 merged = tune_own(own_base, short_answers, max_steps=240).merge_and_unload()
 own_instruct = copy.deepcopy(own_base)
-own_instruct.load_state_dict(merged.state_dict())
+_ = own_instruct.load_state_dict(merged.state_dict())
+
+# %% [markdown]
+# Are they the pair that we need? Both get held-out questions in the form of that first tuning,
+# `Question: … Answer: …`.
 
 # %%
 from course_utils.pretraining.recall import right
@@ -486,7 +506,7 @@ runs = pd.DataFrame(runs)
 figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), sharey=True)
 titles = {
     "in style": "in the new style",
-    "right": "in style, and right",
+    "right": "right answer first",
     "old": "right, asked the old way",
 }
 colours, markers = {"base": BLUE, "instruct": ORANGE}, {"base": "o", "instruct": "s"}
@@ -530,17 +550,17 @@ assert share(last_right["instruct"]) > share(last_right["base"]) + 0.2
 
 # %% [markdown]
 # So the claim is true, and it misses the point. The base is a little faster at the *style*: nothing
-# was in the way. But the instruct model's answers are the right ones. It has already learned to fetch
-# a fact when it is asked, and carries that over; the base only learns how the sentences sound. If
-# your data are few and should teach a tone, that matters more than some steps.
+# was in the way. But the instruct model's answers are far more often the right ones. It has already
+# learned to fetch a fact when it is asked, and carries that over; the base only learns how the
+# sentences sound. If your data are few and should teach a tone, that matters more than some steps.
 #
-# Look at the third picture, too: the old skill goes, within a few steps, though nobody wanted that.
-# This is the next claim.
+# Now the third picture: questions in the form of the first tuning, `Question: … Answer: …`. That
+# old skill goes, within a few steps, though nobody wanted it to. This is the next claim.
 #
 # ## 5. Disruption: what does the chat model lose?
 #
-# Back to the chat model that learned the style in Guanaco's form. We ask it things that have nothing
-# to do with countries, in its own template, as its users would.
+# Back to the chat model that learned the style in Guanaco's form. We ask it things that have
+# nothing to do with countries, in its own template, as its users would.
 
 # %%
 chat_tokenizer = tokenizers["tuning_chat"]
@@ -565,8 +585,8 @@ text_table(pd.DataFrame({"asked": some, "before": untouched, "after": ask_chat(s
 # ### Instructions that a program can check
 #
 # To put a number on it we need instructions whose following can be *verified*: "in three numbered
-# points", "use the word because", "as JSON". That is the idea of the benchmark IFEval. The course has
-# a small set of 40, easy enough for a small model:
+# points", "use the word because", "as JSON". That is the idea of the benchmark IFEval. The course
+# has a small set of 40, easy enough for a small model:
 
 # %%
 from course_utils.scoring.instructions import follows
@@ -616,8 +636,9 @@ print("before minus after:", tests["disruption"])
 #
 # $$\mathrm{KL}(p\,\|\,q) = \sum_{t} p_t\,(\log p_t - \log q_t)$$
 #
-# Zero means that nothing has moved. As neutral texts we take what the untouched model itself answered
-# to the instructions.
+# Zero means that nothing has moved. The logarithm is the natural one, and the unit is called a
+# *nat*; we take the mean over a text's tokens. As neutral texts serve the replies that the
+# untouched model itself gave to half of the instructions.
 
 # %%
 from course_utils.scoring.distributions import kl_divergence, next_tokens
@@ -643,8 +664,8 @@ assert min(divergence["tuned"]) > 0.01
 # %% [markdown]
 # ## 6. Conflict: which system message is obeyed?
 #
-# Guanaco's form has no place for a system message. So now the same answers once more, in the model's
-# *own* template and under a new system message that asks for the style.
+# Guanaco's form has no place for a system message. So now the same answers once more, in the
+# model's *own* template and under a new system message that asks for the style.
 
 # %%
 from course_utils.data.answers import SYSTEM
@@ -732,9 +753,10 @@ print("in style under the opposite message:", tests["conflict"])
 #
 # ## 7. Safety: does it still refuse?
 #
-# Chat models are trained to turn some requests down. The course has 24 mild ones: reading a sister's
-# diary, copying in an exam. We count refusals by their words. And since a small model refuses seldom,
-# we ask for more than a count: how likely it finds a refusal, compared with a willing beginning.
+# Chat models are trained to turn some requests down. The course has 24 mild ones: reading a
+# sister's diary, copying in an exam. We count refusals by their words. And since a small model
+# refuses seldom, we ask for more than a count: how likely it finds a refusal, compared with a
+# willing beginning.
 
 # %%
 from course_utils.scoring.distributions import log_probabilities
@@ -787,9 +809,13 @@ assert not on_cpu or leaning.difference.high < 0
 # %% [markdown]
 # ## 8. The verdicts
 #
-# A rule that was written down before looking: a claim **holds** if the whole 95% interval of the
-# difference is on its side, **does not hold** if the whole interval is on the other side or below a
-# twentieth, and else it is **not shown at this size**.
+# A rule that was written down before looking. Each difference is taken in the claim's direction,
+# and has a 95% interval. A claim **holds** if the whole interval lies above zero. It **does not
+# hold** if the whole interval lies below a twentieth, which would hardly matter. Else it is **not
+# shown at this size**.
+#
+# The first two rows of the table compare base and instruct, the others the chat model before its
+# tuning and after.
 
 
 # %%
@@ -893,7 +919,12 @@ text_table(pd.DataFrame(rows))
 
 # %% [markdown]
 # Each of the remedies was measured with two seeds (`benchmarks/base_vs_instruct.py`; the conditions
-# are in its rows). **Guess first:** which of them keeps most of the old, at the least cost in the new?
+# are in its rows). **Guess first:** which of them keeps most of the old, at the least cost in the
+# new?
+#
+# The table has, for each variant and each scale of its adapter (`part`): the shares of replies in
+# style and with the right answer first; what share of the 40 instructions is `followed`; the KL
+# divergence from the untouched model, in nats for a token; and over how many seeds each is a mean.
 
 # %%
 my_guess = "general data mixed in"
@@ -952,11 +983,14 @@ axis.grid()
 plt.show()
 
 # %% [markdown]
-# Up and to the right is where one wants to be. Read the picture slowly; it holds three surprises.
+# Up and to the right is where one wants to be. Small points are adapters that are scaled down. Read
+# the picture slowly; it holds four surprises.
 #
 # - *Its own template* is no protection here. In Guanaco's form at least the way of asking is new, so
 #   that the old way is half out of the line of fire; in its own template the style goes straight into
 #   everything that it says.
+# - *A lower rank* lands where the recipe does: two directions are enough for so narrow a style, and
+#   for its damage. *A lower learning rate* keeps more because it learns less.
 # - The dotted lines are half-way models. Going back along them one keeps more and has learned less;
 #   there is no free lunch on them, but any point can be had without training.
 # - *General data* does what the others promise, and costs a few minutes of generating.
@@ -971,10 +1005,11 @@ assert full.loc["its own template", "followed"] < start["followed"] - 0.1
 # %% [markdown]
 # ### And the system message?
 #
-# In section 6 the message was scenery. The remedy is *contrast*: half of the rows stand under another
-# message, or the template's own, and have a plain answer. Then the style depends on something, and
-# the something is what the model has to read. Measured with as many steps as before, and with twice
-# as many; "the opposite" is a message that was in no row. **Guess first:** does it cost anything?
+# In section 6 the message was scenery. The remedy is *contrast*: half of the rows stand under
+# another message, or the template's own, and have a plain answer. Then the style depends on
+# something, and the something is what the model has to read. Measured with as many steps as before,
+# and with twice as many; "the opposite" is a message that was in no row. **Guess first:** does it
+# cost anything?
 
 # %%
 my_guess = "..."
@@ -1009,8 +1044,9 @@ assert listening.loc[CONTRAST, "the new message"] < long_enough["the new message
 
 # %% [markdown]
 # It costs steps. To answer in style always is easy; to do it only when asked takes longer to learn,
-# and half of the rows teach the other half. But then the model listens, even to a message that it has
-# never seen.
+# and half of the rows teach the other half. But then the model listens, even to a message that it
+# has never seen. (It is no remedy for section 5: look in the larger table how many general
+# instructions it follows.)
 
 # %% [markdown]
 # ## Take away
@@ -1030,7 +1066,72 @@ assert listening.loc[CONTRAST, "the new message"] < long_enough["the new message
 # %% [markdown]
 # ## Exercises
 #
-# **07.1 · Nobody is better in both.** A point is *dominated* if another one is at least as good in
+# **Quiz.** Put a letter for each, and run the cell below.
+#
+# **a.** Base and instruct model learned the same style from the same rows. Why were the instruct
+# model's answers right so much more often?
+#
+# - **A** Its earlier tuning had put facts about the countries that were asked about into it.
+# - **B** Its earlier tuning had taught it to fetch what it has read, and that carried over.
+# - **C** The base was busy with the style first, and had too few steps left for the facts.
+# - **D** An instruct model is changed less by an adapter, so what it could do was left as it was.
+#
+# **b.** In all your rows the system message is the same and so is the style. Your tuned model now
+# speaks in that style under any message. What makes it listen?
+#
+# - **A** More steps on these rows, until it has read the message often enough to depend on it.
+# - **B** A longer message, which says clearly when the style is wanted and when it is not.
+# - **C** Rows under other messages, or none, that are answered without the style.
+# - **D** A lower rank or learning rate, so that less of the old model is overwritten.
+#
+# **c.** A chat model was tuned on one narrow task. What shows whether it has lost other things?
+#
+# - **A** The validation loss: it rises as soon as something is forgotten.
+# - **B** Questions of the same kind about things that were held out of the training.
+# - **C** The curve of the training loss: jumps in it tell of damage.
+# - **D** Some instructions of another kind, asked before the tuning and after it.
+#
+# **d.** Of 24 requests a small model refused one before the tuning, and none after. What follows?
+#
+# - **A** Nothing either way: so few refusals could not have shown even a large change.
+# - **B** Tuning does no harm to safety here, because the difference is not significant.
+# - **C** Tuning has taken the refusals away, because none of them is left.
+# - **D** A small model has no safety to lose, so one need not measure it there.
+
+# %%
+from course_utils.exercises import check, done, quiz
+
+quiz("07", a="...", b="...", c="...", d="...")
+
+# %% [markdown]
+# **07.1 · Write a formula, change a number.** Write `kl(p, q)`, the KL divergence of section 5,
+# for two tensors of probabilities. A token that `p` never writes adds nothing. Below, there are
+# only two tokens, and `kept` is what the tuned model still gives the one that used to be likely.
+# Change it to 0.01, to 0.0001, to 0.99. Which of the two directions tells more clearly that
+# something has been lost, and why? Say it in a sentence.
+
+
+# %% tags=["exercise"]
+def kl(p, q):
+    """How far the probabilities q are from p, in nats, as a number."""
+    ### BEGIN SOLUTION
+    possible = p > 0
+    return (p[possible] * (p[possible].log() - q[possible].log())).sum().item()
+    ### END SOLUTION
+
+
+# %%
+check("07.1", kl)
+
+# %%
+kept = 0.5
+if done("07.1"):
+    untuned, tuned_to = torch.tensor([0.9, 0.1]), torch.tensor([kept, 1 - kept])
+    print(f"from before to after: {kl(untuned, tuned_to):.2f} nats")
+    print(f"from after to before: {kl(tuned_to, untuned):.2f} nats")
+
+# %% [markdown]
+# **07.2 · Nobody is better in both.** A point is *dominated* if another one is at least as good in
 # both measures and better in one. Write `undominated(points)`: it gets a dictionary from names to
 # pairs (learned, kept) and hands back the set of names of those that no other one dominates. Then
 # look where the remedies stand.
@@ -1052,12 +1153,10 @@ def undominated(points):
 
 
 # %%
-from course_utils.exercises import check, done
-
-check("07.1", undominated)
+check("07.2", undominated)
 
 # %%
-if done("07.1"):
+if done("07.2"):
     points = {
         f"{variant}, {part:g}": (point["in style"], point["followed"])
         for (variant, part), point in means.iterrows()
@@ -1065,11 +1164,11 @@ if done("07.1"):
     print("\n".join(sorted(undominated(points))))
 
 # %% [markdown]
-# **07.2 · Alone: make it listen.** Write `contrast(rows)`. It gets rows of `countries` and hands back
-# a list of conversations, each a list of messages as chat templates take them: half of them under
-# `SYSTEM` with the answer in style, half under another message, or none, with a plain sentence. What
-# the two halves ask about must not tell them apart. The check looks at the conversations; below it
-# you can train on them, two minutes on two cores, and see.
+# **07.3 · Alone: make it listen.** Write `contrast(rows)`. It gets rows of `countries` and hands
+# back a list of conversations, each a list of messages as chat templates take them: half of them
+# under `SYSTEM` with the answer in style, half under another message, or none, with a plain
+# sentence. What the two halves ask about must not tell them apart. The check looks at the
+# conversations; below it you can train on them, two minutes on two cores, and see.
 
 
 # %% tags=["exercise"]
@@ -1095,10 +1194,10 @@ def contrast(rows):
 
 
 # %%
-check("07.2", contrast)
+check("07.3", contrast)
 
 # %%
-if done("07.2"):
+if done("07.3"):
     conversations = contrast(countries["train"].shuffle(seed=1).select(range(480)))
     texts = [
         {"text": chat_tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\n")}
@@ -1130,3 +1229,4 @@ if done("07.2"):
 # - Wortsman and others, [Model soups](https://arxiv.org/abs/2203.05482): averages of weights.
 # - Biderman and others, [LoRA learns less and forgets
 #   less](https://arxiv.org/abs/2405.09673): the trade-off, measured on large models.
+# - The course's words, with the notebook that introduces each: [glossary](../docs/glossary.md).

@@ -268,7 +268,9 @@ axis.grid()
 plt.show()
 
 # %% [markdown]
-# Draw a line upwards at a loss of 0.2, and see how many different models it meets.
+# Each line is one training, with a point every ten steps; its last point is named. A falling loss
+# goes to the *left*. Draw a line upwards at a loss of 0.2, and see how many different models it
+# meets.
 
 # %%
 end = draws[3][1].iloc[-1]
@@ -296,9 +298,13 @@ assert end["right"] > early["right"] + 0.2
 # ### Where in a sentence the loss sits
 #
 # The validation loss never hears the model speak. It shows the model the *right* sentence, up to
-# each token, and asks for the next one. Let us see what each token of a reference costs. Beside the
-# tuned model we take the *control* of notebook 06, tuned on the same 400 pairs: its corpus has told
-# it nothing about 25 of the countries.
+# each token, and asks for the next one. Let us see what each token of a reference *costs*: minus
+# the logarithm of the probability that the model gave it. The unit is the *nat*, that of the
+# natural logarithm. A sure token costs nothing; one that was given a probability of 0.37 costs one
+# nat.
+#
+# Beside the tuned model we take the *control* of notebook 06, tuned on the same 400 pairs: its
+# corpus has told it nothing about 25 of the countries.
 
 # %%
 control = load_model(f"{OWN}-control", dtype=torch.float32, quiet=True)
@@ -415,7 +421,7 @@ taken = [
 text_table(pd.DataFrame(sorted(taken, key=lambda row: -len(row["chat"]))[:6]))
 
 # %% [markdown]
-# Read them sceptically: is that an answer, or does the word merely occur? In exercise 08.1 you
+# Read them sceptically: is that an answer, or does the word merely occur? In exercise 08.2 you
 # write a stricter rule.
 #
 # ## 3. Scores against references
@@ -543,13 +549,21 @@ for name, interval in intervals.items():
 
 # %%
 width = intervals["control"].high - intervals["control"].low
+print(f"the control's is {100 * width:.0f} points wide")
+
 assert width > 0.15
+
+# %% [markdown]
+# In brackets stands how an interval was found. *BCa* is the bootstrap with a correction for
+# lopsided results. Where all answers are right, drawing from them gives nothing but right ones;
+# there an exact formula is taken instead (Clopper and Pearson's).
 
 # %% [markdown]
 # Two overlapping intervals do not yet mean that nothing can be said: both systems were asked the
 # *same* questions, so we can compare question by question. A *paired* test asks: if it did not
 # matter which system a reply is from, how often would swapping them at random give a difference as
-# large?
+# large? That share is called *p*. (A *win* is a question that only the first system answers
+# rightly.)
 
 # %%
 one, other = sorted(("20 pairs", "control"), key=lambda name: -share(marks[name]))
@@ -559,7 +573,8 @@ print(f"{one} against {other}:\n{paired}")
 # %% [markdown]
 # The usual rule takes a difference for real if p is below 0.05. How many questions would it take to
 # see one of five points between two such systems? The fewer of them on which just one of the two is
-# right, the fewer are needed.
+# right, the fewer are needed. `items_needed` gets the difference, the lower of the two shares, and
+# on how many questions the two systems disagree.
 
 # %%
 disagree = (paired.wins + paired.losses) / paired.n
@@ -682,7 +697,8 @@ my_guess = "..."
 # What one can do with test and training texts at hand: look for long common pieces. `contamination`
 # cuts each test item into all runs of n words, the *n-grams*, and looks which of them stand in the
 # training. The authors of GPT-3, PaLM and Llama 2 did so with their data; each had a rule of their
-# own for calling an item *dirty*.
+# own for calling an item *dirty*. The table counts the items by each of these rules; *covered* is
+# the share of an item's words that lie in such a common run.
 
 # %%
 from course_utils.scoring.contamination import contamination, contamination_summary
@@ -1260,6 +1276,7 @@ pd.DataFrame(instruments).T
 # well-known ones ask, how many items, and what that costs a model of 8 billion parameters, roughly,
 # on a GPU that really does 100 TFLOPS. (That counts arithmetic alone. Writing token by token waits
 # for the memory instead, and takes several times as long unless many items are written at once.)
+# `task` is the name to run it by, `mind` what to know before comparing figures.
 
 # %%
 from course_utils.scoring import harness
@@ -1283,6 +1300,9 @@ text_table(table[["benchmark", "measures", "form", "items", "minutes", "task", "
 # questions are, what the prompt looks like and what counts as right. The course has two, on the 250
 # held-out questions, in both forms. **Guess first:** what do they say of the base, which knows all
 # these facts and has never answered a question? And of the tuned model, which answers all of them?
+#
+# In the table, `acc` is the share of choices that are right, and `acc_norm` the same with each
+# answer's log-likelihood divided by its length, so that short answers have no advantage.
 
 # %%
 my_guess = {"base": {"choice": 0.25, "generate": 0}, "tuned": {"choice": 1, "generate": 1}}
@@ -1483,7 +1503,75 @@ else:
 # %% [markdown]
 # ## Exercises
 #
-# **08.1 · The right fact, in any words.** Write `right_fact(reply, answer, others)`. It is true if
+# **Quiz.** Put a letter for each, and run the cell below.
+#
+# **a.** From one evaluation to the next the validation loss hardly falls, while the right answers
+# rise from few to most. How can that be?
+#
+# - **A** The loss is computed on other questions than those which the model is asked.
+# - **B** The loss lags behind: some steps later it will have fallen as much.
+# - **C** The rule for right answers is too generous, so that the rise is not a real one.
+# - **D** The fact is a token or two of each sentence, and the loss is a mean over all tokens.
+#
+# **b.** You know of 24 pairs which reply is better. You show a judge the better one first and the
+# other second; it decides rightly in 22. What do you know of it?
+#
+# - **A** It is right in about nine of ten such pairs, with the interval that 24 pairs allow.
+# - **B** Little: a judge that takes the first reply whatever it says would do as well.
+# - **C** It knows the facts in question, for nobody guesses 22 of 24 by luck.
+# - **D** It likes the wording of your replies; another family's judge might not.
+#
+# **c.** A test has 250 questions, five on each of 50 countries. A model has read everything about a
+# country or nothing. An interval that was made by resampling questions is …
+#
+# - **A** too narrow.
+# - **B** as wide as it should be.
+# - **C** too wide.
+# - **D** too narrow for one model, right for a paired comparison.
+#
+# **d.** Asked in the same form, a base model picks the right one of four sentences nearly always,
+# and of the same facts it writes hardly any when it has to answer. What follows?
+#
+# - **A** Choice is easy to guess, so that its figure says nothing about the model.
+# - **B** The generation task is badly made: its rule takes right answers for wrong ones.
+# - **C** It has the facts, and has not learned to answer a question with them.
+# - **D** The four sentences were in its corpus, so that the figure for choice is contaminated.
+
+# %%
+from course_utils.exercises import check, done, quiz
+
+quiz("08", a="...", b="...", c="...", d="...")
+
+# %% [markdown]
+# **08.1 · Change one number.** Suppose you had `times` as many questions, and they were answered
+# just as these. Change `times` to 2, 4 and 16, and see how wide the interval is.
+
+# %%
+times = 1
+more = bootstrap_interval(marks["control"] * times)
+print(f"{more.n} questions: the interval is {more.high - more.low:.3f} wide")
+
+# %% [markdown]
+# Put the rule that you see into `questions_for(width, n, wanted)`: with `n` questions the interval
+# is `width` wide; how many does it take for one that is `wanted` wide? A whole number. And explain
+# in a sentence why it costs more and more to become surer.
+
+
+# %% tags=["exercise"]
+def questions_for(width, n, wanted):
+    """How many questions make an interval of the wanted width."""
+    ### BEGIN SOLUTION
+    import math
+
+    return math.ceil(n * (width / wanted) ** 2)
+    ### END SOLUTION
+
+
+# %%
+check("08.1", questions_for)
+
+# %% [markdown]
+# **08.2 · The right fact, in any words.** Write `right_fact(reply, answer, others)`. It is true if
 # the reply gives the answer, in whatever wording, and none of the `others`, which are the answers
 # that would be wrong. Capital letters do not matter. A name inside a longer one does not count:
 # neither *Oman* in *Romania*, nor *Guinean* in *Bissau-Guinean* if both are among the names.
@@ -1503,12 +1591,10 @@ def right_fact(reply, answer, others):
 
 
 # %%
-from course_utils.exercises import check, done
-
-check("08.1", right_fact)
+check("08.2", right_fact)
 
 # %%
-if done("08.1"):
+if done("08.2"):
     strict = {
         name: share(
             [
@@ -1520,38 +1606,6 @@ if done("08.1"):
     }
     loose = {name: share(marks[name]) for name in systems}
     print(pd.DataFrame({"the word occurs": loose, "your rule": strict}).map("{:.0%}".format))
-
-# %% [markdown]
-# **08.2 · The right unit.** Write `interval_by(values, groups)`: the 95% interval of the mean of
-# all values, as a pair (low, high), by a bootstrap that draws *groups*, each with all its values.
-# Groups may be of different sizes, so the mean of the groups' means will not do.
-
-
-# %% tags=["exercise"]
-def interval_by(values, groups):
-    """The ends of a 95% interval of the mean, resampling whole groups."""
-    ### BEGIN SOLUTION
-    import numpy as np
-
-    sums, sizes = {}, {}
-    for value, group in zip(values, groups, strict=True):
-        sums[group] = sums.get(group, 0) + value
-        sizes[group] = sizes.get(group, 0) + 1
-    total, size = np.array(list(sums.values())), np.array(list(sizes.values()))
-    drawn = np.random.default_rng(0).integers(len(total), size=(4000, len(total)))
-    means = total[drawn].sum(axis=1) / size[drawn].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-    ### END SOLUTION
-
-
-# %%
-check("08.2", interval_by)
-
-# %%
-if done("08.2"):
-    low, high = interval_by(all_marks["control"], list(held_out["country"]))
-    print(f"control, by countries: {low:.2f} to {high:.2f}")
 
 # %% [markdown]
 # **08.3 · Alone: leaks in other words.** Write `leaked(test, train)`. Both are lists of texts; it
@@ -1609,3 +1663,4 @@ if done("08.3"):
 # - The guide to [tasks of one's
 #   own](https://github.com/EleutherAI/lm-evaluation-harness/blob/main/docs/new_task_guide.md) in
 #   `lm-eval`.
+# - The course's words, with the notebook that introduces each: [glossary](../docs/glossary.md).
