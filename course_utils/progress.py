@@ -87,7 +87,7 @@ def table() -> pd.DataFrame:
 
     Returns:
         A row for each notebook, with the columns `exercises` and `quiz` (texts such as `1 of 3`)
-        and `open`, the names of what is still to do.
+        and `open`, the names of what is still to do (`all` where nothing is done yet).
     """
     done = read()
     rows = []
@@ -102,7 +102,8 @@ def table() -> pd.DataFrame:
             for kind, names in parts.items()
         }
         left = [name.removeprefix("quiz ") for name in own if name not in done]
-        rows.append({"notebook": notebook, **told, "open": ", ".join(left) or "nothing"})
+        still = "all" if len(left) == len(own) else ", ".join(left) or "nothing"
+        rows.append({"notebook": notebook, **told, "open": still})
     return pd.DataFrame(rows).set_index("notebook")
 
 
