@@ -134,8 +134,13 @@ def translator(
         seed: for the draws; None for other ones each time.
     """
     draw = random.Random(seed)
-    text = widgets.Text(value=texts[0], description=label, layout=widgets.Layout(width="80%"))
-    chance = widgets.Button(description=another, icon="random")
+    text = widgets.Text(
+        value=texts[0],
+        description=label,
+        layout=widgets.Layout(width="80%"),
+        style={"description_width": "initial"},
+    )
+    chance = widgets.Button(description=another, icon="random", layout=widgets.Layout(width="auto"))
     button = widgets.Button(description=action, button_style="primary")
     shown = widgets.HTML()
 
@@ -193,7 +198,13 @@ def memory_calculator(
     from course_utils.memory.predict import predict
 
     def choice(label: str, options: Any, value: Any) -> widgets.Dropdown:
-        return widgets.Dropdown(options=options, value=value, description=label)
+        # In full, however long; the usual width cuts "Checkpointing".
+        return widgets.Dropdown(
+            options=options,
+            value=value,
+            description=label,
+            style={"description_width": "initial"},
+        )
 
     colours = {**MEMORY_COLOURS, "CUDA context": PINK}
     names = [*catalog().own, *catalog().models]

@@ -54,11 +54,11 @@ from course_utils import embedded, hardware, loading  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Notebooks first, being the longest; tests marked `last` find what those left in the cache."""
+    """Notebooks first, being the longest; then what needs a thing that they leave in the cache."""
     items.sort(
         key=lambda item: (
-            item.get_closest_marker("last") is not None,
             item.path.suffix != ".ipynb",
+            item.get_closest_marker("after_notebooks") is None,
         )
     )
 

@@ -1,6 +1,6 @@
 """Notebooks that are an exercise as a whole, run with their solutions.
 
-A file of its own: it comes last, when notebook 03.1 has left its adapter in the cache.
+A file of its own: it comes after the notebooks, of which 03.1 leaves its adapter in the cache.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ notebooks = load_tool("notebooks")
 SOURCES = sorted((ROOT / "notebooks" / "solutions").glob("*.py"))
 
 
-@pytest.mark.last
+@pytest.mark.after_notebooks
 @pytest.mark.parametrize(
     "source", [s for s in SOURCES if notebooks.is_exercise(s)], ids=lambda path: path.stem
 )
