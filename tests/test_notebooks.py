@@ -102,6 +102,17 @@ def test_a_saved_notebook_says_what_it_took(
     assert set(course) <= set(row)
 
 
+@pytest.mark.parametrize("line", ["run --record 01 02", "run 01 02 --record", "run 01 02"])
+def test_the_option_stands_before_or_behind(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the page of timings tells it, and the other way round."""
+    asked = []
+    monkeypatch.setattr(notebooks, "run", lambda chosen, record: asked.append((chosen, record)))
+    notebooks.main(line.split())
+    ((chosen, record),) = asked
+    assert [source.stem[:2] for source in chosen] == ["01", "02"]
+    assert record == ("--record" in line)
+
+
 def test_a_failing_notebook_keeps_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:

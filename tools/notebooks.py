@@ -383,7 +383,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("command", choices=("build", "check", "save", "run", "path"))
     parser.add_argument("notebooks", nargs="*", metavar="NB")
     parser.add_argument("--record", action="store_true", help="of `run`: keep what it took")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # the option may stand before the notebooks too
     chosen = [find(number) for number in args.notebooks] or sources()
     if args.command == "run":
         return run(chosen, args.record)
