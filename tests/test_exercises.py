@@ -92,7 +92,18 @@ def test_nothing_does_not_pass(name: str, empty: object, chat_folder: Path) -> N
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("junk", ["a text", 42, lambda *args: 42, lambda: "", lambda *a: 1 / 0])
+@pytest.mark.parametrize(
+    "junk",
+    [
+        "a text",
+        42,
+        lambda *args: 42,
+        lambda: "",
+        lambda *a: 1 / 0,
+        lambda *a: float("nan"),
+        lambda *a: float("inf"),
+    ],
+)
 def test_junk_is_wrong_with_a_reason(name: str, junk: object, chat_folder: Path) -> None:
     """Whatever is handed over, the learner gets a sentence and no traceback."""
     verdict = exercises.grade(name, junk, *extra(name))

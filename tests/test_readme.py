@@ -83,3 +83,11 @@ def test_a_notebook_without_a_row_is_named() -> None:
     cut = re.sub(r"^\| \[04[^\n]+\n", "", table, flags=re.M)
     with pytest.raises(SystemExit, match="04_memory"):
         readme.notebook_table(cut)
+
+
+def test_how_near_the_predictor_comes_is_what_the_file_says() -> None:
+    """The errors that README and tools page tell, against `benchmarks/results`."""
+    found = load_tool("slide_values")._replication()
+    tools = " ".join((ROOT / "docs" / "tools.md").read_text(encoding="utf-8").split())
+    assert f"within {found['worst']}" in " ".join(TEXT.split())
+    assert f"within {found['worst']} (mean {found['mean']})" in tools

@@ -24,7 +24,7 @@ def _steps(function: Callable[[int, int, int, int], int]) -> None:
         given = call(function, passes, examples, batch, accumulation)
         if isinstance(given, bool) or not isinstance(given, int | float):
             raise Wrong(f"A number is expected; this is {given!r}.")
-        if given != int(given):
+        if not math.isfinite(given) or given != int(given):
             raise Wrong(f"{given:g} steps? There are no half steps ({what}).")
         wanted = passes * math.ceil(math.ceil(examples / batch) / accumulation)
         if given != wanted:

@@ -22,7 +22,7 @@ def _bits(function: Callable[[int, int, bool], float]) -> None:
         if isinstance(found, bool) or not isinstance(found, (int, float)):
             raise Wrong(f"A number of bits is expected, and this is {type(found).__name__}.")
         wanted = bits + ((8 + 32 / 256) if double else 32) / block
-        if abs(found - wanted) > 1e-6:
+        if not abs(found - wanted) <= 1e-6:  # nor is a nan right
             how = "with" if double else "without"
             raise Wrong(
                 f"For codes of {bits} bits and blocks of {block}, {how} double quantization, you "
@@ -113,5 +113,5 @@ def _second_step_costs(function: Callable[[Setup], float]) -> None:
         what = f"For {setup.optimizer} with accumulation over {setup.accumulation}"
         if two - one > 1 and abs(found - (one - two)) < 0.5:
             raise Wrong(f"{what} it is {found:.1f} MB: the right way round?")
-        if abs(found - (two - one)) > 0.5:
+        if not abs(found - (two - one)) <= 0.5:
             raise Wrong(f"{what} you find {found:.1f} MB; predictions say otherwise.")

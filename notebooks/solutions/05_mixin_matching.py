@@ -941,10 +941,9 @@ from course_utils.exercises import check, quiz
 quiz("05", a="...", b="...", c="...", d="...")
 
 # %% [markdown]
-# **05.1 · One number.** The training of section 1 does not fit on an RTX 3060: it reserves about
-# 14,300 MB, and there is room for 12,256. Change its length, and nothing else, until it just fits;
-# steps of 100 tokens are fine enough. **Guess first:** a seventh of the memory has to go. Is it a
-# seventh of the tokens, too?
+# **05.1 · One number.** The training of section 1 does not fit on an RTX 3060; the check says by how
+# much. Change its length, and nothing else, until it just fits; steps of 100 tokens are fine enough.
+# **Guess first:** to make the memory a seventh less, do you need a seventh of the tokens less, too?
 #
 # `just_fits(setup)` gets that training and hands back the shorter one: `setup.but(seq_len=...)`.
 # Then explain what you see.
