@@ -341,6 +341,26 @@ def test_tasks_of_the_learners_own(base, tokenizer, tmp_path) -> None:
         evaluate(base, tokenizer, online)
 
 
+def test_settings_that_change_a_known_task(base, tokenizer, tmp_path) -> None:
+    """They keep its data and all else, in company as well; a group they cannot change."""
+    as_cue = {"task": CHOICE, "doc_to_text": "{{cue}}"}
+    asked, ended = (
+        of(evaluate(base, tokenizer, task, limit=40), CHOICE, "acc") for task in (CHOICE, as_cue)
+    )
+    assert asked["n"] == ended["n"] == 40
+    assert ended["value"] >= 0.9 > asked["value"] + 0.2
+    both = evaluate(base, tokenizer, [as_cue, GENERATE], limit=40)
+    assert of(both, CHOICE, "acc")["value"] == ended["value"]
+    assert of(both, GENERATE, "exact_match")["n"] == 40
+    (tmp_path / "two.yaml").write_text(f"group: two\ntask: [{CHOICE}, {GENERATE}]\n")
+    with pytest.raises(ValueError, match="two is more than one task"):
+        run_tasks(base, tokenizer, {"task": "two", "num_fewshot": 1}, include_path=tmp_path)
+    with pytest.raises(HubUnreachable, match="hellaswag"):
+        run_tasks(base, tokenizer, {"task": "hellaswag", "num_fewshot": 1})
+    with pytest.raises(UnknownName, match=rf"mean {CHOICE}"):
+        run_tasks(base, tokenizer, {"task": "course_countries_choise", "num_fewshot": 1})
+
+
 def test_a_share_of_the_items(base, tokenizer) -> None:
     """Two in a hundred of 250 are five."""
     assert set(evaluate(base, tokenizer, CHOICE, limit=0.02)["n"]) == {5}
@@ -374,9 +394,9 @@ def test_unknown_names(base, tokenizer, hub_server: HubStandIn) -> None:
     assert len(str(error.value)) < 500
 
 
-@pytest.mark.parametrize("task", ["humaneval", "mbpp"])
+@pytest.mark.parametrize("task", ["humaneval", "mbpp", {"task": "humaneval", "unsafe_code": False}])
 def test_code_is_run_only_with_a_confirmation(
-    base, tokenizer, hub_server: HubStandIn, task: str
+    base, tokenizer, hub_server: HubStandIn, task: str | dict
 ) -> None:
     """And without one nothing is downloaded; a CourseError, to be read."""
     with pytest.raises(UnsafeTask, match="confirm_run_unsafe_code") as error:

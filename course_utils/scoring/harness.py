@@ -123,15 +123,37 @@ def _out_of_reach(names: Sequence[str], local: Sequence[str]) -> HubUnreachable:
     )
 
 
+def _name(task: str | dict[str, Any]) -> str | None:
+    """What a task is looked up by; None for settings that bring their own data."""
+    if isinstance(task, str):
+        return task
+    alone = {"dataset_path", "custom_dataset", "class", "group"} & task.keys()
+    return None if alone or not isinstance(task["task"], str) else task["task"]
+
+
+def _load(manager: TaskManager, task: str | dict[str, Any]) -> list[Any]:
+    """A task, a group's or a tag's tasks, or a task with changed settings.
+
+    lm-eval takes settings on the outermost level for a whole task, and in a group for changes.
+    """
+    spec = {"group": "changed", "task": [task]} if isinstance(task, dict) else task
+    loaded = manager.load(spec)
+    groups = loaded.get("groups", {})
+    if isinstance(task, str) and task in groups:
+        return [groups[task]]
+    return list(loaded["tasks"].values())
+
+
 def _choose(
     tasks: Sequence[str | dict[str, Any]], include_path: str | Path | None, unsafe_confirmed: bool
 ) -> tuple[TaskManager, list[Any]]:
     """The list of tasks to go by, and what to hand to the harness.
 
     Raises:
-        UnknownName, HubUnreachable, UnsafeTask: see `run_tasks`.
+        UnknownName, HubUnreachable, UnsafeTask, ValueError: see `run_tasks`.
     """
-    foreign = [task for task in tasks if isinstance(task, str) and task not in OWN_TASKS]
+    names = [_name(task) for task in tasks]
+    foreign = [name for name in names if name is not None and name not in OWN_TASKS]
     # Before lm-eval is imported, so that the answer does not keep anyone waiting.
     if foreign and include_path is None and not _may_ask_hub():
         for name in foreign:
@@ -142,7 +164,12 @@ def _choose(
 
     local = _local_tasks(include_path)
     foreign = [name for name in foreign if name not in local.task_index]
-    own = [leaf for task in tasks if task not in foreign for leaf in _leaves(local, task)]
+    own = [
+        leaf
+        for task, name in zip(tasks, names, strict=True)
+        if name not in foreign
+        for leaf in _leaves(local, task)
+    ]
     for leaf in own:
         if set(leaf) == {"task"}:
             why = "A group of your own can hold tasks of its folder and the course's."
@@ -158,10 +185,25 @@ def _choose(
             # With nothing alike, the names of over ten thousand are no help.
             shown = known if near_matches(name, known) else [*local.all_tasks, *_well_known()]
             raise unknown("task", name, shown, "`all_tasks().all_tasks` has them all.")
+    sources = [manager if name in foreign else local for name in names]
+    for task, name, source in zip(tasks, names, sources, strict=True):
+        if (
+            isinstance(task, dict)
+            and name is not None
+            and name
+            in {
+                *source.all_groups,
+                *source.all_tags,
+            }
+        ):
+            raise ValueError(
+                f"{name} is more than one task, and settings change one: name those of its tasks "
+                "that you mean."
+            )
     if not unsafe_confirmed:
-        for task in tasks:
-            source = manager if task in foreign else local
-            leaves = _leaves(source, task)
+        for task, name, source in zip(tasks, names, sources, strict=True):
+            # By the name as well: changed settings must not hide it.
+            leaves = [*_leaves(source, task), *(_leaves(source, name) if name else [])]
             running = [str(leaf["task"]) for leaf in leaves if leaf.get("unsafe_code")]
             if running:
                 raise UnsafeTask(
@@ -170,14 +212,12 @@ def _choose(
                     "in a container without a network, and say confirm_run_unsafe_code=True."
                 )
     chosen: list[Any] = []
-    for task in tasks:
-        if manager is local or task in foreign or isinstance(task, dict):
+    for task, name, source in zip(tasks, names, sources, strict=True):
+        if name is None or (source is manager and isinstance(task, str)):
             chosen.append(task)
         else:
-            # lm-eval's own list does not have it, so it gets the task itself.
-            loaded = local.load(task)
-            groups = loaded.get("groups", {})
-            chosen += [groups[task]] if task in groups else list(loaded["tasks"].values())
+            # What the list does not have as it is wanted, lm-eval gets made.
+            chosen += _load(source, task)
     return manager, chosen
 
 
@@ -299,8 +339,9 @@ def run_tasks(
     Args:
         model: a causal language model, with or without adapters of peft, where it is.
         tokenizer: of the model.
-        tasks: names of tasks, groups or tags, such as "mmlu", or settings as in a task file. The
-            course's own are in `OWN_TASKS`.
+        tasks: names of tasks, groups or tags, such as "mmlu"; or settings as in a task file, in a
+            dictionary. With its own data (`dataset_path`) it is a new task, without them it
+            changes the one that its `task` names. The course's own are in `OWN_TASKS`.
         limit: ask only the first so many items of each task; a number between 0 and 1 is a share.
             For a first look: a benchmark's figure is that of all its items.
         num_fewshot: so many answered examples in front of each question; by default as many as the
@@ -319,8 +360,8 @@ def run_tasks(
         UnknownName: a task that is not known; near matches are named.
         HubUnreachable: a task of the hub, while it is out of reach; within 3 seconds.
         UnsafeTask: a task that runs code, without a confirmation.
-        ValueError: a limit, number of examples or batch size that is not possible; a chat template
-            that the tokenizer does not have.
+        ValueError: a limit, number of examples or batch size that is not possible; changes to a
+            group; a chat template that the tokenizer does not have.
     """
     tasks = _check(tasks, limit, num_fewshot, batch_size)
     if chat_template and tokenizer.chat_template is None:
