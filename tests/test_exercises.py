@@ -846,6 +846,10 @@ ASKED_FOR = "Answer as Yoda would."
             lambda rows: [conversation({**row, "answer": "Rome"}, False, None) for row in rows],
             "does not give the answer",
         ),
+        (
+            lambda rows: [conversation({**row, "cue": ""}, False, None) for row in rows],
+            "is no sentence",
+        ),
         (lambda rows: [conversation(row, False, None)[::-1] for row in rows], "roles are"),
         (lambda rows: "text", "is expected"),
     ],

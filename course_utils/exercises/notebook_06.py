@@ -43,9 +43,11 @@ def _few(function: Callable[[Any], Any], share_after: Callable[..., float]) -> N
 
 @exercise(
     "06.2",
-    "An adapter's size is its rank times the layers' widths: lower the rank first.",
+    "An adapter's size is its rank times the layers' widths. Begin with all linear layers, and "
+    "lower the rank.",
+    "Too few right? `lora_alpha / r` scales what the adapter adds: a lower rank may want a higher "
+    "ratio.",
     "Then leave out layers: `target_modules` takes a list of names; print the model to see them.",
-    "`lora_alpha / r` scales what the adapter adds: a lower rank may want a higher ratio.",
 )
 def _small(function: Callable[[], dict[str, Any]], share_after: Callable[..., float]) -> None:
     from peft import LoraConfig, get_peft_model

@@ -130,6 +130,8 @@ def _contrast(function: Callable[[Any], Any]) -> None:
             raise Wrong(f"This question is none of the rows': {question!r}.")
         if answers[question].lower() not in reply.lower():
             raise Wrong(f"To {question!r} the reply {reply!r} does not give the answer.")
+        if len(reply.split()) == len(answers[question].split()):
+            raise Wrong(f"To {question!r} {reply!r} is no sentence.")
         asked_for = said.get("system") == SYSTEM
         if asked_for != in_style(reply):
             where = "Under SYSTEM" if asked_for else "Without SYSTEM"
