@@ -76,10 +76,14 @@ def plot_losses(history: list[dict[str, Any]], axis: Axes) -> None:
 
 
 class LiveLosses(TrainerCallback):
-    """Redraws the losses and the time left while a training runs; without a notebook, prints."""
+    """Redraws the losses and the time left while a training runs; without a notebook, prints.
+
+    Where the training's arguments have a `run_name`, the picture's title begins with it.
+    """
 
     def __init__(self) -> None:
         self.handle: Any = None
+        self.name = ""
         self.drawn = 0.0
         self.over = True
 
@@ -96,12 +100,13 @@ class LiveLosses(TrainerCallback):
         figure = Figure(figsize=(6.5, 3.0), layout="constrained")
         axis = figure.add_subplot()
         plot_losses(state.log_history, axis)
-        axis.set_title(self._status(state))
+        axis.set_title(f"{self.name}: {self._status(state)}" if self.name else self._status(state))
         stream = io.BytesIO()
         figure.savefig(stream, format="png", dpi=100)
         picture = {
             "image/png": base64.b64encode(stream.getvalue()).decode(),
-            "text/plain": f"Training and validation loss at {self._status(state)}",
+            "text/plain": f"Training and validation loss{f' of {self.name}' if self.name else ''} "
+            f"at {self._status(state)}",
         }
         if self.handle is None:
             self.handle = display(picture, raw=True, display_id=True)
@@ -111,6 +116,8 @@ class LiveLosses(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock, and the picture anew."""
+        # transformers up to 4 puts the output folder where no name is given.
+        self.name = args.run_name if args.run_name not in (None, args.output_dir) else ""
         self.start, self.first_step, self.handle = time.perf_counter(), state.global_step, None
         self.over = False
 
@@ -135,6 +142,8 @@ class LiveLosses(TrainerCallback):
 
 def watch(trainer: transformers.Trainer) -> transformers.Trainer:
     """Give a trainer live loss curves in place of its own progress bar or printed dictionaries.
+
+    With a `run_name` in its arguments the picture bears it, to tell several trainings apart.
 
     Returns:
         The trainer that was given.

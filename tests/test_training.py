@@ -117,6 +117,10 @@ def test_in_a_notebook_one_picture_is_redrawn(
     assert len(shown) == 5  # three steps, transformers' summary of the run, and the whole
     assert "step 3 of 3" in shown[-1][1]["text/plain"]
     assert shown[-1][1]["image/png"].startswith("iVBOR")
+    assert "loss at step 3" in shown[-1][1]["text/plain"]
+    named = training.watch(make_trainer(chat_folder, tmp_path, run_name="ChatML"))
+    named.train()
+    assert "loss of ChatML at step 3" in shown[-1][1]["text/plain"]
 
 
 @pytest.fixture
