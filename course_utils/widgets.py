@@ -15,6 +15,8 @@ import ipywidgets as widgets
 from course_utils.running import Runner
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from course_utils.scoring.votes import Votes
 
 
@@ -30,6 +32,16 @@ class WithFallback(widgets.VBox):
         bundle["text/plain"] = self._fallback
         bundle["text/html"] = f"<p><em>{self._fallback}</em></p>"
         return bundle
+
+
+def _as_html(table: pd.DataFrame) -> str:
+    """A table for a widget, which has none of the notebook's own styles: room, numbers right."""
+    cells = {"selector": "th, td", "props": [("padding", "2px 10px"), ("text-align", "left")]}
+    styler = table.style.hide(axis="index").set_table_styles([cells])
+    numbers = list(table.select_dtypes("number"))
+    right = [{"selector": "th, td", "props": [("text-align", "right")]}]
+    styler = styler.set_table_styles(dict.fromkeys(numbers, right), overwrite=False)
+    return styler.format(precision=2, thousands=",", escape="html").to_html()
 
 
 def playground(
@@ -275,7 +287,7 @@ def memory_calculator(
         answers = ways_to_fit(setup(), which.value, progress=False)
         if answers.empty:
             return "<p>No combination of the known changes is enough.</p>"
-        return answers.drop(columns="setup").to_html(index=False, border=0)
+        return _as_html(answers.drop(columns="setup"))
 
     button.on_click(lambda _: busy(run))
     help_button.on_click(lambda _: busy(repair))
@@ -372,8 +384,8 @@ def rating(
         if given:
             table = win_rates([vote for vote in votes if vote.key in keys])
             result.value = (
-                f"{table.to_html(index=False, border=0, float_format='{:.2f}'.format)}"
-                "<p>A tie is half a win; low and high are the ends of a 95 % interval.</p>"
+                f"{_as_html(table)}"
+                "<p>A tie is half a win; low and high are the ends of a 95% interval.</p>"
             )
 
     def attempt(action: Callable[[], object]) -> None:
