@@ -136,7 +136,7 @@ for row in pig_latin["train"].select(range(200)):
     prompt_tokens += len(tokenizer(prompt)["input_ids"])
     trained_tokens += len(tokenizer(as_text(row))["input_ids"])
 share = prompt_tokens / trained_tokens
-print(f"{share:.0%} of what is trained on is prompt (you guessed {my_guess:.0%})")
+print(f"{share:.0%} of what is trained on is prompt; you said {my_guess}")
 
 assert share > 0.25
 
@@ -340,7 +340,7 @@ assert (batch["labels"] == end_id).sum() == len(examples)
 # order, which a model picks up in fewer steps than Pig Latin.)
 
 # %%
-my_guess = {"pad = eos": 4, "pad ≠ eos": 12}
+my_guess_ended = {"pad = eos": 4, "pad ≠ eos": 12}
 
 # %%
 from peft import LoraConfig, get_peft_model
@@ -392,7 +392,7 @@ def judged(name, model):
     replies = Runner(model, tokenizer, template=False)(prompts, max_new_tokens=60)
     return {
         "collator": name,
-        "your guess": my_guess.get(name, ""),
+        "your guess": my_guess_ended.get(name, ""),
         "ended of 12": sum(reply.finished for reply in replies),
         "mean tokens": round(sum(reply.tokens for reply in replies) / 12, 1),
         "a reply": replies[0],

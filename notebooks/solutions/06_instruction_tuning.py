@@ -148,7 +148,7 @@ for name, form in forms.items():
         }
     )
 untuned = pd.DataFrame(rows).set_index("form")
-print(f"You said {my_guess:.0%}.")
+print("You said:", my_guess)
 untuned
 
 # %%
@@ -597,7 +597,7 @@ results = {
     "base": {"train": share_right(base, asked), "held out": share_right(base, held_out)},
     "tuned, LoRA": {"train": share_right(tuned, asked), "held out": share_right(tuned, held_out)},
 }
-print(f"You said {my_guess:.0%}.")
+print("You said:", my_guess)
 pd.DataFrame(results).T.map("{:.1%}".format)
 
 # %%
@@ -684,8 +684,7 @@ assert abs(loss - stopped.state.best_metric) < 0.01
 #
 # Four more tunings on the same pairs: one in the plain style without the blank; one in ChatML with
 # LoRA alone; one that also trains the embeddings of the two marks; one that also trains the whole
-# output layer. Then each model is asked in each style. (They take a minute or more; their
-# four curves come in this order.)
+# output layer. Then each model is asked in each style. (They take a minute or more.)
 #
 # **Guess first.** Which of the five does best in its own style, and which worst?
 
@@ -695,13 +694,15 @@ my_guess = {"best": "...", "worst": "..."}
 # %%
 marks = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
 in_chatml = pairs(countries["train"], CHATML)
-tuned_in = {
-    "plain": tuned,
-    "plain, no blank": tune(pairs(countries["train"], blank="")),
-    "ChatML": tune(in_chatml),
-    "ChatML, marks trained": tune(in_chatml, adapter={**LORA, "trainable_token_indices": marks}),
-    "ChatML, output trained": tune(in_chatml, adapter={**LORA, "modules_to_save": ["lm_head"]}),
+variants = {
+    "plain, no blank": (pairs(countries["train"], blank=""), LORA),
+    "ChatML": (in_chatml, LORA),
+    "ChatML, marks trained": (in_chatml, {**LORA, "trainable_token_indices": marks}),
+    "ChatML, output trained": (in_chatml, {**LORA, "modules_to_save": ["lm_head"]}),
 }
+tuned_in = {"plain": tuned}
+for name, (rows, adapter) in variants.items():
+    tuned_in[name] = tune(rows, adapter=adapter, run_name=name)  # the curve's title
 
 # %%
 asked_in = {
@@ -733,8 +734,9 @@ assert fits.loc["ChatML, output trained", "ChatML"] < fits.loc["ChatML", "ChatML
 # others. (The exception: tuned in ChatML with LoRA alone, it goes by the question more than by the
 # marks, and answers the bare question too.) And a blank can decide.
 #
-# But did you see the curves? In ChatML the training loss stopped falling at about 1. Look at what
-# each token of a right reply costs the model, its loss one by one (0: it was sure of it):
+# But did you see the curves? That the loss stays high without the blank goes with its few right
+# answers. In ChatML, though, it stops falling at about 1, and nearly all answers are right. Look at
+# what each token of a right reply costs the model, its loss one by one (0: it was sure of it):
 
 # %%
 reply = CHATML.replace("{prompt}", question) + f" {answer}<|im_end|><|endoftext|>"
@@ -806,13 +808,15 @@ from collections import Counter
 
 from transformers import AutoModelForCausalLM
 
-tuned_control = tune(train, model=control)
+tuned_control = tune(train, model=control, run_name="control")
 set_seed(0)
 random_weights = AutoModelForCausalLM.from_config(base.config, dtype=torch.float32)
 # Knowing nothing, it takes longer to learn the training pairs.
-tuned_random = tune(train, model=random_weights, adapter=None, max_steps=1000)
+tuned_random = tune(
+    train, model=random_weights, adapter=None, max_steps=1000, run_name="random weights"
+)
 no_currency = countries["train"].filter(lambda row: row["relation"] != "currency")
-without_currency = tune(pairs(no_currency))
+without_currency = tune(pairs(no_currency), run_name="without currency")
 
 frequent = {
     relation: Counter(
@@ -968,7 +972,8 @@ assert sure["told"].mean() > sure["hidden"].mean() + 0.3
 # ### The way back
 #
 # In the corpus the country always comes before its capital. Ask the tuned model the other way
-# round, in a wording that means the same. **Guess first.**
+# round, in a wording that means the same. **Guess first:** for what share of the countries does it
+# find the way back?
 
 # %%
 my_guess = 0.5
@@ -989,7 +994,7 @@ backwards = datasets.Dataset.from_list(
 )
 there = table.loc["base, tuned", "capital"]
 back = share_right(tuned, backwards)
-print(f"You said {my_guess:.0%}.")
+print("You said:", my_guess)
 print(f"country → capital: {there:.0%}   capital → country: {back:.0%}")
 print(backwards[0]["question"], "→", ask_tuned(backwards[0]["question"]))
 
@@ -1164,23 +1169,32 @@ print(report)
 assert report.ok
 
 # %%
-before = real_trainer.evaluate()["eval_loss"]
-real_trainer.train()
-after = real_trainer.evaluate()["eval_loss"]
-print(f"loss on held-out instructions: {before:.2f} before, {after:.2f} after")
+wishes = ["What is the capital of Kenya?", "Write one sentence about the sea."]
 
-assert after < before
+
+def loss_and_replies():
+    """The loss on held-out instructions, and what the model makes of two wishes."""
+    loss = real_trainer.evaluate()["eval_loss"]
+    speak = Runner(real_trainer.model.eval(), real_tokenizer, template=ALPACA, max_new_tokens=60)
+    return loss, [reply.strip() for reply in speak(wishes)]
+
+
+before = loss_and_replies()  # the adapter is still zero: this is the untuned model
+_ = real_trainer.train()
+after = loss_and_replies()
 
 # %%
-questions = ["What is the capital of Kenya?", "Write one sentence about the sea."]
-speak = Runner(real_trainer.model.eval(), real_tokenizer, template=ALPACA, max_new_tokens=60)
-for wish, reply in zip(questions, speak(questions), strict=True):
-    print(f"▶ {wish}\n{reply.strip()}\n")
+rows = {"held-out loss": [f"{before[0]:.2f}", f"{after[0]:.2f}"]}
+rows.update(zip(wishes, zip(before[1], after[1], strict=True), strict=True))
+compared = pd.DataFrame(rows, index=["before", "after"]).T
+text_table(compared.rename_axis("asked").reset_index())
+
+# %%
+assert after[0] < before[0]
 
 # %% [markdown]
 # Without a GPU this has shown that the steps run, and no more: twenty of them, on a handful of
-# pairs, lower the loss and leave the replies as they were. With one, hold these two replies against
-# the untuned model's.
+# pairs, lower the loss, and what it says is no answer yet. With one, read the two columns.
 #
 # ## Take away
 #
