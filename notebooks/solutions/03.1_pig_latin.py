@@ -349,7 +349,7 @@ assert report.ok
 # (`test`), and of those it has not (`unseen`)? Write 0.5 for a half.
 
 # %%
-my_guess = {"test": 0.5, "unseen": 0.1}
+my_guess_right = {"test": 0.5, "unseen": 0.1}
 
 # %% tags=["figure:03_1_losses"]
 _ = trainer.train()
@@ -368,7 +368,7 @@ for name, rows in held_out.items():
     after[name] = translate(tuned, rows["sentence"])
     results["tuned", name] = scores(after[name], rows["pig_latin"])
 table = pd.DataFrame(results).T.sort_index().round(2)
-table["your guess"] = [my_guess[name] if how == "tuned" else "" for how, name in table.index]
+table["your guess"] = [my_guess_right[name] if how == "tuned" else "" for how, name in table.index]
 table
 
 # %%
@@ -700,13 +700,14 @@ trainer.train(resume_from_checkpoint=len(sys.argv) > 2)
 trainer.save_state()
 """
 (work / "train.py").write_text(training_script)
+log = work / "log.txt"
 
 
 def start(*arguments):
-    """The script in a process of its own."""
+    """The script in a process of its own; what it says goes into the log."""
     command = [sys.executable, "train.py", *arguments]
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(command, cwd=work, stdout=quiet, stderr=quiet)
+    with log.open("w") as said:
+        return subprocess.Popen(command, cwd=work, stdout=said, stderr=said)
 
 
 process = start("interrupted")
@@ -715,10 +716,9 @@ while not checkpoint.exists() and process.poll() is None:
     time.sleep(0.05)
 process.kill()
 print("exit status:", process.wait())
-print("on the disk:", sorted(path.name for path in (work / "interrupted").iterdir()))
 
-assert process.returncode == -9
-assert checkpoint.exists()
+assert process.returncode == -9, log.read_text()
+print("on the disk:", sorted(path.name for path in (work / "interrupted").iterdir()))
 
 # %% [markdown]
 # `trainer.train(resume_from_checkpoint=True)` takes the last one. **Guess first:** is the result the
@@ -728,8 +728,8 @@ assert checkpoint.exists()
 my_guess = "..."
 
 # %%
-assert start("interrupted", "resume").wait() == 0
-assert start("undisturbed").wait() == 0
+for arguments in (["interrupted", "resume"], ["undisturbed"]):
+    assert start(*arguments).wait() == 0, log.read_text()
 
 
 def losses_of(name):
