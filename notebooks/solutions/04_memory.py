@@ -467,7 +467,7 @@ SCHEME_FORMATS = {
     "normal numbers off by": "{:.1%}",
 }
 by_hand = pd.DataFrame(results).set_index(["levels", "a scale for"])
-print(f"You said {my_guess:.0%}; it is {by_hand.loc[('nf4', '64 weights'), 'outputs off by']:.1%}.")
+print(f"You said {my_guess}; it is {by_hand.loc[('nf4', '64 weights'), 'outputs off by']:.1%}.")
 show(by_hand.drop(columns="by"), SCHEME_FORMATS)
 
 # %%

@@ -801,7 +801,7 @@ for name, rows in cues.items():
 # longest in this notebook.
 
 # %%
-my_guess = {"told": 0.9, "hidden": 0.1}
+my_guess = {"told": 0.5, "hidden": 0.5}
 
 # %%
 from collections import Counter
@@ -933,7 +933,7 @@ text_table(
 # answers, about the countries that it knows, and about the others?
 
 # %%
-my_guess = {"told": 0.9, "hidden": 0.9}
+my_guess = {"told": 0.5, "hidden": 0.5}
 
 
 # %%

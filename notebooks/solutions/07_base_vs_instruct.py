@@ -498,7 +498,8 @@ runs = []
 for seed in range(3):
     for name, model in pair.items():
         asker = AskAt()
-        tune_own(model, style_rows, seed=seed, callbacks=[asker], max_steps=max(STEPS))
+        how = {"max_steps": max(STEPS), "run_name": f"{name}, seed {seed}"}
+        tune_own(model, style_rows, seed=seed, callbacks=[asker], **how)
         runs += [{"model": name, "seed": seed, **found} for found in asker.rows]
 runs = pd.DataFrame(runs)
 
@@ -904,7 +905,7 @@ assert on_cpu is False or list(verdicts["verdict"]) == [
 # - **Go half-way**: the weights between the untouched and the tuned model, known from *model soups*.
 #   With LoRA that is one number, the adapter's scale, and costs no training at all.
 #
-# Half-way can be tried at once:
+# Half-way can be tried at once. Look where the style sets in, and what becomes of the other reply:
 
 # %%
 from peft.helpers import rescale_adapter_scale
@@ -914,7 +915,9 @@ for part in (0, 0.25, 0.5, 0.75, 1):
     with rescale_adapter_scale(chat, part):
         country = ask_chat(asked["question"][1], template=GUANACO)
         general = ask_chat("Name the four seasons.")
-    rows.append({"part": part, asked["question"][1]: country.strip(), "the four seasons": general})
+    rows.append(
+        {"part": f"{part:g}", asked["question"][1]: country.strip(), "the four seasons": general}
+    )
 text_table(pd.DataFrame(rows))
 
 # %% [markdown]
@@ -927,7 +930,7 @@ text_table(pd.DataFrame(rows))
 # divergence from the untouched model, in nats for a token; and over how many seeds each is a mean.
 
 # %%
-my_guess = "general data mixed in"
+my_guess = "..."
 
 # %%
 measured = whole_rows(results / "base_vs_instruct.jsonl")
@@ -993,7 +996,7 @@ plt.show()
 #   for its damage. *A lower learning rate* keeps more because it learns less.
 # - The dotted lines are half-way models. Going back along them one keeps more and has learned less;
 #   there is no free lunch on them, but any point can be had without training.
-# - *General data* does what the others promise, and costs a few minutes of generating.
+# - *General data* does what the others promise. It costs the time to generate some replies.
 
 # %%
 full = means.xs(1.0, level="part")
@@ -1001,6 +1004,10 @@ mixed, plain_recipe = full.loc["general data mixed in"], full.loc["recipe"]
 assert mixed["followed"] > plain_recipe["followed"] + 0.1
 assert mixed["kl"] < plain_recipe["kl"]
 assert full.loc["its own template", "followed"] < start["followed"] - 0.1
+for measure in ("in style", "right", "followed", "kl"):
+    assert abs(full.loc["rank 2", measure] - plain_recipe[measure]) < 0.05
+assert full.loc["a fifth of the learning rate", "followed"] > start["followed"] - 0.05
+assert full.loc["a fifth of the learning rate", "in style"] < 0.05
 
 # %% [markdown]
 # ### And the system message?
