@@ -191,7 +191,8 @@ def describe(hardware: Hardware | None = None) -> str:
     if hw.gpu_name:
         machine = f"{hw.gpu_name}, {hw.gpu_memory_gb:.0f} GB"
     else:
-        machine = f"{hw.cpu_cores} CPU cores, {hw.ram_gb:.0f} GB RAM"
+        cores = "1 CPU core" if hw.cpu_cores == 1 else f"{hw.cpu_cores} CPU cores"
+        machine = f"{cores}, {hw.ram_gb:.0f} GB RAM"
     level, dtype, attention = tier(hw), pick_dtype(hw), pick_attention(hw)
     return "\n".join(
         (

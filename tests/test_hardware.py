@@ -112,6 +112,8 @@ def test_describe_gives_reasons() -> None:
     assert "16gb" in text
     assert "float16" in text
     assert "no bfloat16" in text
+    assert "1 CPU core, 8 GB" in describe(Hardware(cpu_cores=1, ram_gb=8.0))
+    assert "2 CPU cores, 8 GB" in describe(Hardware(cpu_cores=2, ram_gb=8.0))
 
 
 def test_features_have_one_name_on_all_systems() -> None:

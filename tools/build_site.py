@@ -260,7 +260,7 @@ def timing_machines() -> str:
 
 
 def notebook_table() -> str:
-    """What each notebook teaches and how long its cells run on two CPU cores."""
+    """What each notebook teaches and how long its cells run on a CPU."""
     runs = measured()
     rows = []
     for page, notebook in saved().items():
