@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
+import html
 import http.server
 import importlib.util
 import json
@@ -204,7 +207,8 @@ def test_notebooks_are_shown_with_alt_texts_and_without_colab(gathered: Path) ->
     for path in NOTEBOOKS:
         shown = nbformat.read(gathered / "notebooks" / path.name, as_version=4)
         saved = nbformat.read(path, as_version=4)
-        assert len(shown.cells) == len(saved.cells) - 2
+        further = [cell for cell in shown.cells if "remove-input" in cell.metadata.get("tags", [])]
+        assert len(shown.cells) - len(further) == len(saved.cells) - 2
         for cell in shown.cells:
             outputs = cell.get("outputs", [])
             assert not any(site._WIDGET in output.get("data", {}) for output in outputs)
@@ -237,6 +241,19 @@ def test_a_picture_of_which_nobody_has_said_what_it_shows() -> None:
     cell.outputs[0].data["text/plain"] = "Training loss at step 3"
     shown = site.shown(nbformat.v4.new_notebook(cells=[cell]), "99_x")
     assert shown.cells[0].metadata.mystnb.image.alt == "Training loss at step 3"
+    for loss in ("Training loss of LoRA", "Training loss of all weights"):
+        drawn = {"image/png": "", "text/plain": loss}
+        cell.outputs.append(nbformat.v4.new_output("display_data", drawn))
+        cell.outputs.append(nbformat.v4.new_output("stream", text="done"))
+    shown = site.shown(nbformat.v4.new_notebook(cells=[cell]), "99_x")
+    alts = [each.metadata.mystnb.image.alt for each in shown.cells]
+    assert alts == [
+        "Training loss at step 3",
+        "Training loss of LoRA",
+        "Training loss of all weights",
+    ]
+    assert [len(each.outputs) for each in shown.cells] == [1, 2, 2]
+    assert [each.metadata.tags for each in shown.cells[1:]] == [["remove-input"]] * 2
 
 
 def test_links_are_mended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -436,6 +453,22 @@ def test_nothing_comes_from_elsewhere(built: Path) -> None:
         assert not re.search(r"url\([\"']?(?:https?:)?//", path.read_text(errors="replace")), (
             path.name
         )
+
+
+def test_every_saved_picture_is_on_its_page(built: Path) -> None:
+    """With the text that was written for it, or else with what it says of itself."""
+    known = site.alt_texts()
+    for path, notebook in site.saved().items():
+        page = (built / path).with_suffix(".html").read_text(encoding="utf-8")
+        for cell, keys, _ in site.pictures(notebook, Path(path).stem):
+            for data in (output.get("data", {}) for output in cell.outputs):
+                if "image/png" not in data:
+                    continue
+                picture = hashlib.sha256(base64.b64decode(data["image/png"])).hexdigest()
+                said = next((known[key] for key in keys if key in known), data["text/plain"])
+                shown = re.search(rf'<img alt="([^"]*)" src="[^"]*{picture}', page)
+                assert shown, f"{path}: {said}"
+                assert html.unescape(shown[1]) == said
 
 
 def test_the_download_is_the_notebook_itself(built: Path) -> None:

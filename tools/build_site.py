@@ -28,6 +28,7 @@ from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -141,18 +142,46 @@ def alt_texts() -> dict[str, str]:
     return tomllib.loads((DOCS / "alt_texts.toml").read_text(encoding="utf-8"))
 
 
+def _is_picture(output: NotebookNode) -> bool:
+    return "image/png" in output.get("data", {})
+
+
+def _own_text(cell: NotebookNode) -> str:
+    """What a cell's first picture says of itself, as those that `training.watch` draws do."""
+    first = next(filter(_is_picture, cell.outputs))
+    own = str(first.data.get("text/plain", ""))
+    return "" if own.startswith("<") else own
+
+
 def pictures(notebook: NotebookNode, name: str) -> Iterator[tuple[NotebookNode, list[str], str]]:
-    """The cells with pictures: the cell, the keys of its alt text, what the pictures say of
-    themselves."""
+    """The cells with pictures: the cell, the keys of its alt text, what the first picture says."""
     number = 0
     for cell in notebook.cells:
-        found = [o.data for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+        found = list(filter(_is_picture, cell.get("outputs", [])))
         if found:
             tags = [tag for tag in cell.metadata.get("tags", []) if tag.startswith("figure:")]
             keys = [tag.removeprefix("figure:") for tag in tags] + [f"{name}/{number + 1}"]
-            own = str(found[0].get("text/plain", ""))
-            yield cell, keys, "" if own.startswith("<") else own
+            yield cell, keys, _own_text(cell)
             number += len(found)
+
+
+def _apart(cell: NotebookNode) -> list[NotebookNode]:
+    """A cell with its first picture, and a cell that shows outputs only for each further one.
+
+    MyST-NB takes alt texts by the cell, and these pictures have one each.
+    """
+    parts: list[list[NotebookNode]] = [[]]
+    for output in cell.outputs:
+        if _is_picture(output) and any(map(_is_picture, parts[-1])):
+            parts.append([])
+        parts[-1].append(output)
+    cell.outputs = parts[0]
+    # MyST-NB leaves out cells without a source.
+    further = [
+        new_code_cell("# continued", metadata={"tags": ["remove-input"]}, outputs=part)
+        for part in parts[1:]
+    ]
+    return [cell, *further]
 
 
 def shown(notebook: NotebookNode, name: str) -> NotebookNode:
@@ -162,17 +191,22 @@ def shown(notebook: NotebookNode, name: str) -> NotebookNode:
     their place, and every picture has an alt text. (A test holds that somebody wrote it.)
     """
     known = alt_texts()
-    for cell, keys, own in pictures(notebook, name):
-        alt = next((known[key] for key in keys if key in known), own or _UNDESCRIBED)
-        cell.metadata["mystnb"] = {"image": {"alt": alt}}
+    parts = {}
+    for cell, keys, _ in pictures(notebook, name):
+        written = next((known[key] for key in keys if key in known), "")
+        parts[cell.id] = [cell] if written else _apart(cell)
+        for part in parts[cell.id]:
+            alt = written or _own_text(part) or _UNDESCRIBED
+            part.metadata["mystnb"] = {"image": {"alt": alt}}
     cells = []
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if "colab-badge.svg" in cell.source or "colab-setup" in tags:
             continue
-        for output in cell.get("outputs", []):
-            output.get("data", {}).pop(_WIDGET, None)
-        cells.append(cell)
+        for part in parts.get(cell.id, [cell]):
+            for output in part.get("outputs", []):
+                output.get("data", {}).pop(_WIDGET, None)
+            cells.append(part)
     notebook.cells = cells
     return notebook
 
