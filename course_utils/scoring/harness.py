@@ -187,15 +187,8 @@ def _choose(
             raise unknown("task", name, shown, "`all_tasks().all_tasks` has them all.")
     sources = [manager if name in foreign else local for name in names]
     for task, name, source in zip(tasks, names, sources, strict=True):
-        if (
-            isinstance(task, dict)
-            and name is not None
-            and name
-            in {
-                *source.all_groups,
-                *source.all_tags,
-            }
-        ):
+        several = {*source.all_groups, *source.all_tags}
+        if isinstance(task, dict) and name in several:
             raise ValueError(
                 f"{name} is more than one task, and settings change one: name those of its tasks "
                 "that you mean."
