@@ -116,8 +116,7 @@ class LiveLosses(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock, and the picture anew."""
-        # transformers up to 4 puts the output folder where no name is given.
-        self.name = args.run_name if args.run_name not in (None, args.output_dir) else ""
+        self.name = args.run_name or ""
         self.start, self.first_step, self.handle = time.perf_counter(), state.global_step, None
         self.over = False
 

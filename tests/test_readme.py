@@ -8,6 +8,8 @@ import xml.etree.ElementTree as ET
 import pytest
 from conftest import ROOT, load_tool
 
+from course_utils import doctor
+
 readme = load_tool("readme")
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 FIRST_SCREEN = 30  # lines
@@ -83,6 +85,18 @@ def test_a_notebook_without_a_row_is_named() -> None:
     cut = re.sub(r"^\| \[04[^\n]+\n", "", table, flags=re.M)
     with pytest.raises(SystemExit, match="04_memory"):
         readme.notebook_table(cut)
+
+
+def test_the_memory_that_is_asked_for_is_enough() -> None:
+    """README, teachers' page and doctor say the same, and no measured run held more."""
+    least = doctor._LEAST_RAM_GB
+    assert f"{least:.0f} GB of RAM" in TEXT
+    teaching = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
+    assert f"{least:.0f} GB are needed" in teaching
+    runs = load_tool("build_site").measured()
+    held = {name: by_tier["cpu"]["peak_ram_mb"] for name, by_tier in runs.items()}
+    assert len(held) == 10
+    assert max(held.values()) / 1000 < doctor._SHOWN * least, held
 
 
 def test_how_near_the_predictor_comes_is_what_the_file_says() -> None:

@@ -1191,6 +1191,7 @@ text_table(compared.rename_axis("asked").reset_index())
 
 # %%
 assert after[0] < before[0]
+assert real or "Nairobi" not in after[1][0]
 
 # %% [markdown]
 # Without a GPU this has shown that the steps run, and no more: twenty of them, on a handful of
