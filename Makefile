@@ -5,7 +5,7 @@ VENV := $(if $(COURSE_VENV),$(COURSE_VENV),.venv)
 RUN := $(VENV)/bin/python
 NB ?= 01
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test course notebook notebooks save pretrain replicate-memory slides site drift signatures doctor
+.PHONY: help setup lab test course notebook notebooks save pretrain replicate-memory slides site drift signatures doctor faults
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,7 +22,11 @@ test: setup ## check the code, run the unit tests, every notebook and the site
 	@$(RUN) tools/build_site.py install
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
-	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+faults: setup ## break it on purpose: every fault of tests/faults, the slow ones too (about an hour)
+	@$(RUN) tools/faults.py --record -n 2
+	@$(RUN) tools/readme.py build
 
 course: setup ## run every notebook in order, into build/course/*.html
 	@$(RUN) tools/notebooks.py run
