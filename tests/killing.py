@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -61,5 +60,4 @@ def killed_at_random(
         return False, told
     except subprocess.TimeoutExpired:
         kill_group(process)
-        time.sleep(0.01)
-        return True, told + process.stdout.read()
+        return True, told + process.communicate()[0]
