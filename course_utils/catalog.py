@@ -7,7 +7,6 @@ notebook 01. `python -m course_utils catalog` prints it.
 from __future__ import annotations
 
 import argparse
-import difflib
 import functools
 import json
 import tomllib
@@ -15,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from course_utils.errors import UnknownName
+from course_utils.checks import course_file, one_of
+from course_utils.checks import near_matches as near_matches  # from here for all others
+from course_utils.checks import unknown as unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +53,8 @@ class Model:
         """
         from transformers import AutoConfig
 
-        return AutoConfig.for_model(**json.loads(self.config_path.read_text()))
+        with course_file(self.config_path):
+            return AutoConfig.for_model(**json.loads(self.config_path.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
@@ -128,20 +130,27 @@ class Catalog:
 
 
 def read(path: Path = _HERE / "catalog.toml") -> Catalog:
-    """Read a catalogue file."""
-    data: dict[str, Any] = tomllib.loads(path.read_text())
-    roles = {}
-    for name, entry in data["roles"].items():
-        own = {key: entry.pop(key) for key in ("embedded", "embedded_note") if key in entry}
-        roles[name] = Role(name, by_tier=entry, **own)
-    return Catalog(
-        roles=roles,
-        models={name: Model(id=name, **entry) for name, entry in data["models"].items()},
-        datasets={name: Dataset(id=name, **entry) for name, entry in data["datasets"].items()},
-        embedded={name: Embedded(name=name, **entry) for name, entry in data["embedded"].items()},
-        own={name: Own(id=name, **entry) for name, entry in data["own"].items()},
-        recipes=data["recipes"],
-    )
+    """Read a catalogue file.
+
+    Raises:
+        DamagedFile: it is missing, or no catalogue.
+    """
+    with course_file(path):
+        data: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        roles = {}
+        for name, entry in data["roles"].items():
+            own = {key: entry.pop(key) for key in ("embedded", "embedded_note") if key in entry}
+            roles[name] = Role(name, by_tier=entry, **own)
+        return Catalog(
+            roles=roles,
+            models={name: Model(id=name, **entry) for name, entry in data["models"].items()},
+            datasets={name: Dataset(id=name, **entry) for name, entry in data["datasets"].items()},
+            embedded={
+                name: Embedded(name=name, **entry) for name, entry in data["embedded"].items()
+            },
+            own={name: Own(id=name, **entry) for name, entry in data["own"].items()},
+            recipes=data["recipes"],
+        )
 
 
 @functools.cache
@@ -150,35 +159,13 @@ def catalog() -> Catalog:
     return read()
 
 
-def near_matches(name: str, known: list[str]) -> list[str]:
-    """Known names that resemble `name`, by the whole name or the part behind the slash."""
-    lowered = {entry.lower(): entry for entry in known}
-    by_tail = {entry.lower().split("/")[-1]: entry for entry in known}
-    wanted = name.lower()
-    tail = wanted.split("/")[-1]
-    found = [entry for entry in known if tail and tail in entry.lower()]
-    for word, names in ((wanted, lowered), (tail, by_tail)):
-        found += [names[match] for match in difflib.get_close_matches(word, names, 5, 0.6)]
-    return list(dict.fromkeys(found))[:5]
-
-
-def unknown(kind: str, name: object, known: list[str], why: str = "") -> UnknownName:
-    """The error for a name that is not known: near matches first, else all that there is."""
-    near = near_matches(str(name), known)
-    hint = f"Did you mean {', '.join(near)}?" if near else f"Known: {', '.join(known)}."
-    return UnknownName(" ".join(filter(None, (f"Unknown {kind} {name!r}.", hint, why))))
-
-
 def model(model_id: str) -> Model:
     """A model by its id.
 
     Raises:
         UnknownName: it is not in the catalogue; near matches are named.
     """
-    models = catalog().models
-    if model_id not in models:
-        raise unknown("model", model_id, list(models))
-    return models[model_id]
+    return catalog().models[one_of("model", model_id, catalog().models)]
 
 
 def dataset(dataset_id: str) -> Dataset:
@@ -187,21 +174,18 @@ def dataset(dataset_id: str) -> Dataset:
     Raises:
         UnknownName: it is not in the catalogue; near matches are named.
     """
-    datasets = catalog().datasets
-    if dataset_id not in datasets:
-        raise unknown("data set", dataset_id, list(datasets))
-    return datasets[dataset_id]
+    return catalog().datasets[one_of("data set", dataset_id, catalog().datasets)]
 
 
 def datasets_for(role: str, tier: str) -> list[Dataset]:
     """The data sets on the hub that can fill a role on a tier, in the catalogue's order.
 
     Raises:
-        UnknownName: no data set has that role.
+        UnknownName: no data set has that role, or there is no such tier.
     """
-    roles = list(dict.fromkeys(entry.role for entry in catalog().datasets.values()))
-    if role not in roles:
-        raise unknown("data set role", role, roles)
+    entries = catalog().datasets.values()
+    one_of("data set role", role, dict.fromkeys(entry.role for entry in entries))
+    one_of("tier", tier, dict.fromkeys(tier for entry in entries for tier in entry.tiers))
     return [e for e in catalog().datasets.values() if e.role == role and tier in e.tiers]
 
 
@@ -220,10 +204,8 @@ def recipe(name: str, tier: str) -> dict[str, Any]:
         UnknownName: there is no such recipe, or none for such a tier.
     """
     known = catalog().recipes
-    if name not in known:
-        raise unknown("recipe", name, sorted(known))
-    if tier not in known[name]:
-        raise unknown("tier", tier, sorted(known[name]))
+    one_of("recipe", name, sorted(known))
+    one_of("tier", tier, sorted(known[name]))
     return dict(known[name][tier])
 
 

@@ -7,6 +7,10 @@ class CourseError(Exception):
     """Any error the course raises on purpose; its text is meant for the learner."""
 
 
+class BadValue(CourseError, ValueError):
+    """An argument that a function cannot take; the text names it and says what it has to be."""
+
+
 class UnknownName(CourseError, LookupError):
     """A model, data set, role or option that the course does not know."""
 
@@ -21,6 +25,10 @@ class HubUnreachable(CourseError):
 
 class ChecksumMismatch(CourseError):
     """A downloaded file that is not the one the catalogue describes."""
+
+
+class DamagedFile(CourseError):
+    """A file of the course itself that is missing, or cannot be read as it was written."""
 
 
 class NotEnoughDisk(CourseError):
