@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numbers
 import os
+import re
 from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
 from cycler import cycler
 
-from course_utils.catalog import unknown
+from course_utils import checks
 
 # Okabe and Ito's palette, which people with colour-blindness can tell apart
 # (https://jfly.uni-koeln.de/color/).
@@ -49,9 +51,9 @@ def use_style(theme: str | None = None) -> None:
     Raises:
         UnknownName: there is no such theme.
     """
-    theme = theme or os.environ.get("COURSE_THEME") or "light"
-    if theme not in THEMES:
-        raise unknown("theme", theme, list(THEMES))
+    if theme is None:
+        theme = os.environ.get("COURSE_THEME") or "light"
+    checks.one_of("theme", theme, THEMES)
     ground, ink = THEMES[theme]
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     mpl.rcParams.update(
@@ -75,11 +77,61 @@ def use_style(theme: str | None = None) -> None:
     )
 
 
+# What a terminal obeys or nobody sees: control characters but for line break and tab, marks that
+# turn the direction of writing, characters without width, halves of characters. The two joiners
+# between letters that are not ASCII stay: emoji and Persian are written with them.
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f"
+    r"\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U0001d173-\U0001d17a"
+    r"\U000e0000-\U000e0fff]|(?<![^\x00-\x9f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x9f])"
+)
+
+
+def _sign(match: re.Match) -> str:
+    code = ord(match[0])
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "␡"
+    return (
+        f"\\x{code:02x}"
+        if code < 0x100
+        else f"\\u{code:04x}"
+        if code < 0x10000
+        else f"\\U{code:08x}"
+    )
+
+
+def visible(text: str) -> str:
+    """A text as it can be printed: what a terminal would obey, or nobody would see, is a sign.
+
+    `"\\x1b[2J"`, which empties a terminal, becomes `"␛[2J"`, and the override of the direction of
+    writing becomes the six characters `"\\u202e"`. Line breaks and tabs stay what they are.
+
+    Args:
+        text: what a model, a data set or a server has said.
+
+    Raises:
+        BadValue: no text.
+    """
+    text = checks.a("text", text, str, "a text")
+    return _UNSEEN.sub(_sign, text.replace("\r\n", "\n"))
+
+
+def _cell(value: Any) -> Any:
+    """What stands in a cell: a number as it is, all else as a text that can be shown."""
+    return value if isinstance(value, numbers.Number) else visible(str(value))
+
+
 class TextTable:
     """A table whose cells are texts: left-aligned, line breaks kept, no row numbers."""
 
     def __init__(self, frame: pd.DataFrame):
-        self.frame = frame.reset_index(drop=True)
+        self.frame = frame.reset_index(drop=True).map(_cell)
+        self.frame.columns = [visible(str(name)) for name in frame.columns]
+
+    def __repr__(self) -> str:
+        return visible(self.frame.to_string(index=False))
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
         style = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap"}
@@ -89,9 +141,13 @@ class TextTable:
         styler = styler.format(escape="html").format_index(escape="html", axis="columns")
         # One id for all, so that a notebook's saved output is the same each time.
         html = styler.hide(axis="index").set_uuid("texts").to_html()
-        return {"text/html": html, "text/plain": self.frame.to_string(index=False)}
+        return {"text/html": html, "text/plain": repr(self)}
 
 
 def text_table(frame: pd.DataFrame) -> TextTable:
-    """A data frame of texts, to end a cell with."""
-    return TextTable(frame)
+    """A data frame of texts, to end a cell with. What cannot be seen is shown as in `visible`.
+
+    Raises:
+        BadValue: no data frame.
+    """
+    return TextTable(checks.a("frame", frame, pd.DataFrame, "a pandas DataFrame"))

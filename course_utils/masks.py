@@ -9,10 +9,14 @@ import html
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
+
+from course_utils import checks
+from course_utils.display import visible
 
 IGNORED = -100  # the label that transformers' and torch's losses leave out
 KINDS = ("trained", "masked", "special", "padding")
@@ -63,28 +67,41 @@ class Example:
         return "".join(token.text for token in self.tokens if token.kind == "trained")
 
 
-def _rows(value: Any) -> list[list[int]]:
+def _rows(name: str, value: Any) -> list[list[int]]:
     """A tensor of shape (examples, tokens), or lists of unequal length, as lists."""
     if isinstance(value, torch.Tensor):
         value = value.tolist()
-    return [list(row.tolist() if isinstance(row, torch.Tensor) else row) for row in value]
+    rows = []
+    for row in checks.items(name, value, "examples"):
+        row = row.tolist() if isinstance(row, torch.Tensor) else row
+        rows.append([checks.whole(name, entry) for entry in checks.items(name, row, "numbers")])
+    return rows
 
 
 def _split_packed(batch: Mapping[str, Any]) -> list[dict[str, list[int]]]:
     """The examples of a batch; rows that hold several (`position_ids` start anew) are cut up."""
     columns = {
-        name: _rows(batch[name])
+        name: _rows(name, batch[name])
         for name in ("input_ids", "labels", "attention_mask", "position_ids")
         if batch.get(name) is not None
     }
+    ids = columns["input_ids"]
+    for name, rows in columns.items():
+        told = name.replace("_", " ")
+        if len(rows) != len(ids):
+            raise ValueError(f"{len(ids)} rows of input ids, but {len(rows)} of {told}.")
+        for row, own in zip(rows, ids, strict=True):
+            if len(row) != len(own):
+                raise ValueError(f"{len(own)} input ids, but {len(row)} {told}.")
     examples = []
-    for index, ids in enumerate(columns["input_ids"]):
+    for index in range(len(ids)):
         row = {name: rows[index] for name, rows in columns.items()}
         starts = [0]
         # With padding, position ids repeat a constant there: only a packed row has no mask.
         if "position_ids" in row and "attention_mask" not in row:
-            starts = [i for i, position in enumerate(row["position_ids"]) if position == 0] or [0]
-        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+            places = enumerate(row["position_ids"])
+            starts += [place for place, position in places if place and position == 0]
+        for start, end in zip(starts, [*starts[1:], len(ids[index])], strict=True):
             examples.append({name: values[start:end] for name, values in row.items()})
     return examples
 
@@ -99,22 +116,26 @@ def examples(batch: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> li
         tokenizer: the one that made the ids.
 
     Raises:
-        ValueError: no `input_ids` or no `labels`, or of unequal shapes.
+        ValueError: no `input_ids` or no `labels`, of unequal shapes, or with anything but ids that
+            the tokenizer has.
     """
+    checks.a("batch", batch, Mapping, "a batch, as a collator gives it: a dictionary")
+    checks.a("tokenizer", tokenizer, PreTrainedTokenizerBase, "a tokenizer of transformers")
     for name in ("input_ids", "labels"):
         if batch.get(name) is None:
-            raise ValueError(f"The batch has no {name!r}; it has {', '.join(batch)}.")
+            has = ", ".join(map(str, batch)) or "nothing"
+            raise ValueError(f"The batch has no {name!r}; it has {has}.")
+    known = len(tokenizer)
     special = set(tokenizer.all_special_ids)
     found = []
     for row in _split_packed(batch):
         ids, labels = row["input_ids"], row["labels"]
-        if len(ids) != len(labels):
-            raise ValueError(f"{len(ids)} input ids, but {len(labels)} labels.")
         attended = row.get("attention_mask", [1] * len(ids))
         tokens = []
         for token, label, read in zip(ids, labels, attended, strict=True):
             # A label on padding counts as trained on: that would be a mistake worth seeing.
             unlabelled = "masked" if read else "padding"
+            checks.whole("an input id", token, least=0, most=known - 1)
             kind = unlabelled if label == IGNORED else "trained"
             tokens.append(Token(token, tokenizer.decode([token]), kind, token in special))
         found.append(Example(tokens))
@@ -135,11 +156,14 @@ class Drawing:
     def __str__(self) -> str:
         lines = ["[trained on] masked ~padding~"]
         for number, example in enumerate(self.examples, start=1):
-            text = ""
-            for token in _shortened(example.tokens):
-                before, after = _MARKS[token.kind]
-                text += f"{before}{token.text}{after}"
-            lines += [f"\nExample {number}: {self._count_line(example)}", text.replace("][", "")]
+            parts = []
+            for kind, tokens in groupby(_shortened(example.tokens), lambda token: token.kind):
+                before, after = _MARKS[kind]
+                # Padding is marked token by token, as it has no text that would be read on.
+                glue = f"{after}{before}" if kind == "padding" else ""
+                parts.append(f"{before}{glue.join(token.text for token in tokens)}{after}")
+            told = visible("".join(parts))
+            lines += [f"\nExample {number}: {self._count_line(example)}", told]
         return "\n".join(lines)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
@@ -157,7 +181,9 @@ class Drawing:
                 if token.special:
                     style += f";{_STYLES['special']}"
                 # A line break is shown as a sign, and made.
-                text = html.escape(token.text).replace("\n", "↵<br>").replace(" ", "&nbsp;")
+                text = (
+                    html.escape(visible(token.text)).replace("\n", "↵<br>").replace(" ", "&nbsp;")
+                )
                 parts.append(f'<span style="{style}" title="id {token.id}">{text}</span><wbr>')
             parts.append("</p>")
         parts.append("</div>")
