@@ -31,8 +31,8 @@ class DamagedFile(CourseError):
     """A file of the course itself that is missing, or cannot be read as it was written."""
 
 
-class NotEnoughDisk(CourseError):
-    """A download that would not fit on the disk."""
+class NotEnoughDisk(CourseError, OSError):
+    """What would not fit, or did not fit, on the disk."""
 
 
 class NotEnoughMemory(CourseError):
@@ -57,3 +57,15 @@ class EndpointError(CourseError):
 
 class UnsafeTask(CourseError):
     """A benchmark that runs what a model has written on this machine."""
+
+
+class CannotWrite(CourseError, OSError):
+    """A place that cannot be written, or that holds what must not be overwritten."""
+
+
+class NotRows(CourseError, ValueError):
+    """A file that was taken for rows of results and holds something else."""
+
+
+class DamagedFile(CourseError):
+    """A file that is cut short, or not what it was; the text says which, and what to do."""

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
 import platformdirs
-from filelock import FileLock
 
-from course_utils.results import replace_file
+from course_utils.files import (
+    check_regular,
+    locked,
+    make_folder,
+    parse_json,
+    replace_file,
+    user_path,
+)
 
 VARIABLE = "COURSE_PROGRESS"
 
@@ -27,42 +34,90 @@ def path() -> Path:
 
     A Colab machine forgets it with everything else; there, set the variable to a file on a mounted
     Drive before the first import.
+
+    Raises:
+        CannotWrite: the place begins with `~`, and no home folder is known.
     """
-    if chosen := os.environ.get(VARIABLE):
-        return Path(chosen).expanduser()
-    return Path(platformdirs.user_data_dir("fine-tuning-course")) / "progress.json"
+    chosen = os.environ.get(VARIABLE)
+    usual = Path(platformdirs.user_data_dir("fine-tuning-course")) / "progress.json"
+    return user_path(chosen or usual)
+
+
+def _parsed(text: bytes) -> dict[str, str]:
+    """What a file says is done.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    content = parse_json(text)
+    done = content.get("done") if isinstance(content, dict) else None
+    if not isinstance(done, dict):
+        raise ValueError("no progress")
+    return done
+
+
+def _read() -> tuple[dict[str, str], str]:
+    """What is done, and why the file could not be read; "" where it could, or is not there."""
+    try:
+        check_regular(path())
+        return _parsed(path().read_bytes()), ""
+    except FileNotFoundError:
+        return {}, ""
+    except (OSError, ValueError) as error:
+        return {}, str(error)
 
 
 def read() -> dict[str, str]:
-    """What is done and when (ISO 8601, local time), by name; a file that is unreadable is empty."""
-    try:
-        content = json.loads(path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    done = content.get("done") if isinstance(content, dict) else None
-    return done if isinstance(done, dict) else {}
+    """What is done and when (ISO 8601, local time), by name.
+
+    A file that is damaged, or cannot be read, counts as empty here and stays as it is.
+    """
+    return _read()[0]
 
 
-def _write(done: dict[str, str]) -> None:
-    replace_file(path(), json.dumps({"done": done}, indent=1) + "\n")
+def _keep_aside(file: Path) -> None:
+    """Put a damaged file aside, under a name that nothing has yet, and say so."""
+    for number in itertools.count(1):
+        aside = file.with_name(f"{file.name}.damaged-{number}")
+        if not os.path.lexists(aside):
+            break
+    file.replace(aside)
+    print(f"{file.name} was damaged. It is kept as {aside}; progress begins anew.")
+
+
+def _change(change: Callable[[dict[str, str]], dict[str, str]]) -> None:
+    """Read the file, change what it says and write it, while others wait.
+
+    Raises:
+        OSError: it cannot be read or written; then it is as it was.
+    """
+    file = Path(os.path.realpath(path()))
+    check_regular(file)
+    make_folder(file.parent)
+    with locked(file, seconds=3):
+        done: dict[str, str] = {}
+        if file.exists():
+            try:
+                done = _parsed(file.read_bytes())
+            except ValueError:
+                _keep_aside(file)
+        replace_file(file, json.dumps({"done": change(done)}, indent=1) + "\n")
 
 
 def add(names: Iterable[str]) -> None:
     """Note what is done; what is there already keeps its time.
 
-    Two kernels may do so at once. Where the file cannot be written, a line says so, and nothing
-    else happens: an exercise is solved all the same.
+    Two kernels may do so at once. A damaged file is kept aside, and a line says where. Where the
+    file cannot be written, a line says so, and nothing else happens: an exercise is solved all the
+    same.
     """
     names = list(names)
-    if not set(names) - set(read()):
-        return
     try:
-        path().parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path().with_suffix(".lock"), timeout=3):
+        if set(names) - set(read()):
             now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-            _write(dict.fromkeys(names, now) | read())
+            _change(lambda done: dict.fromkeys(names, now) | done)
     except OSError as error:
-        print(f"Progress is not kept: {type(error).__name__} at {path().name}.")
+        print(f"Progress is not kept. {error}")
 
 
 def everything() -> list[str]:
@@ -110,12 +165,19 @@ def table() -> pd.DataFrame:
 def show() -> None:
     """Print the table, and where it is kept."""
     print(table().to_string())
+    if trouble := _read()[1]:
+        print(f"{path()} cannot be read ({trouble}). It stays as it is, and counts as empty.")
     print(f"Kept on this machine only; `progress.reset()` begins anew. {len(read())} done.")
 
 
 def reset() -> None:
-    """Forget everything that is done."""
-    path().unlink(missing_ok=True)
+    """Forget everything that is done. A damaged file is kept aside.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    if os.path.lexists(path()):
+        _change(lambda done: {})
 
 
 def main(args: argparse.Namespace) -> int:

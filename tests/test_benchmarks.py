@@ -86,7 +86,7 @@ def test_pythia_measures_one_tuning(tmp_path: Path) -> None:
 
 
 def test_rows_survive_a_kill(tmp_path: Path) -> None:
-    """A line that was not finished is cut off, and what comes next stands on a line of its own."""
+    """A line that was not finished does not count; what comes next stands on a line of its own."""
     path = tmp_path / "deep" / "rows.jsonl"
     assert whole_rows(path) == []
     append_row(path, {"name": "São Tomé"})
@@ -94,8 +94,8 @@ def test_rows_survive_a_kill(tmp_path: Path) -> None:
         file.write('{"name": "bro')
     assert whole_rows(path) == [{"name": "São Tomé"}]
     append_row(path, {"name": "next"})
-    assert [row["name"] for row in whole_rows(path)] == ["São Tomé", "next"]
-    assert [file.name for file in path.parent.iterdir()] == ["rows.jsonl"]
+    with pytest.warns(UserWarning, match="line 2"):
+        assert [row["name"] for row in whole_rows(path)] == ["São Tomé", "next"]
 
 
 def test_base_vs_instruct_measures_what_is_missing(

@@ -8,7 +8,9 @@ import os
 import random
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -142,10 +144,15 @@ def test_bad_votes(votes: Votes, change: dict[str, object], said: str) -> None:
 
 
 def test_a_row_that_is_no_vote(votes: Votes) -> None:
-    """A file of something else is told, not counted."""
+    """A file of something else is told; one strange row among votes costs no other vote."""
     append_row(votes.path, {"question": "Who?", "speed": 3})
-    with pytest.raises(ValueError, match=r"Row 1 of .*votes.jsonl is no vote: .*speed"):
+    with pytest.raises(ValueError, match=r"Line 1 of .*votes.jsonl is no vote: .*speed"):
         list(votes)
+    append_row(votes.path, asdict(Vote("Who?", "base", "tuned", "left")))
+    before = votes.path.read_bytes()
+    with pytest.warns(UserWarning, match=r"Line 1 of .*votes.jsonl is no vote: .*speed"):
+        assert [vote.preferred for vote in votes] == ["base"]
+    assert votes.path.read_bytes() == before
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -168,11 +175,19 @@ def test_a_torn_last_line_costs_one_vote(votes: Votes) -> None:
     whole = votes.path.read_bytes()
     for end in range(len(kept), len(whole)):
         votes.path.write_bytes(whole[:end])
-        assert [vote.question for vote in votes] == ["Who?"]
-        votes.path.write_bytes(whole[:end])
-        votes.add("When?", "base", "tuned", "tie")
-        assert [vote.question for vote in votes] == ["Who?", "When?"]
-    assert [path.name for path in votes.path.parent.iterdir()] == ["votes.jsonl"]
+        # Only its line break is missing: the row is there.
+        there = ["Who?", "Où – ça?"] if end == len(whole) - 1 else ["Who?"]
+        assert [vote.question for vote in votes] == there
+        assert votes.path.read_bytes() == whole[:end]
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            votes.add("When?", "base", "tuned", "tie")
+            assert [vote.question for vote in votes] == [*there, "When?"]
+        assert votes.path.read_bytes().startswith(whole[:end])
+    assert {path.name for path in votes.path.parent.iterdir()} <= {
+        "votes.jsonl",
+        ".votes.jsonl.lock",
+    }
 
 
 def test_a_row_after_a_torn_line_stands_alone(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import random
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -22,7 +23,8 @@ import numpy as np
 import pandas as pd
 from scipy.sparse.csgraph import connected_components
 
-from course_utils.results import append_row, whole_rows
+from course_utils.files import user_path
+from course_utils.results import appending, numbered_rows
 
 WINNERS = ("left", "right", "tie")
 _WITHDRAWN = "withdrawn"
@@ -103,16 +105,21 @@ class Votes:
     """Votes in a file of JSON lines, each on the disk as soon as it is given.
 
     The file is only added to: a vote that is taken back stays in it, with a line that withdraws it.
-    What a kill left of a last line is cut when it is next read, so a kill costs one vote at most.
-    One program at a time may write to a file. Iterating gives the votes that stand, in the order in
-    which they were given. Introduced in notebook 08.
+    A vote that was given is on the disk; a kill costs at most the one that was being written.
+    Several programs may vote into one file. A row that is no vote is left where it is, and a
+    warning says so. Iterating gives the votes that stand, in the order in which they were given.
+    Introduced in notebook 08.
 
     Args:
-        path: the file; made with the first vote.
+        path: the file; made with the first vote. `~` is the home folder.
+
+    Raises:
+        ValueError: with the first look at a file that holds rows, but no vote.
+        NotRows, CannotWrite, NotEnoughDisk: see `results.whole_rows` and `results.append_row`.
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = user_path(path)
 
     def __repr__(self) -> str:
         return f"Votes({str(self.path)!r})"
@@ -125,15 +132,22 @@ class Votes:
 
     def _standing(self) -> dict[tuple, Vote]:
         votes: dict[tuple, Vote] = {}
-        for number, row in enumerate(whole_rows(self.path), 1):
+        rows = numbered_rows(self.path)
+        strange = []
+        for number, row in rows:
             withdrawn = row.get("winner") == _WITHDRAWN
             try:
                 vote = Vote(**({**row, "winner": "tie"} if withdrawn else row))
             except (TypeError, ValueError) as error:
-                raise ValueError(f"Row {number} of {self.path} is no vote: {error}") from None
+                strange.append(f"Line {number} of {self.path} is no vote: {error}")
+                continue
             votes.pop(vote.key, None)
             if not withdrawn:
                 votes[vote.key] = vote
+        if strange and len(strange) == len(rows):
+            raise ValueError(strange[0])
+        for told in strange:
+            warnings.warn(f"{told} It was left where it is.", stacklevel=3)
         return votes
 
     def by(self, voter: str) -> list[Vote]:
@@ -172,12 +186,13 @@ class Votes:
         vote = Vote(
             question, left, right, winner, voter, _answers(left, left_text, right, right_text)
         )
-        if vote.key in self._standing():
-            raise ValueError(
-                f"{voter} has voted on {left} against {right} for {question!r} already; "
-                "`withdraw` takes that vote back."
-            )
-        append_row(self.path, asdict(vote))
+        with appending(self.path) as append:
+            if vote.key in self._standing():
+                raise ValueError(
+                    f"{voter} has voted on {left} against {right} for {question!r} already; "
+                    "`withdraw` takes that vote back."
+                )
+            append(asdict(vote))
         return vote
 
     def voted(
@@ -208,9 +223,10 @@ class Votes:
         Raises:
             ValueError: there is no such vote, or it has been withdrawn already.
         """
-        if vote.key not in self._standing():
-            raise ValueError(f"{self.path} holds no vote of {vote.voter} on {vote.question!r}.")
-        append_row(self.path, {**asdict(vote), "winner": _WITHDRAWN, "time": _now()})
+        with appending(self.path) as append:
+            if vote.key not in self._standing():
+                raise ValueError(f"{self.path} holds no vote of {vote.voter} on {vote.question!r}.")
+            append({**asdict(vote), "winner": _WITHDRAWN, "time": _now()})
 
 
 def _answers(left: str, left_text: str | None, right: str, right_text: str | None) -> str:
