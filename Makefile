@@ -1,65 +1,74 @@
 # `make help` lists what there is. Everything runs in .venv, which the first run creates.
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-VENV := $(if $(COURSE_VENV),$(COURSE_VENV),.venv)
-RUN := $(VENV)/bin/python
+# `-I` here and below: whatever PYTHONPATH and PYTHONHOME say.
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+endif
+RUN := "$(PYTHON)" -I tools/bootstrap.py run
 NB ?= 01
+NEED_PYTHON = $(if $(PYTHON),,echo "No Python 3.11 or later was found. Get one from https://www.python.org/downloads/ and name it: make lab PYTHON=/path/to/python3" >&2; exit 1)
+export NB
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test course notebook notebooks save pretrain replicate-memory slides site drift signatures doctor faults
+.PHONY: help setup ready lab test course notebook notebooks save pretrain replicate-memory slides site drift signatures doctor faults
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## create or update .venv (the other commands do it themselves)
-	@$(if $(PYTHON),,echo "No Python 3.11 or later was found. Get one from https://www.python.org/downloads/ and name it: make lab PYTHON=/path/to/python3" >&2; exit 1)
-	@"$(PYTHON)" tools/bootstrap.py
+setup: ## create, update or mend .venv (the other commands do it themselves, with a shorter look)
+	@$(NEED_PYTHON)
+	@"$(PYTHON)" -I tools/bootstrap.py --thorough
 
-lab: setup ## open JupyterLab at a notebook: NB=01
-	@$(RUN) -m course_utils doctor
-	@$(RUN) tools/lab.py "$$($(RUN) tools/notebooks.py path $(NB))" $(LAB_OPTIONS)
+ready:
+	@$(NEED_PYTHON)
+	@"$(PYTHON)" -I tools/bootstrap.py
 
-test: setup ## check the code, run the unit tests, every notebook and the site
+lab: ready ## open JupyterLab at a notebook: NB=01
+	@notebook="$$($(RUN) tools/notebooks.py path "$$NB")" && \
+	$(RUN) -m course_utils doctor --fetch && \
+	$(RUN) tools/lab.py "$$notebook" $(LAB_OPTIONS)
+
+test: ready ## check the code, run the unit tests, every notebook and the site
 	@$(RUN) tools/build_site.py install
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-faults: setup ## break it on purpose: every fault of tests/faults, the slow ones too (about an hour)
+faults: ready ## break it on purpose: every fault of tests/faults, the slow ones too (about an hour)
 	@$(RUN) tools/faults.py --record -n 2
 	@$(RUN) tools/readme.py build
 
-course: setup ## run every notebook in order, into build/course/*.html
+course: ready ## run every notebook in order, into build/course/*.html
 	@$(RUN) tools/notebooks.py run
 
-notebook: setup ## run one notebook, into build/course/: NB=01
-	@$(RUN) tools/notebooks.py run $(NB)
+notebook: ready ## run one notebook, into build/course/: NB=01
+	@$(RUN) tools/notebooks.py run "$$NB"
 
-notebooks: setup ## write notebooks/*.ipynb anew from their sources, keeping saved outputs
+notebooks: ready ## write notebooks/*.ipynb anew from their sources, keeping saved outputs
 	@$(RUN) tools/notebooks.py build
 
-save: setup ## run one notebook and keep its outputs in notebooks/: NB=01
-	@$(RUN) tools/notebooks.py save $(NB)
+save: ready ## run one notebook and keep its outputs in notebooks/: NB=01
+	@$(RUN) tools/notebooks.py save "$$NB"
 	@$(RUN) tools/readme.py build
 
-pretrain: setup ## train the course's own base model and its control anew (about 15 minutes)
+pretrain: ready ## train the course's own base model and its control anew (about 15 minutes)
 	@$(RUN) -m course_utils pretrain
 	@$(RUN) -m course_utils pretrain --control
 
 replicate-memory: ## predict the published memory tables with the libraries of their time
 	@$(if $(PYTHON),,echo "No Python 3.11 or later was found." >&2; exit 1)
-	@"$(PYTHON)" tools/replicate_memory.py
+	@"$(PYTHON)" -E tools/replicate_memory.py
 
-slides: setup ## build the slides: build/slides/deck.html and deck.pdf (needs Node.js; the PDF a browser)
+slides: ready ## build the slides: build/slides/deck.html and deck.pdf (needs Node.js; the PDF a browser)
 	@$(RUN) tools/slides.py build
 
-site: setup ## build the site: notebooks, slides, reference, cards, timings, into build/site
+site: ready ## build the site: notebooks, slides, reference, cards, timings, into build/site
 	@$(RUN) tools/build_site.py
 
-drift: setup ## what the course calls, held against the lowest, pinned and newest libraries
+drift: ready ## what the course calls, held against the lowest, pinned and newest libraries
 	@$(RUN) tools/drift.py try
 
-signatures: setup ## write the list of what the course calls in other libraries anew
+signatures: ready ## write the list of what the course calls in other libraries anew
 	@$(RUN) tools/drift.py collect
 
-doctor: setup ## what this machine has, and what the course would use
+doctor: ready ## what this machine has, and what the course would use
 	@$(RUN) -m course_utils doctor

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from course_utils.errors import CourseError
-from course_utils.memory.cli import add_arguments as add_memory_arguments
+
+# What the course's texts hold beyond ASCII, for screens that have no more.
+_PLAIN = str.maketrans(
+    {"✗": "X", "✓": "v", "·": "-", "→": "->", "…": "...", "×": "x", "–": "-", "±": "+/-"}
+    | {"“": '"', "”": '"', "’": "'", "█": "#", "≥": ">=", "≤": "<=", "²": "^2"}
+)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line; each command is the `main` of the module that it names."""
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """What cannot be written, in ASCII; a codec's error handler."""
+    text = error.object[error.start : error.end].translate(_PLAIN)
+    return text.encode("ascii", "replace").decode(), error.end
+
+
+codecs.register_error("course_plain", _plain)
+
+
+def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The command line; each command is the `main` of the module that it names.
+
+    Args:
+        arguments: what is to be parsed; the options of `memory` are only there where it is named,
+            because they need packages, and the doctor has to run where a package is damaged.
+    """
     top = argparse.ArgumentParser(prog="python -m course_utils")
     commands = top.add_subparsers(dest="command", required=True)
 
@@ -23,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
 
     doctor = command("doctor", "doctor", "what this machine has, and whether the course runs on it")
     doctor.add_argument("--json", action="store_true", help="as JSON")
+    doctor.add_argument("--fetch", action="store_true", help="fetch an embedded model not there")
+    doctor.add_argument("--imports", action="store_true", help="only try to import everything")
     command("data", "data", "write the course's own data sets anew")
     command("catalog", "catalog", "the models and data sets, by role and tier")
     progress = command("progress", "progress", "which exercises and quiz questions are done")
@@ -36,13 +59,20 @@ def parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--threads", type=int, help="another number gives another model")
     pretrain.add_argument("--out", type=Path, help="where to save, instead of in the package")
     memory = command("memory", "memory.cli", "GPU memory: predict, measure, tables, what fits")
-    add_memory_arguments(memory)
+    if "memory" in arguments:
+        from course_utils.memory.cli import add_arguments
+
+        add_arguments(memory)
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; an error of the course's own is a line on stderr and status 1."""
-    args = parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # notebooks and tests have others
+            stream.reconfigure(errors="course_plain")
+    arguments = sys.argv[1:] if argv is None else argv
+    args = parser(arguments).parse_args(arguments)
     try:
         return importlib.import_module(f"course_utils.{args.module}").main(args)
     except CourseError as error:

@@ -8,29 +8,83 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import csv
 import importlib.metadata
 import json
+import os
 import platform
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
 import textwrap
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packaging.requirements import Requirement
-
 from course_utils.catalog import catalog
+from course_utils.errors import CourseError
 
 if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
     from course_utils.hardware import Hardware
 
-# The other modules of the course are imported late: with a package missing they may not import,
-# and the report has to say so.
+# Packages, and the modules of the course that need them, are imported late: with a package missing
+# or damaged they may not import, and the report has to say so.
 
 OK, NOTE, MISSING = "ok", "note", "MISSING"
 _LEAST_RAM_GB = 8.0
 _SHOWN = 0.9  # of what a machine is sold with, the system shows a little less
 _LEAST_DISK_GB = 2.0
 _ACCESS_SECONDS = 10
+# The folder of the course, where this package runs from there; else the one it is installed in.
+ROOT = Path(__file__).resolve().parent.parent
+_IMPORT_SECONDS = 600
+# Of Python's own variables, these do no harm.
+_HARMLESS = {"PYTHONDONTWRITEBYTECODE", "PYTHONFAULTHANDLER", "PYTHONHASHSEED", "PYTHONUTF8"}
+_HARMLESS |= {"PYTHONIOENCODING", "PYTHONPYCACHEPREFIX", "PYTHONUNBUFFERED"}
+# Run in a process of its own: a damaged library may end the process that imports it. For each
+# module a line before the attempt, and a line where it fails: which package is to blame, and how.
+_IMPORT_ALL = """
+import importlib, json, os, pkgutil, sys
+told = os.fdopen(os.dup(1), "w", encoding="utf-8")
+os.dup2(2, 1)
+
+def culprit(error):
+    if isinstance(error, ImportError) and error.name:
+        return error.name.split(".")[0]
+    files = [getattr(error, "filename", None)]
+    trace = error.__traceback__
+    while trace:
+        files.insert(0, trace.tb_frame.f_code.co_filename)
+        trace = trace.tb_next
+    packages = [
+        os.path.relpath(file, folder).split(os.sep)[0].removesuffix(".py")
+        for file in files if isinstance(file, str)
+        for folder in sys.path if "-packages" in folder and file.startswith(folder + os.sep)
+    ]
+    return packages[-1] if packages else ""
+
+def attempt(name):
+    print(json.dumps([name]), file=told, flush=True)
+    try:
+        return importlib.import_module(name)
+    except BaseException as error:
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(json.dumps([name, culprit(error) or name, line]), file=told, flush=True)
+
+for name in sys.argv[1:]:
+    attempt(name)
+import course_utils
+for module in pkgutil.walk_packages(course_utils.__path__, "course_utils.", lambda name: None):
+    if not module.name.endswith("__main__"):
+        attempt(module.name)
+print(json.dumps(["", "", ""]), file=told, flush=True)
+"""
+
 # Left out of the table, though checked: what a learner has no use for seeing.
 _QUIET_PACKAGES = {"filelock", "packaging", "platformdirs", "psutil", "numpy", "tqdm", "jinja2"}
 
@@ -46,16 +100,49 @@ class Finding:
     fix: str = ""
 
 
+def interpreter() -> str:
+    """This Python, as a shell takes it: from the course's folder, where it is in there."""
+    path = Path(sys.executable or "python")
+    if path.is_relative_to(ROOT):
+        path = path.relative_to(ROOT)
+    return shlex.quote(str(path))
+
+
+def mend() -> str:
+    """The command that installs what the course needs for this Python, in the pinned versions."""
+    prefix, standard = Path(sys.prefix), ROOT / ".venv"
+    if (ROOT / "tools" / "bootstrap.py").exists() and (prefix / "pyvenv.cfg").exists():
+        if prefix == standard or prefix.resolve() == standard.resolve():
+            return "make setup"
+        if (prefix / ".course-installed").exists():
+            return f"make setup COURSE_VENV={shlex.quote(str(prefix))}"
+    pip = f"{interpreter()} -m pip install --constraint"
+    if (ROOT / "constraints.txt").exists():
+        folder = shlex.quote(str(ROOT))
+        return f"{pip} {shlex.quote(str(ROOT / 'constraints.txt'))} --editable {folder}"
+    return f"in the course's folder: {pip} constraints.txt ."
+
+
 def _machine(hw: Hardware) -> list[Finding]:
     """What there is, held against the least that the course needs."""
-    from course_utils.hardware import shown_features
+    from course_utils.hardware import existing_part, shown_features, written_places
 
     features = ", ".join(shown_features(hw)) or "none that matter here"
     python = Finding("machine", "Python", platform.python_version())
     ram = Finding("machine", "RAM", f"{hw.ram_gb:.1f} GB, {hw.ram_free_gb:.1f} GB free")
     if hw.ram_gb < _SHOWN * _LEAST_RAM_GB:
         ram = replace(ram, status=MISSING, fix=f"at least {_LEAST_RAM_GB:.0f} GB")
-    disk = Finding("machine", "disk", f"{hw.disk_free_gb:.0f} GB free")
+    disk = Finding("machine", "disk", f"{hw.disk_free_gb:.0f} GB free for models")
+    shut = [
+        str(place) for place in written_places() if not os.access(existing_part(place), os.W_OK)
+    ]
+    if not written_places():
+        fix = "name one: HOME=FOLDER make lab"
+        disk = replace(disk, value="no home folder to keep models in", status=MISSING, fix=fix)
+    elif shut:
+        value = f"{disk.value}; not allowed to write to {', '.join(shut)}"
+        fix = "for other models, name folders of your own: HF_HOME, COURSE_CACHE"
+        disk = replace(disk, value=value, status=NOTE, fix=fix)
     if hw.disk_free_gb < _LEAST_DISK_GB:
         fix = f"free {_LEAST_DISK_GB:.0f} GB, or move the caches: HF_HOME, COURSE_CACHE"
         disk = replace(disk, status=MISSING, fix=fix)
@@ -92,48 +179,147 @@ def _packages(requirements: list[Requirement]) -> list[Finding]:
     """What is installed against what the package asks for."""
     rows = []
     for requirement in requirements:
-        asked = f"{requirement.name}{requirement.specifier}"
-        # Quotes, because a shell reads > otherwise.
-        fix = f'pip install "{asked}"'
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            rows.append(Finding("package", requirement.name, "not installed", MISSING, fix))
+            rows.append(Finding("package", requirement.name, "not installed", MISSING, mend()))
             continue
-        if not requirement.specifier.contains(version, prereleases=True):
+        if not version:
+            value = "what describes it is damaged"
+            rows.append(Finding("package", requirement.name, value, MISSING, mend()))
+        elif not requirement.specifier.contains(version, prereleases=True):
             value = f"{version}, not {requirement.specifier}"
-            rows.append(Finding("package", requirement.name, value, MISSING, fix))
+            rows.append(Finding("package", requirement.name, value, MISSING, mend()))
+        elif lost := _lost_files(requirement.name):
+            value = f"files are missing or damaged: {lost[0]}"
+            value += f" and {len(lost) - 1} more" if lost[1:] else ""
+            rows.append(Finding("package", requirement.name, value, MISSING, mend()))
         elif requirement.name not in _QUIET_PACKAGES:
             rows.append(Finding("package", requirement.name, version))
     return rows
 
 
+def _lost_files(name: str) -> list[str]:
+    """Which files of a package are not there, or not of the size that pip has noted."""
+    package = importlib.metadata.distribution(name)
+    record = package.read_text("RECORD")
+    if record is None:  # as system packages are; pip's own always have one
+        pip = (package.read_text("INSTALLER") or "").strip() == "pip"
+        return ["RECORD"] if pip else []
+    if not record.strip():
+        return ["RECORD"]
+    lost = []
+    for row in csv.reader(record.splitlines()):
+        # Programs are written anew where an environment is moved or repacked.
+        if len(row) == 3 and row[2].isdigit() and not row[0].startswith(".."):
+            try:
+                whole = package.locate_file(row[0]).stat().st_size == int(row[2])
+            except OSError:
+                whole = False
+            if not whole:
+                lost.append(row[0])
+    return lost
+
+
+def _import_all(env: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """Import what the course does, in another process.
+
+    Returns:
+        For each package to blame, what happened; and the module at which the process ended or
+        hung, with how, or "".
+    """
+    modules = [name.replace("-", "_") for name in _module_names()]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _IMPORT_ALL, *modules],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=env,
+            cwd=ROOT,
+            timeout=_IMPORT_SECONDS,
+        )
+        output, status = done.stdout, done.returncode
+    except subprocess.TimeoutExpired as error:
+        output, status = error.stdout or b"", None
+    lines = []
+    for line in output.decode("utf-8", "replace").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:  # cut off
+            break
+    failed: dict[str, str] = {}
+    for line in lines:
+        if len(line) == 3 and line[0]:
+            failed.setdefault(line[1], line[2])
+    if lines and lines[-1] == ["", "", ""]:
+        return failed, ""
+    name = lines[-1][0] if lines else "Python"
+    if status is None:
+        return failed, f"importing {name} does not end"
+    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+    return failed, f"importing {name} ends Python with {how}"
+
+
+def _module_names() -> list[str]:
+    """What the course and its notebooks import, of other packages."""
+    names = {"ipython": "IPython"}
+    listed = [names.get(each.name, each.name) for each in _requirements()]
+    for package, module in (("jupyterlab", "jupyterlab.labapp"), ("ipykernel", "ipykernel")):
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        listed.append(module)
+    return listed
+
+
+def _imports() -> list[Finding]:
+    """What cannot be imported, with the cause; nothing where all is well."""
+    failed, end = _import_all(os.environ)
+    if not failed and not end:
+        return []
+    suspects = [n for n in os.environ if n.startswith("PYTHON") and n not in _HARMLESS | {"PYTHON"}]
+    without = {name: text for name, text in os.environ.items() if name not in suspects}
+    if suspects and _import_all(without) == ({}, ""):
+        value = f"changes what Python does: {end or next(iter(failed.values()))}"
+        fix = f"unset {' '.join(suspects)}"
+        return [Finding("package", ", ".join(suspects), value, MISSING, fix)]
+    rows = [
+        Finding("package", name, f"cannot be imported: {textwrap.shorten(text, 160)}", MISSING)
+        for name, text in failed.items()
+    ]
+    if end:
+        rows.append(Finding("package", end.split()[1].split(".")[0], end, MISSING))
+    return [replace(row, fix=mend()) for row in rows]
+
+
 def _requirements() -> list[Requirement]:
     """The course's own requirements, those of extras left out."""
+    from packaging.requirements import Requirement
+
     listed = importlib.metadata.requires("course-utils") or []
     found = [Requirement(line) for line in listed]
     return [each for each in found if each.marker is None or each.marker.evaluate({"extra": ""})]
 
 
-def _models() -> list[Finding]:
-    """The embedded models: there, or how to get them."""
+def _models(fetch: bool = False) -> list[Finding]:
+    """The embedded models: there, or how to get them; with `fetch`, they are got."""
     from course_utils import embedded
 
     rows = []
     for name, entry in catalog().embedded.items():
         item = entry.stands_for.split("/")[-1]
+        value = f"not fetched yet ({entry.download_mb} MB)"
+        fix = f"{interpreter()} -m course_utils prepare"
+        if fetch and not embedded.is_ready(name):
+            try:
+                embedded.ensure(name)
+            except (CourseError, OSError) as error:
+                value, fix = "could not be fetched", str(error)
         if embedded.is_ready(name):
             rows.append(Finding("model", item, f"ready, embedded ({entry.note})"))
         else:
-            rows.append(
-                Finding(
-                    "model",
-                    item,
-                    f"not fetched yet ({entry.download_mb} MB)",
-                    MISSING,
-                    "python -m course_utils prepare",
-                )
-            )
+            rows.append(Finding("model", item, value, MISSING, fix))
     return rows
 
 
@@ -178,15 +364,32 @@ def _tools() -> list[Finding]:
     return rows
 
 
-def examine(hardware: Hardware | None = None) -> list[Finding]:
-    """Every finding, in the order of the report; only the packages where one is missing."""
-    packages = _packages(_requirements())
+def _packages_or_why() -> list[Finding]:
+    """The packages' findings; where those cannot even be looked up, the reason."""
+    try:
+        rows = _packages(_requirements())
+    except Exception as error:  # what pip has written of a package may be damaged in any way
+        text = textwrap.shorten(f"{type(error).__name__}: {error}", 160)
+        return [Finding("package", "packages", f"cannot be looked up: {text}", MISSING, mend())]
+    if not rows:
+        rows = [Finding("package", "course-utils", "not installed", MISSING, mend())]
+    return rows if not can_run(rows) else [*rows, *_imports()]
+
+
+def examine(hardware: Hardware | None = None, fetch: bool = False) -> list[Finding]:
+    """Every finding, in the order of the report; only the packages where one is missing or damaged.
+
+    Args:
+        hardware: a machine to judge in place of this one.
+        fetch: fetch an embedded model that is not there.
+    """
+    packages = _packages_or_why()
     if not can_run(packages):
         return packages
     from course_utils.hardware import detect
 
     hw = hardware or detect()
-    return [*_machine(hw), *_choices(hw), *packages, *_tools(), *_models(), *_hub()]
+    return [*_machine(hw), *_choices(hw), *packages, *_tools(), *_models(fetch), *_hub()]
 
 
 def can_run(findings: list[Finding]) -> bool:
@@ -223,7 +426,12 @@ def report(findings: list[Finding], width: int | None = None) -> str:
 
 def main(args: argparse.Namespace) -> int:
     """`python -m course_utils doctor`."""
-    findings = examine()
+    if args.imports:
+        findings = [row for row in _packages_or_why() if row.status == MISSING]
+        if findings:
+            print(report(findings))
+        return 0 if can_run(findings) else 1
+    findings = examine(fetch=args.fetch)
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:

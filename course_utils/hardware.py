@@ -11,12 +11,15 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 import torch
+
+from course_utils.errors import CourseError
 
 TIERS = ("cpu", "16gb", "24gb", "40gb")
 
@@ -92,7 +95,7 @@ def _gpu_info() -> dict[str, Any]:
         if shutil.which("nvidia-smi") and torch.version.cuda is None:
             return {
                 "gpu_note": "there is an NVIDIA driver, but this torch is a CPU build: "
-                "delete .venv and run the set-up again"
+                f"delete {Path(sys.prefix).name} and run the set-up again"
             }
         if torch.backends.mps.is_available():
             return {"gpu_note": "an Apple GPU is there; the course runs on the CPU beside it"}
@@ -124,13 +127,47 @@ def _fixed_facts() -> dict[str, Any]:
     }
 
 
+def written_places() -> list[Path]:
+    """The folders that models are written to: the course's cache and the hub's.
+
+    A place that has no name, because there is no home folder, is left out.
+    """
+    from huggingface_hub import constants
+
+    from course_utils import embedded
+
+    places = [Path(constants.HF_HUB_CACHE)]
+    try:
+        places.append(embedded.cache_dir())
+    except (CourseError, RuntimeError, OSError):  # no home folder
+        return []
+    return [place for place in places if place.is_absolute()]
+
+
+def existing_part(place: Path) -> Path:
+    """A folder, or the nearest above it that exists: what its disk can be told by."""
+    for folder in (place, *place.parents):
+        try:
+            if folder.is_dir():
+                return folder
+        except OSError:  # not ours to look into
+            continue
+    return Path(place.anchor or ".")
+
+
+def _disk_free_gb() -> float:
+    """What is free where models are written; the least of it, where those are several disks."""
+    places = written_places() or [Path.cwd()]
+    return min(shutil.disk_usage(existing_part(place)).free for place in places) / 1e9
+
+
 def detect() -> Hardware:
     """This machine. What cannot change is looked up once per process; free sizes, each time."""
     memory = psutil.virtual_memory()
     return Hardware(
         ram_gb=memory.total / 1e9,
         ram_free_gb=memory.available / 1e9,
-        disk_free_gb=shutil.disk_usage(Path.home()).free / 1e9,
+        disk_free_gb=_disk_free_gb(),
         **_fixed_facts(),
     )
 

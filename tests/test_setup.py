@@ -152,9 +152,8 @@ def test_second_set_up_is_only_a_look(monkeypatch: pytest.MonkeyPatch, tmp_path:
     python.parent.mkdir(parents=True)
     python.touch()
     (tmp_path / ".course-installed").write_text(bootstrap.fingerprint())
-    for step in ("run", "install"):
+    for step in ("run", "install", "create", "ensure_pip"):
         monkeypatch.setattr(bootstrap, step, lambda *command: pytest.fail("something was run"))
-    monkeypatch.setattr(bootstrap.venv, "create", lambda *a, **k: pytest.fail("made anew"))
     bootstrap.main()
 
 
@@ -168,7 +167,8 @@ def test_set_up_that_was_killed_is_repeated(
     stamp = tmp_path / "venv" / ".course-installed"
 
     def run(*command: object) -> None:
-        assert not stamp.exists()  # a kill from here on leaves no stamp behind
+        # A kill from here on leaves no finished stamp behind.
+        assert stamp.read_text() == bootstrap.UNFINISHED + "\n"
         commands.append(" ".join(map(str, command)))
 
     monkeypatch.setattr(bootstrap, "run", run)
@@ -176,23 +176,26 @@ def test_set_up_that_was_killed_is_repeated(
     bootstrap.main()
     assert "--constraint constraints.txt" in commands[0]
     assert commands[1].endswith("-m course_utils prepare")
-    assert stamp.read_text() == bootstrap.fingerprint()
+    assert bootstrap.read_stamp(tmp_path / "venv") == (bootstrap.fingerprint(), set())
     python = bootstrap.environment_python(tmp_path / "venv")
     assert python.exists()
 
     # Another state of the pins: the environment stays, its packages are brought up to date.
     (tmp_path / "venv" / "own-file").touch()
-    stamp.write_text("another state")
+    bootstrap.write_stamp(tmp_path / "venv", "another state", set())
     commands.clear()
     bootstrap.main()
     assert len(commands) == 2
     assert (tmp_path / "venv" / "own-file").exists()
 
-    # An interpreter that has gone: made anew.
+    # An interpreter that has gone: made anew, and what is no part of an environment stays.
     python.unlink()
+    packages = bootstrap.site_packages(tmp_path / "venv")
+    (packages / "own.py").touch()
     bootstrap.main()
     assert python.exists()
-    assert not (tmp_path / "venv" / "own-file").exists()
+    assert not (packages / "own.py").exists()
+    assert (tmp_path / "venv" / "own-file").exists()
 
 
 def test_a_failed_installation_shows_all_that_pip_said(tmp_path: Path) -> None:

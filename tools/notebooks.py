@@ -71,7 +71,7 @@ if "google.colab" in sys.modules and not Path(folder).exists():
 
 def repository() -> str:
     """The repository's address, from the one place that holds it."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return project["urls"]["Repository"]
 
 
@@ -84,18 +84,32 @@ def sources() -> list[Path]:
     return sorted(SOURCES.glob("[0-9]*.py"), key=number)
 
 
-def find(number: str) -> Path:
-    """The source of a notebook by its number, such as `01` or `03.1`, or the start of its name.
+def find(name: str) -> Path:
+    """The source of a notebook by its number (`01`, `1`, `03.1`), its file, or a part of its name.
 
     Raises:
-        SystemExit: there is none; the known ones are named.
+        SystemExit: none fits, or several do; what is possible is named.
     """
     known = sources()
-    found = [path for path in known if re.match(rf"0?{re.escape(number)}(_|$)", path.stem)]
-    found = found or [path for path in known if path.stem.startswith(number)]
+    path = Path(name.strip())
+    stem = path.name.removesuffix(".ipynb").removesuffix(".py")
+    if path.parent != Path() and (ROOT / path.parent).resolve() not in (NOTEBOOKS, SOURCES):
+        stem = ""  # somebody's copy of a notebook is none of the course's
+    number = re.compile(rf"0*{re.escape(stem.lstrip('0'))}(_|$)")
+    found: list[Path] = []
+    if stem:
+        fits = (
+            lambda source: source.stem == stem or number.match(source.stem),
+            lambda source: source.stem.startswith(stem),
+            lambda source: stem.lower() in source.stem.lower(),
+        )
+        found = next(filter(None, ([s for s in known if fit(s)] for fit in fits)), [])
     if len(found) != 1:
-        names = ", ".join(path.stem for path in known)
-        raise SystemExit(f"No notebook {number!r}. There are: {names}.")
+        said = (
+            f"{name!r} fits {len(found)} notebooks" if found else f"There is no notebook {name!r}"
+        )
+        names = ", ".join(source.stem for source in found or known)
+        raise SystemExit(f"{said}. There are: {names}. The number is enough, such as NB=03.1.")
     return found[0]
 
 
@@ -367,7 +381,7 @@ def run(chosen: list[Path], record: bool = False) -> int:
         )
         (COURSE / f"{source.stem}.html").write_text(page, encoding="utf-8")
         rows.append({"notebook": source.stem, "outcome": outcome, **meter.facts()})
-        (COURSE / "summary.json").write_text(json.dumps(rows, indent=1))
+        (COURSE / "summary.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
         if record and outcome == "ok":
             with RUNS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
