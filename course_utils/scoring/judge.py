@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from course_utils import checks
 from course_utils.running import Runner
 from course_utils.scoring.votes import alpha
 
@@ -29,10 +31,16 @@ _PADDING = (
 
 # Patterns for what judges write. A reply that none of them fits is unreadable, and so is one that
 # fits several with different verdicts: a wrong verdict would be worse than none.
+#
+# Reading takes time in proportion to the reply's length, whatever is in it: white space is squeezed
+# first, so that `\s*` never runs far, and no pattern looks for something far away.
 
 _THOUGHT_TAG = re.compile(r"<(?P<ends>/?)think(?:ing)?>", re.I)
 _MARKUP = re.compile(r"\*+|`+|__")
-_SENTENCES = re.compile(r"(?:[^.!?;\n]|[.!?;](?!\s))+[.!?;]*")
+_SENTENCE_END = re.compile(r"(?<=[.!?;])\s|\n")
+# Stands for what was read already: no white space, no letter; a statement may end there.
+_READ = "\0"
+_OBJECT = re.compile(r"\{\s?\"")
 
 _KIND = r"(?:assistant|answer|response|reply|model|option|candidate)"
 _TIE = r"(?:a\ tie|tied?|a\ draw|draw|both|equal|equally\ good)"
@@ -41,7 +49,7 @@ _LETTER = rf"(?:{_KIND}[\s_-]+)?(?P<letter>[ABC])"
 _NO_LIST = rf"(?!\s*(?:,|/|\||&|or\b|and\b|vs\b)\s*(?:{_KIND}\s+)?[\[(\"']*[ABC]\b)"
 # After the letter the sentence ends, or gives its reason, so that "Answer: A good one would …" is
 # not taken for a verdict.
-_THEN = r"(?=[\"')\]}]*\s*(?:[.,;!(\n]|[–—-]\s|$|(?:because|since|as)\b))"
+_THEN = r"(?=[\"')\]}]*\s*(?:[.,;!(\n\0]|[–—-]\s|$|(?:because|since|as)\b))"
 
 # "[[A]] if …" is the task repeated, no verdict.
 _NO_TASK = r"(?![\"'.]*\s+(?:if|for\s+a\s+tie)\b)"
@@ -61,7 +69,7 @@ _OPENING_VERDICT = re.compile(r"\A\s*(?P<letter>[AB])\s*,?\s+(?:because|since)\b
 _BETTER = rf"""(?: wins\b | won\b | (?:is|was|seems)\s+
     (?:(?:clearly|much|slightly|far|definitely|indeed|overall|also|simply|a\ (?:bit|little))\s+)*
     (?:the\s+)? (?:better|best|superior|preferable|preferred|winner) (?:\s+(?:one|choice|{_KIND}))?
-    (?=\s*(?:[.,;:!)\"'\n]|$|(?:than|overall|because|since|as|here)\b)) )"""
+    (?=\s*(?:[.,;:!)\"'\n\0]|$|(?:than|overall|because|since|as|here)\b)) )"""
 _STATED_VERDICT = re.compile(
     rf"""(?: (?i:\b{_KIND})\s+(?P<letter>[ABab])\b
     |   (?:^|[,:]|(?i:\b(?:that|so|say|think|believe|therefore|thus|hence|overall)\b))\s*
@@ -73,7 +81,7 @@ _STATED_VERDICT = re.compile(
 _PREFERRED_VERDICT = re.compile(
     rf"""\bI(?:\s+would|\s+will|['’]d|['’]ll)?\s+(?:choose|prefer|pick|select|go\ with|vote\ for)\s+
     (?:(?i:{_KIND})\s+(?P<letter>[ABab])|(?P<bare>[AB]))\b{_NO_LIST}
-    (?=\s*(?:[.,;:!]|$|(?:because|since|as|over)\b))""",
+    (?=\s*(?:[.,;:!\0]|$|(?:because|since|as|over)\b))""",
     re.X,
 )
 _STATED_TIE = re.compile(
@@ -88,9 +96,9 @@ _NOT = re.compile(
     re.I,
 )
 _CLAUSE = re.compile(r"[,:]|\b(?:so|therefore|thus|hence|but)\b", re.I)
-_TURN = re.compile(
-    r"\b(?:but|however|although|though|while|whereas)\b.*\b(?:[AB]|first|second|other)\b", re.S
-)
+# A turn, and behind it one of the two answers.
+_TURN = re.compile(r"\b(?:but|however|although|though|while|whereas)\b")
+_SIDE = re.compile(r"\b(?:[AB]|first|second|other)\b")
 _VERDICT_KEYS = {
     *("winner", "verdict", "answer", "choice", "decision", "preference", "preferred", "better"),
     *("best", "judgement", "judgment", "result", "better_answer", "final_verdict", "final_answer"),
@@ -150,30 +158,41 @@ def _decide(strong: list[tuple[int, Any]], weak: list[tuple[int, Any]]) -> Any:
 def _without_objects(text: str, keys: set[str]) -> tuple[str, list[tuple[int, Any]]]:
     """A text without the JSON objects that have one of these keys, and those keys' values."""
     found: list[tuple[int, Any]] = []
-    decoder = json.JSONDecoder()
-    start = text.find("{")
-    while start >= 0:
-        try:
-            value, end = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            value, end = None, start + 1
-        before = len(found)
-        inside = [value]
-        while inside:
-            item = inside.pop()
-            if isinstance(item, list):
-                inside += item
-            elif isinstance(item, dict):
-                inside += item.values()
-                found += [
-                    (start, entry)
-                    for key, entry in item.items()
-                    if key.strip().lower().replace(" ", "_") in keys and not isinstance(entry, dict)
-                ]
+    said: list[str] = []
+    start = kept = 0
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # Called for each object that is whole, also where the one around it turns out not to be.
+        for key, value in pairs:
+            if key.strip().lower().replace(" ", "_") in keys and not isinstance(value, dict):
+                found.append((start, value))
+        return dict(pairs)
+
+    # As a number may have thousands of digits.
+    decoder = json.JSONDecoder(object_pairs_hook=collect, parse_int=float)
+    while opening := _OBJECT.search(text, start):
+        start = opening.start()
+        before, size = len(found), 1000
+        while True:
+            # A piece at a time, as an error takes time in proportion to the text that it is about.
+            piece = text[start : start + size]
+            try:
+                length = decoder.raw_decode(piece)[1]
+            except RecursionError:
+                length = len(piece)  # nobody nests so deeply
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos > size - 10
+                if cut and start + size < len(text):
+                    del found[before:]
+                    size *= 2
+                    continue
+                length = max(error.pos, 1)
+            break
         if len(found) > before:
-            text = f"{text[:start]}{' ' * (end - start)}{text[end:]}"
-        start = text.find("{", end)
-    return text, found
+            said += [text[kept:start], _READ * length]
+            kept = start + length
+        start += length
+    return "".join([*said, text[kept:]]), found
 
 
 def _ends(text: str) -> list[tuple[int, str]]:
@@ -190,18 +209,42 @@ def _winner(match: re.Match) -> str:
     return {"A": "first", "B": "second"}.get(letter) or place or "tie"
 
 
+def _sentences(text: str) -> Iterator[tuple[int, str]]:
+    """The sentences with their places."""
+    start = 0
+    for end in _SENTENCE_END.finditer(text):
+        yield start, text[start : end.start()]
+        start = end.end()
+    yield start, text[start:]
+
+
 def _statements(text: str) -> Iterator[tuple[int, str]]:
     """Verdicts in words, such as "Answer A is better", unless they are denied or doubted."""
-    for sentence in _SENTENCES.finditer(text):
-        said = sentence[0].strip()
-        for pattern in (_LABELLED_VERDICT, _STATED_VERDICT, _PREFERRED_VERDICT, _STATED_TIE):
-            for match in pattern.finditer(said):
-                before, after = said[: match.start()], said[match.end() :]
-                conditional = _IF.search(before) or _IF.search(after)
-                if not (
-                    conditional or _NOT.search(_CLAUSE.split(before)[-1]) or _TURN.search(after)
-                ):
-                    yield sentence.start(), _winner(match)
+    patterns = (_LABELLED_VERDICT, _STATED_VERDICT, _PREFERRED_VERDICT, _STATED_TIE)
+    for place, sentence in _sentences(text):
+        said = sentence.strip()
+        matches = [match for pattern in patterns for match in pattern.finditer(said)]
+        if not matches:
+            continue
+        # Each looked for once in the sentence, however many verdicts it has.
+        ifs, nots, clauses, turns, sides = (
+            [(found.start(), found.end()) for found in pattern.finditer(said)]
+            for pattern in (_IF, _NOT, _CLAUSE, _TURN, _SIDE)
+        )
+        clause_ends = [end for _, end in clauses]
+        last_side = sides[-1][0] if sides else -1
+        for match in matches:
+            start, end = match.span()
+            conditional = ifs and (ifs[0][1] <= start or ifs[-1][0] >= end)
+            # Denied in the clause that the verdict ends.
+            clause = bisect_right(clause_ends, start)
+            begin = clause_ends[clause - 1] if clause else 0
+            denial = bisect_left(nots, (begin, 0))
+            denied = denial < len(nots) and nots[denial][1] <= start
+            turn = bisect_left(turns, (end, 0))
+            turned = turn < len(turns) and turns[turn][1] <= last_side
+            if not (conditional or denied or turned):
+                yield place, _winner(match)
 
 
 def parse_verdict(text: str) -> str | None:
@@ -217,22 +260,25 @@ def parse_verdict(text: str) -> str | None:
     Returns:
         "first" for A, "second" for B, "tie" for C or a word for it; None where there is no verdict,
         or where there are several: what is in double brackets overrules only what stands before it.
+
+    Raises:
+        BadValue: no text.
     """
-    text = _plain(text)
+    text = _plain(checks.a("text", text, str, "a text"))
     strong = [(match.start(), _winner(match)) for match in _ASKED_VERDICT.finditer(text)]
-    text = _ASKED_VERDICT.sub(lambda match: " " * len(match[0]), text)
+    text = _ASKED_VERDICT.sub(lambda match: _READ * len(match[0]), text)
     text, values = _without_objects(text, _VERDICT_KEYS)
     weak = [
         (place, _winner(match))
         for place, value in values
-        if isinstance(value, str) and (match := _VERDICT_VALUE.fullmatch(value))
+        if isinstance(value, str) and (match := _VERDICT_VALUE.fullmatch(" ".join(value.split())))
     ]
     for pattern in (_BRACKET_VERDICT, _OPENING_VERDICT):
         weak += [(match.start(), _winner(match)) for match in pattern.finditer(text)]
     weak += [
         (place, _winner(match))
         for place, line in _ends(text)
-        if (match := _ALONE_VERDICT.fullmatch(line.strip()))
+        if (match := _ALONE_VERDICT.fullmatch(line.strip(f" {_READ}")))
     ]
     weak += _statements(text)
     return _decide(strong, weak)
@@ -258,15 +304,21 @@ def parse_rating(text: str) -> float | None:
         The score, 1 to 10. None where there is none, where it is out of this range or of another
         scale, or where there are several: what is in double brackets overrules only what stands
         before it.
+
+    Raises:
+        BadValue: no text.
     """
-    text = _plain(text)
+    text = _plain(checks.a("text", text, str, "a text"))
     strong = [(match.start(), _score(match)) for match in _ASKED_RATING.finditer(text)]
-    text = _ASKED_RATING.sub(lambda match: " " * len(match[0]), text)
+    text = _ASKED_RATING.sub(lambda match: _READ * len(match[0]), text)
     text, values = _without_objects(text, _RATING_KEYS)
     weak: list[tuple[int, float | None]] = []
     for place, value in values:
-        match = _ALONE_RATING.fullmatch(str(value).strip())
-        weak.append((place, _score(match) if match and not isinstance(value, bool) else None))
+        while isinstance(value, list) and len(value) == 1:
+            (value,) = value
+        text_of_it = str(value).strip() if isinstance(value, str | float) else ""
+        match = _ALONE_RATING.fullmatch(text_of_it)
+        weak.append((place, _score(match) if match else None))
     weak += [(match.start(), _score(match)) for match in _LABELLED_RATING.finditer(text)]
     weak += [
         (match.start(), _score(match))
@@ -277,7 +329,7 @@ def parse_rating(text: str) -> float | None:
     for place, line in lines:
         # "1." at the beginning opens a list.
         opens_list = place < lines[-1][0] and line.rstrip().endswith(".")
-        if (match := _ALONE_RATING.fullmatch(line.strip())) and not opens_list:
+        if (match := _ALONE_RATING.fullmatch(line.strip(f" {_READ}"))) and not opens_list:
             weak.append((place, _score(match)))
     score = _decide(strong, weak)
     return score if score is not None and LOWEST <= score <= HIGHEST else None
