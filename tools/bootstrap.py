@@ -274,14 +274,15 @@ def is_ready(venv_dir: Path, hashes: bool = False) -> bool:
 def check_place(venv_dir: Path) -> None:
     """Refuse a folder that is somebody's, or that nothing can be written to."""
     hint = "Name a new or an empty folder: COURSE_VENV=FOLDER make lab"
-    if venv_dir.is_symlink() and not venv_dir.exists():
+    there = next(path for path in (venv_dir, *venv_dir.parents) if os.path.lexists(path))
+    if there.is_symlink() and not there.exists():
         sys.exit(
-            f"{venv_dir} is a link to {venv_dir.readlink()}, which does not exist. Delete the "
+            f"{there} is a link to {there.readlink()}, which does not exist. Delete the "
             f"link, then run the same command again. {hint}"
         )
-    if venv_dir.exists() and not venv_dir.is_dir():
+    if not there.is_dir():
         sys.exit(
-            f"{venv_dir} is a file, and the environment needs a folder there. Move the file away, "
+            f"{there} is a file, and the environment needs a folder there. Move the file away, "
             f"then run the same command again. {hint}"
         )
     own = any((venv_dir / name).exists() for name in ("pyvenv.cfg", STAMP, f"{STAMP}.partial"))
@@ -290,11 +291,10 @@ def check_place(venv_dir: Path) -> None:
             f"{venv_dir} holds files, and it is not a Python environment. Nothing in it was "
             f"changed. {hint}"
         )
-    existing = next(path for path in (venv_dir, *venv_dir.parents) if path.exists())
-    free = shutil.disk_usage(existing).free / 1e9
+    free = shutil.disk_usage(there).free / 1e9
     if not own and free < NEEDED_GB:
         sys.exit(
-            f"The environment needs {NEEDED_GB} GB on the disk of {existing}, where {free:.1f} GB "
+            f"The environment needs {NEEDED_GB} GB on the disk of {there}, where {free:.1f} GB "
             "are free. Free some, or name a folder on another disk: COURSE_VENV=FOLDER make lab"
         )
 
@@ -464,6 +464,11 @@ def main(arguments: Sequence[str] = ()) -> None:
             f"this is {platform.python_version()} ({sys.executable}).\n"
             "Get one from https://www.python.org/downloads/ or your package manager, then:\n"
             "  make lab PYTHON=/path/to/python3"
+        )
+    if not Path(os.path.expanduser("~")).is_absolute():  # noqa: PTH111 (the other one raises)
+        sys.exit(
+            "There is no home folder here, and caches and settings need one. Name it: "
+            "HOME=FOLDER make lab"
         )
     venv_dir = environment_dir()
     python = environment_python(venv_dir)
