@@ -57,7 +57,8 @@ def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     pretrain.add_argument("--seed", type=int, default=0)
     pretrain.add_argument("--steps", type=int, help="fewer than the usual ones, for a try")
     pretrain.add_argument("--threads", type=int, help="another number gives another model")
-    pretrain.add_argument("--out", type=Path, help="where to save, instead of in the package")
+    pretrain.add_argument("--out", type=Path, help="where to save: an empty or a new folder")
+    pretrain.add_argument("--ship", action="store_true", help="of `make pretrain`: the shipped one")
     memory = command("memory", "memory.cli", "GPU memory: predict, measure, tables, what fits")
     if "memory" in arguments:
         from course_utils.memory.cli import add_arguments

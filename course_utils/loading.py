@@ -7,7 +7,6 @@ in notebook 01.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import re
 import struct
@@ -28,17 +27,20 @@ from transformers import (
     __version__,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from course_utils import embedded, hub
 from course_utils.catalog import catalog, near_matches, unknown
 from course_utils.errors import (
+    DamagedFile,
     GatedModel,
     HubUnreachable,
     NotEnoughMemory,
     UnknownName,
     UnsafeFormat,
 )
+from course_utils.files import parse_json
 from course_utils.hardware import Hardware, detect, pick_attention, pick_dtype, tier
 from course_utils.quantization import (
     BYTES_PER_PARAMETER,
@@ -50,6 +52,8 @@ SOURCES = ("auto", "embedded", "cache", "hub")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # While a model loads, some tensors exist twice; this covers it for models of the course's sizes.
 _LOADING_OVERHEAD = 1.1
+_LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -124,11 +128,11 @@ def _from_hub(candidates: list[str], *, role: bool, cache_only: bool, weights: b
             continue
         if not hub.reachable():
             raise HubUnreachable("the hub is out of reach")
-        if known and known.gated and not hub.has_access(model_id):
-            refused = hub.gated_help(model_id)
-            continue
         try:
             folder = hub.download(model_id, revision, weights=weights)
+        except GatedModel as error:
+            refused = str(error)
+            continue
         except UnknownName as error:
             near = near_matches(model_id, list(models))
             hint = f" Did you mean {', '.join(near)}?" if near else ""
@@ -182,7 +186,9 @@ def resolve(
         # A tokenizer comes from where its model came from, whatever has changed since.
         for earlier in ((key, source, True), (key, source, weights)):
             if earlier in _remembered:
-                return _remembered[earlier]
+                if (_remembered[earlier].folder / "config.json").is_file():
+                    return _remembered[earlier]
+                del _remembered[earlier]  # the cache was emptied meanwhile
 
     is_role = key in roles
     kind = key if is_role else (models[key].kind if key in models else None)
@@ -216,16 +222,40 @@ def resolve(
     return origin
 
 
-def _tensor_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors in a folder's safetensors, read from the headers alone."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in folder.glob("model*.safetensors"):
+def _header(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors.
+
+    Raises:
+        DamagedFile: it is no such file, or cut short. Format: the README of github.com/huggingface/
+            safetensors: 8 bytes with the header's length, at most 100 MB of JSON, the tensors.
+    """
+    size = path.stat().st_size
+    try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
+            if length > min(_LARGEST_HEADER, size - 8):
+                raise ValueError(f"its header would be {length:,} bytes long")
+            header = parse_json(file.read(length))
         header.pop("__metadata__", None)
-        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items()}
-    return shapes
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if size != 8 + length + end:
+            raise ValueError(f"it has {size:,} bytes, and {8 + length + end:,} were written")
+    except (ValueError, struct.error, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DamagedFile(
+            f"{path} is no whole safetensors file: {error}. Fetch or save the model anew."
+        ) from None
+    return header
+
+
+def _tensor_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors in a folder's safetensors, read from the headers alone."""
+    named = hub.shards(folder)
+    files = ["model.safetensors"] if named is None else named
+    return {
+        name: tuple(entry["shape"])
+        for file in files
+        for name, entry in _header(folder / file).items()
+    }
 
 
 def weight_bytes(folder: Path, dtype: torch.dtype, quantization: str | None = None) -> int:
@@ -278,19 +308,70 @@ def check_memory(
     )
 
 
-def _check_loadable(folder: Path, what: str) -> None:
-    """Refuse pickles, and models that would have to bring code of their own."""
-    hub.check_formats([path.name for path in folder.iterdir()], what)
-    config = json.loads((folder / "config.json").read_text())
-    model_type = config.get("model_type", "")
-    if model_type in CONFIG_MAPPING_NAMES:
-        return
-    if "auto_map" in config:
-        raise UnsafeFormat(
-            f"{what} (model type {model_type!r}) runs only with code from its own repository, "
-            "which the course never executes. Take a model that transformers knows by itself."
+def _read_settings(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a model's folder; empty where there is no such file.
+
+    Raises:
+        DamagedFile: it holds something else.
+    """
+    try:
+        settings = parse_json(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DamagedFile(f"{path} cannot be read: {error}. Fetch or save it anew.") from None
+    if not isinstance(settings, dict):
+        raise DamagedFile(f"{path} holds no JSON object. Fetch or save it anew.")
+    return settings
+
+
+def _refuse_own_code(origin: Origin) -> None:
+    """Refuse a folder that names code of its own, before anything else of it is read.
+
+    Raises:
+        UnsafeFormat: it has an `auto_map`. Only the catalogue's models at their pinned revisions
+            may have one, where transformers knows their type: it is left aside.
+        DamagedFile: a configuration cannot be read.
+    """
+    for name in ("config.json", "tokenizer_config.json", "processor_config.json"):
+        settings = _read_settings(origin.folder / name)
+        if "auto_map" not in settings:
+            continue
+        pinned = origin.where in ("hub", "cache") and origin.id in catalog().models
+        model_type = _read_settings(origin.folder / "config.json").get("model_type")
+        if not (pinned and model_type in CONFIG_MAPPING_NAMES):
+            raise UnsafeFormat(
+                f"{origin.id}: its {name} names code of its own (auto_map), which the course never "
+                "executes. Take a model that transformers knows by itself; or, where you know "
+                "this one to be of a type that it knows, remove auto_map from a copy."
+            )
+
+
+def _check_loadable(origin: Origin) -> None:
+    """Refuse pickles, models that would bring code of their own, and what is no decoder.
+
+    Raises:
+        UnsafeFormat, DamagedFile: see `_refuse_own_code` and `hub.check_formats`.
+        UnknownName: a model type that transformers does not know, or that writes no text.
+    """
+    hub.check_formats([path.name for path in origin.folder.iterdir()], origin.id)
+    if not hub.has_weights(origin.folder):
+        raise DamagedFile(
+            f"{origin.id} is not whole: weights that it names are missing in {origin.folder}. "
+            "Fetch or save it anew."
         )
-    raise UnknownName(f"transformers {__version__} does not know the model type {model_type!r}.")
+    _read_settings(origin.folder / "generation_config.json")
+    model_type = _read_settings(origin.folder / "config.json").get("model_type", "")
+    if model_type not in CONFIG_MAPPING_NAMES:
+        raise UnknownName(
+            f"transformers {__version__} does not know the model type {model_type!r} of "
+            f"{origin.id}."
+        )
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UnknownName(
+            f"{origin.id} is of type {model_type!r}, which continues no text. Take a causal "
+            "language model, such as a Llama, a Qwen or a GPT-NeoX."
+        )
 
 
 def _refuse_unsafe(options: dict[str, Any]) -> None:
@@ -304,12 +385,20 @@ def _refuse_unsafe(options: dict[str, Any]) -> None:
         raise UnsafeFormat("The course loads safetensors only: unpickling can run any code.")
 
 
+def _dtype(given: torch.dtype | str) -> torch.dtype:
+    """A dtype for weights, which may be given by its name."""
+    name = str(given).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise unknown("dtype", given, list(_DTYPES))
+    return _DTYPES[name]
+
+
 def load_model(
     name: str | Path = "chat",
     quantization: str | BitsAndBytesConfig | None = None,
     *,
     source: str = "auto",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     attn_implementation: str | None = None,
     fallback: bool = True,
     quiet: bool = False,
@@ -323,7 +412,8 @@ def load_model(
         quantization: None, "8bit", "nf4", "fp4", "nf4-double", "fp4-double", or a
             `BitsAndBytesConfig`.
         source: "auto", "embedded", "cache" or "hub"; see `resolve`.
-        dtype: of the weights; by default what the hardware computes in (`pick_dtype`).
+        dtype: of the weights, such as `torch.float32` or "float32"; by default what the hardware
+            computes in (`pick_dtype`).
         attn_implementation: by default `pick_attention`'s.
         fallback: whether the embedded model may stand in where the hub is out of reach.
         quiet: do not print which model was taken.
@@ -332,11 +422,12 @@ def load_model(
     Raises:
         UnknownName, GatedModel, HubUnreachable, NotEnoughDisk, NotEnoughMemory,
         ChecksumMismatch, UnsafeFormat: see `resolve`; each says what is possible instead.
+        DamagedFile: a folder's files are cut short, or cannot be read.
     """
     _refuse_unsafe(options)
     hardware = detect()
     chosen = pick_dtype(hardware)
-    dtype, reason = (chosen.value, chosen.reason) if dtype is None else (dtype, "as asked")
+    dtype, reason = (chosen.value, chosen.reason) if dtype is None else (_dtype(dtype), "as asked")
     if isinstance(quantization, str):
         plain, config = quantization, quantization_config(quantization, dtype)
     else:
@@ -344,7 +435,8 @@ def load_model(
 
     origin = resolve(name, source, fallback=fallback)
     what = f"{origin.id} in {plain or str(dtype).removeprefix('torch.')}"
-    _check_loadable(origin.folder, origin.id)
+    _refuse_own_code(origin)
+    _check_loadable(origin)
     if hardware.device == "cuda":
         check_memory(origin.folder, dtype, plain, torch.cuda.mem_get_info()[0], what, "GPU memory")
     else:
@@ -358,6 +450,7 @@ def load_model(
             quantization_config=config,
             attn_implementation=attn_implementation or pick_attention(hardware).value,
             use_safetensors=True,
+            trust_remote_code=False,
             local_files_only=True,
             **options,
         )
@@ -380,7 +473,12 @@ def load_tokenizer(
     """
     _refuse_unsafe(options)
     origin = resolve(name, source, weights=False, fallback=fallback)
+    _refuse_own_code(origin)
+    for file in ("tokenizer.json", "special_tokens_map.json"):
+        _read_settings(origin.folder / file)
     with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(origin.folder, local_files_only=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(
+            origin.folder, trust_remote_code=False, local_files_only=True, **options
+        )
     tokenizer.name_or_path = origin.id
     return tokenizer

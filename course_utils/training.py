@@ -8,7 +8,6 @@ import base64
 import hashlib
 import io
 import sys
-import tempfile
 import time
 import types
 from pathlib import Path
@@ -24,9 +23,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils.notebook import NotebookProgressCallback
 from trl import SFTTrainer
 
+from course_utils.cache import cache_dir
 from course_utils.data import folder as data_folder
 from course_utils.display import BLUE, ORANGE, use_style
-from course_utils.embedded import cache_dir
+from course_utils.files import new_folder, recover_folder, saying_why
 
 _REDRAW_SECONDS = 5.0
 
@@ -172,24 +172,26 @@ def keep_adapter(model: PeftModel, task: str) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        CannotWrite: the cache's place cannot be written; `COURSE_CACHE` names another.
+        NotEnoughDisk: the disk is full; an older adapter is as it was.
     """
     target = _adapter_folder(task, model.get_base_model().name_or_path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        fresh = Path(scratch) / "new"
+    with new_folder(target) as scratch, saying_why("The adapter", target):
+        saved = scratch / "saved"
         # The embeddings are the base's; left to itself, peft would ask the hub whether they are.
         model.save_pretrained(
-            fresh, selected_adapters=[model.active_adapter], save_embedding_layers=False
+            saved, selected_adapters=[model.active_adapter], save_embedding_layers=False
         )
         if model.active_adapter != "default":  # peft puts any other name into a subfolder
-            fresh = fresh / model.active_adapter
-        if target.exists():
-            target.replace(Path(scratch) / "old")
-        fresh.replace(target)
+            saved = saved / model.active_adapter
+        saved.replace(scratch / "new")
     return target
 
 
 def kept_adapter(model: transformers.PreTrainedModel, task: str) -> Path | None:
     """The folder of an adapter saved by `keep_adapter` for this base and this data, or None."""
     folder = _adapter_folder(task, model.name_or_path)
+    recover_folder(folder)
     return folder if (folder / "adapter_model.safetensors").exists() else None

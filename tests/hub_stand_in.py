@@ -10,35 +10,86 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+# What real repositories hold beside what the course fetches.
+BESIDE = {
+    "README.md": b"---\nlicense: apache-2.0\n---\n# A model\n",
+    ".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n",
+    "LICENSE": b"Apache License\n",
+    "pytorch_model.bin": b"\x80\x02not to be fetched",
+    "tf_model.h5": b"not to be fetched",
+    "onnx/model.onnx": b"not to be fetched",
+    "onnx/config.json": b"{}",
+}
+LARGE = (".safetensors", ".bin", ".h5", ".onnx", ".parquet", ".model", "tokenizer.json")
+
 
 @dataclass
 class Repository:
-    """A model on the stand-in. `sizes` overrides what the listing says of a file's size."""
+    """A repository on the stand-in, with what real ones hold beside a model's files.
+
+    Attributes:
+        folder: its files.
+        commit: the only one.
+        gated: only for accepted tokens.
+        sizes: what the listing says of a file's size, where that is not the truth.
+        fails_downloading: the listing answers, the files do not.
+        beside: other files, by name.
+        spoil: what a file's bytes are turned into on the way; the hub's checksum stays.
+    """
 
     folder: Path
     commit: str = "0" * 40
     gated: bool = False
     sizes: dict[str, int] = field(default_factory=dict)
     fails_downloading: bool = False
+    beside: dict[str, bytes] = field(default_factory=lambda: dict(BESIDE))
+    spoil: Callable[[str, bytes], bytes] | None = None
 
-    def files(self) -> list[Path]:
+    def names(self) -> list[str]:
         """The files of the repository."""
-        return sorted(path for path in self.folder.iterdir() if path.is_file())
+        own = {path.name for path in self.folder.iterdir() if path.is_file()}
+        return sorted(own | set(self.beside))
+
+    def content(self, name: str) -> bytes | None:
+        """A file's bytes, or None where there is no such file."""
+        path = self.folder / name
+        return path.read_bytes() if path.is_file() else self.beside.get(name)
+
+    def size(self, name: str) -> int:
+        """What the listing says of a file's size."""
+        return self.sizes.get(name, len(self.content(name) or b""))
+
+
+def digest(name: str, body: bytes) -> str:
+    """What the hub names a file by: SHA-256 of a large one, git's SHA-1 of others."""
+    if name.endswith(LARGE):
+        return hashlib.sha256(body).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
 
 
 class HubStandIn:
-    """The server. `requests` keeps the paths asked for; `hang` makes every answer wait."""
+    """The server.
+
+    Attributes:
+        requests: the paths asked for.
+        hang: every answer waits; with a pattern, those to paths that fit it.
+        answers: by a pattern of the path, a status with headers and a body to answer with instead.
+        trickle: files come a byte a second.
+    """
 
     def __init__(self, port: int):
         self.repositories: dict[str, Repository] = {}
         self.accepted_tokens: set[str] = set()
         self.requests: list[str] = []
-        self.hang = False
+        self.hang: bool | str = False
+        self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
+        self.trickle = False
         self.release = threading.Event()
         stand_in = self
 
@@ -86,13 +137,18 @@ class HubStandIn:
         """Answer one request."""
         path = unquote(urlsplit(request.path).path)
         self.requests.append(path)
-        if self.hang:
+        if self.hang and (self.hang is True or re.search(self.hang, path)):
             self.release.wait(60)
             return
+        for pattern, (status, headers, body) in self.answers.items():
+            if re.search(pattern, path):
+                self.send(request, status, body, headers)
+                return
         token = (request.headers.get("Authorization") or "").removeprefix("Bearer ")
         if path == "/api/models":
             self.send(request, 200, b"[]", {"Content-Type": "application/json"})
             return
+        path = path.replace("/api/datasets/", "/api/models/").replace("/datasets/", "/", 1)
         api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/.+|/auth-check|/tree/.+)?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         match = api or file
@@ -116,10 +172,6 @@ class HubStandIn:
         else:
             self.file(request, repository, file[3])
 
-    @staticmethod
-    def _size(repository: Repository, path: Path) -> int:
-        return repository.sizes.get(path.name, path.stat().st_size)
-
     def info(self, request: BaseHTTPRequestHandler, name: str, repository: Repository) -> None:
         """What `model_info` reads."""
         body = {
@@ -133,30 +185,47 @@ class HubStandIn:
             "downloads": 0,
             "likes": 0,
             "siblings": [
-                {"rfilename": path.name, "size": self._size(repository, path), "blobId": "0"}
-                for path in repository.files()
+                {"rfilename": file, "size": repository.size(file), "blobId": "0"}
+                for file in repository.names()
             ],
         }
         self.send(request, 200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
     def tree(self, request: BaseHTTPRequestHandler, repository: Repository) -> None:
         """What `list_repo_tree` reads."""
-        body = [
-            {"type": "file", "path": path.name, "size": self._size(repository, path), "oid": "0"}
-            for path in repository.files()
-        ]
+        body = []
+        for name in repository.names():
+            content = repository.content(name) or b""
+            size = repository.size(name)
+            entry = {"type": "file", "path": name, "size": size, "oid": digest("", content)}
+            if name.endswith(LARGE):
+                entry["lfs"] = {"oid": digest(name, content), "size": size, "pointerSize": 134}
+            body.append(entry)
         self.send(request, 200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
     def file(self, request: BaseHTTPRequestHandler, repository: Repository, name: str) -> None:
         """A file, with the headers from which the client fills its cache."""
-        path = repository.folder / name
-        if not path.is_file():
+        body = repository.content(name)
+        if body is None:
             self.error(request, 404, "EntryNotFound")
             return
-        body = path.read_bytes()
         headers = {
-            "ETag": f'"{hashlib.sha256(body).hexdigest()}"',
+            "ETag": f'"{digest(name, body)}"',
+            "X-Linked-Etag": f'"{digest(name, body)}"',
+            "X-Linked-Size": str(len(body)),
             "X-Repo-Commit": repository.commit,
             "Content-Type": "application/octet-stream",
         }
+        if repository.spoil and request.command != "HEAD":
+            body = repository.spoil(name, body)
+        if self.trickle and request.command != "HEAD":
+            request.send_response(200)
+            for key, value in {"Content-Length": str(len(body)), **headers}.items():
+                request.send_header(key, value)
+            request.end_headers()
+            for byte in body:
+                request.wfile.write(bytes([byte]))
+                if self.release.wait(1):
+                    return
+            return
         self.send(request, 200, body, headers)

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
-from course_utils import embedded, load_model, load_tokenizer, training
+from course_utils import load_model, load_tokenizer, training
 from course_utils.catalog import catalog, recipe
 from course_utils.errors import UnknownName
 
@@ -126,8 +126,7 @@ def test_in_a_notebook_one_picture_is_redrawn(
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the test's own."""
-    monkeypatch.setattr(embedded, "cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(training, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -156,7 +155,8 @@ def test_an_adapter_is_kept_and_found(chat_folder: Path, own_cache: Path, name: 
     weights = [weight for key, weight in again.named_parameters() if "lora_B" in key]
     assert weights
     assert all((weight == 2).all() for weight in weights)
-    assert [path.name for path in saved.parent.iterdir()] == [saved.name]  # no scraps
+    visible = [path.name for path in saved.parent.iterdir() if not path.name.startswith(".")]
+    assert visible == [saved.name]  # no scraps
 
 
 def test_an_adapter_for_other_data_is_not_taken(chat_folder: Path, own_cache: Path) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import shutil
-import tempfile
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
@@ -22,6 +22,9 @@ from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 from transformers import __version__ as transformers_version
 
+from course_utils.checks import whole
+from course_utils.errors import CannotWrite
+from course_utils.files import make_folder, new_folder, saying_why, user_path
 from course_utils.loading import quiet_transformers
 from course_utils.pretraining.corpus import Corpus
 from course_utils.pretraining.facts import split_of_countries
@@ -165,6 +168,45 @@ def pretrain(
     return model.eval(), tokenizer, log
 
 
+# What `save` writes; a folder with anything else is somebody's own.
+_WRITTEN = {
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "training.json",
+}
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse to replace what was not written by `save`.
+
+    Args:
+        folder: one that is not there, is empty, or holds a model that `save` has written may be
+            replaced.
+
+    Raises:
+        CannotWrite: it holds anything else, or cannot be written.
+    """
+    make_folder(folder.parent)
+    if not os.access(folder.parent, os.W_OK):
+        raise CannotWrite(f"{folder.parent} cannot be written. Name another folder.")
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise CannotWrite(f"{folder} is no folder. Name an empty one, or one that is not there.")
+    found = {path.name for path in folder.iterdir()}
+    strange = sorted(found - _WRITTEN)
+    if found and (strange or "training.json" not in found):
+        raise CannotWrite(
+            f"{folder} holds {', '.join(strange[:3]) or 'no training.json'}, so it was not written "
+            "by this command and is not replaced. Name an empty folder, or one that is not there."
+        )
+
+
 def save(
     folder: Path,
     model: GPTNeoXForCausalLM,
@@ -174,21 +216,51 @@ def save(
     """Write a model in bfloat16 with its tokenizer and `training.json`, all at once or not at all.
 
     Args:
-        folder: replaced where it exists, but for its model card.
+        folder: replaced where `save` has written it, but for its model card.
         facts: what `training.json` tells of the training.
+
+    Raises:
+        CannotWrite: see `check_replaceable`.
+        NotEnoughDisk: the disk is full; the folder is as it was.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.partial-") as name:
-        made = Path(name) / "model"
+    check_replaceable(folder)
+    with new_folder(folder) as scratch, saying_why("The model", folder):
+        made = scratch / "new"
         with quiet_transformers():
             model.to(torch.bfloat16).save_pretrained(made)
             tokenizer.save_pretrained(made)
         (made / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
-        if folder.exists():
-            if (folder / "README.md").exists():
-                shutil.copy(folder / "README.md", made)
-            shutil.rmtree(folder)
-        made.replace(folder)
+        if (folder / "README.md").exists():
+            shutil.copy(folder / "README.md", made)
+
+
+def _out(args: argparse.Namespace, settings: Settings) -> Path:
+    """Where the model goes; checked before the training, not after it.
+
+    Raises:
+        CannotWrite: the shipped models are asked to be replaced by something else.
+    """
+    if not args.ship:
+        if args.out is None:
+            raise CannotWrite(
+                "Name a folder for the model: --out FOLDER. The models that travel with the course "
+                "are made by `make pretrain` alone."
+            )
+        out = user_path(args.out)
+        if MODELS in (out.resolve(), *out.resolve().parents):
+            raise CannotWrite(
+                f"{out} is where the course keeps its own models, which `make pretrain` alone "
+                "makes. Name another folder."
+            )
+    elif args.out is not None or settings != Settings() or args.seed:
+        raise CannotWrite(
+            "--ship makes the models that travel with the course, with their own settings: leave "
+            "out --out, --steps, --threads and --seed."
+        )
+    else:
+        out = MODELS / ("control" if args.control else "base")
+    check_replaceable(out)
+    return out
 
 
 def main(args: argparse.Namespace) -> int:
@@ -197,9 +269,13 @@ def main(args: argparse.Namespace) -> int:
 
     hidden = split_of_countries()["hidden"] if args.control else ()
     changed = {name: getattr(args, name) for name in ("steps", "threads")}
-    settings = Settings(**{name: value for name, value in changed.items() if value})
+    for name, value in changed.items():
+        if value is not None:
+            whole(f"--{name}", value, least=1)
+    whole("--seed", args.seed, least=0, most=2**32 - 1)
+    settings = Settings(**{name: value for name, value in changed.items() if value is not None})
+    out = _out(args, settings)
     model, tokenizer, log = pretrain(args.seed, hidden, settings)
-    out = args.out or MODELS / ("control" if args.control else "base")
     facts = {
         "seed": args.seed,
         "without the facts of": list(hidden),
