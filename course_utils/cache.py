@@ -14,7 +14,7 @@ from pathlib import Path
 import platformdirs
 
 from course_utils.errors import CourseError
-from course_utils.files import locked, make_folder, parse_json, replace_file, user_path
+from course_utils.files import chosen_path, locked, make_folder, parse_json, replace_file
 
 _RECORD = "checked.json"
 _ANNOUNCED = 2e9  # bytes: reading them takes long enough to say so
@@ -28,7 +28,7 @@ def cache_dir() -> Path:
     Raises:
         CannotWrite: the place begins with `~`, and no home folder is known.
     """
-    return user_path(os.environ.get("COURSE_CACHE") or platformdirs.user_cache_dir("course_utils"))
+    return chosen_path("COURSE_CACHE", lambda: platformdirs.user_cache_dir("course_utils"))
 
 
 def sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def user_path(text: str | Path) -> Path:
         CannotWrite: it begins with `~`, and this machine knows no home folder.
     """
     path = os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises where there is no home
-    if str(path).startswith("~"):
+    if str(text).startswith("~") and (str(path).startswith("~") or not os.environ.get("HOME", "/")):
         raise CannotWrite(
             f"{text} begins with ~, and no home folder is known here (HOME is not set, and the "
             "user is in no list of users). Give the whole path, or set HOME."
@@ -48,14 +48,35 @@ def user_path(text: str | Path) -> Path:
     return Path(path).absolute()
 
 
+def chosen_path(variable: str, usual: Callable[[], str | Path]) -> Path:
+    """A place that an environment variable names, else the system's usual one.
+
+    Args:
+        variable: the environment variable.
+        usual: gives the usual place.
+
+    Raises:
+        CannotWrite: the place is below the home folder, and none is known.
+    """
+    if named := os.environ.get(variable):
+        return user_path(named)
+    try:
+        return user_path(usual())
+    except RuntimeError:  # platformdirs' word for it
+        raise CannotWrite(
+            f"No home folder is known here (HOME is not set). Set it, or set {variable} to a place "
+            "of your own."
+        ) from None
+
+
 def parse_json(text: str | bytes) -> Any:
-    """`json.loads`, for which nesting that is too deep is bad JSON like any other.
+    """`json.loads` of UTF-8, for which nesting that is too deep is bad JSON like any other.
 
     Raises:
         ValueError: no JSON, no UTF-8, or nested too deeply.
     """
     try:
-        return json.loads(text)
+        return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
     except RecursionError:
         raise ValueError("this JSON is nested too deeply") from None
 

@@ -19,11 +19,11 @@ import platformdirs
 
 from course_utils.files import (
     check_regular,
+    chosen_path,
     locked,
     make_folder,
     parse_json,
     replace_file,
-    user_path,
 )
 
 VARIABLE = "COURSE_PROGRESS"
@@ -38,9 +38,8 @@ def path() -> Path:
     Raises:
         CannotWrite: the place begins with `~`, and no home folder is known.
     """
-    chosen = os.environ.get(VARIABLE)
-    usual = Path(platformdirs.user_data_dir("fine-tuning-course")) / "progress.json"
-    return user_path(chosen or usual)
+    folder = "fine-tuning-course"
+    return chosen_path(VARIABLE, lambda: f"{platformdirs.user_data_dir(folder)}/progress.json")
 
 
 def _parsed(text: bytes) -> dict[str, str]:

@@ -21,7 +21,7 @@ from course_utils.files import check_regular, locked, make_folder, parse_json, s
 def _row(line: bytes) -> dict[str, Any] | None:
     """A line's row, or None where it holds none."""
     try:
-        row = parse_json(line.removeprefix(b"\xef\xbb\xbf"))
+        row = parse_json(line)
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
