@@ -136,10 +136,7 @@ def _machine(hw: Hardware) -> list[Finding]:
     shut = [
         str(place) for place in written_places() if not os.access(existing_part(place), os.W_OK)
     ]
-    if not written_places():
-        fix = "name one: HOME=FOLDER make lab"
-        disk = replace(disk, value="no home folder to keep models in", status=MISSING, fix=fix)
-    elif shut:
+    if shut:
         value = f"{disk.value}; not allowed to write to {', '.join(shut)}"
         fix = "for other models, name folders of your own: HF_HOME, COURSE_CACHE"
         disk = replace(disk, value=value, status=NOTE, fix=fix)
@@ -184,6 +181,8 @@ def _packages(requirements: list[Requirement]) -> list[Finding]:
         except importlib.metadata.PackageNotFoundError:
             rows.append(Finding("package", requirement.name, "not installed", MISSING, mend()))
             continue
+        except (OSError, ValueError, KeyError):
+            version = None
         if not version:
             value = "what describes it is damaged"
             rows.append(Finding("package", requirement.name, value, MISSING, mend()))
@@ -366,13 +365,16 @@ def _tools() -> list[Finding]:
 
 def _packages_or_why() -> list[Finding]:
     """The packages' findings; where those cannot even be looked up, the reason."""
+    if not Path(os.path.expanduser("~")).is_absolute():  # noqa: PTH111 (the other one raises)
+        value = "none, and caches and settings need one"
+        return [Finding("machine", "home folder", value, MISSING, "name it: HOME=FOLDER make lab")]
     try:
         rows = _packages(_requirements())
     except Exception as error:  # what pip has written of a package may be damaged in any way
         text = textwrap.shorten(f"{type(error).__name__}: {error}", 160)
         return [Finding("package", "packages", f"cannot be looked up: {text}", MISSING, mend())]
     if not rows:
-        rows = [Finding("package", "course-utils", "not installed", MISSING, mend())]
+        rows = [Finding("package", "course-utils", "damaged: it names no needs", MISSING, mend())]
     return rows if not can_run(rows) else [*rows, *_imports()]
 
 
