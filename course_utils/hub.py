@@ -483,7 +483,7 @@ def _fetch(request: dict[str, Any], tell: Callable[..., None]) -> str:
         raise _explained(error, repo_id, revision, bool(request["token"])) from None
 
 
-def _explained(error: Exception, repo_id: str, revision: str, has_token: bool) -> CourseError:
+def _explained(error: BaseException, repo_id: str, revision: str, has_token: bool) -> CourseError:
     """What went wrong, in words; the hub's own errors can hold headers and signed addresses."""
     where = f"The hub, asked for {repo_id},"
     if isinstance(error, _Refusal):
@@ -496,6 +496,8 @@ def _explained(error: Exception, repo_id: str, revision: str, has_token: bool) -
         }
         usual = f"has a fault on its own side ({error.status}). Try again later."
         return HubUnreachable(f"{where} {said.get(error.status, usual)}")
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__:
+        error = error.__cause__  # what the client met before it looked into its cache
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401 and has_token:
         return HubUnreachable(
