@@ -1,0 +1,61 @@
+"""Cells run again: each code cell of each notebook twice in a row, from top to bottom, for real."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+from conftest import load_tool
+from nbformat.v4 import new_code_cell, new_notebook
+from twice import Ran, run_twice
+
+notebooks = load_tool("notebooks")
+# In a quiet minute on one core; `make test` leaves out what takes longer.
+SLOW = {"02", "03.1", "05", "06", "07", "08"}
+# Its later cells need models that have learned something; its model is tiny.
+LONGER = {"08": {"steps": 100, "tokens": 24}}
+each_notebook = pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(number, marks=pytest.mark.slow if number in SLOW else ())
+        for number in (source.stem.split("_")[0] for source in notebooks.sources())
+    ],
+)
+
+
+@functools.cache
+def ran(number: str, runs: int) -> Ran:
+    """A notebook with its exercises solved, each cell run so many times."""
+    notebook = notebooks.build(notebooks.find(number), solved=True)
+    return run_twice(notebook, runs, **LONGER.get(number, {}))
+
+
+@each_notebook
+def test_each_cell_runs_twice_in_a_row(number: str) -> None:
+    """A learner runs a cell again all the time; no cell fails then, and none after it."""
+    failed = [*ran(number, 2).first, *ran(number, 2).again]
+    assert not failed, f"{len(failed)} cells fail:\n" + "\n".join(failed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [source.stem.split("_")[0] for source in notebooks.sources()])
+def test_what_holds_still_holds_when_cells_run_twice(number: str) -> None:
+    """What a cell asserts is true whether the cells before it were run once or twice."""
+    broken = ran(number, 2).unheld - ran(number, 1).unheld
+    assert not broken, "\n".join(sorted(broken))
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("kept = [1]\n---\nkept.remove(1)", "cell 1, 'kept.remove(1)': ValueError"),
+        ("kept = []\n---\nkept.append(1)\nassert len(kept) == 1", "not when run again"),
+        ("kept = 1\n---\ndel kept", "NameError"),
+        ("import os\n---\nos._exit(1)", "the kernel died"),
+    ],
+)
+def test_a_cell_that_cannot_be_repeated_is_found(code: str, error: str) -> None:
+    """The test above can fail, and names the cell."""
+    cells = [new_code_cell(source) for source in code.split("\n---\n")]
+    found = run_twice(new_notebook(cells=cells), shortened=False)
+    assert [error in line for line in [*found.first, *found.again]] == [True]
