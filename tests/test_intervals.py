@@ -178,7 +178,7 @@ def test_turning_the_systems_round_turns_the_result_round() -> None:
         (lambda: bootstrap_interval(["right", "wrong"]), "no number"),
         (lambda: bootstrap_interval([1, math.nan]), "nan at place 1"),
         (lambda: bootstrap_interval([[1, 0], [0, 1]]), "shape"),
-        (lambda: bootstrap_interval(RIGHT, "mode"), "'mode'; 'mean', 'median'"),
+        (lambda: bootstrap_interval(RIGHT, "mode"), "'mode'. It has to be 'mean', 'median'"),
         (lambda: bootstrap_interval(RIGHT, confidence=95), "confidence is 95"),
         (lambda: paired_test([1, 0], [1]), "a has 2 scores and b has 1"),
         (lambda: paired_test([], []), "shape"),

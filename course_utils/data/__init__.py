@@ -14,8 +14,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from course_utils import hub
-from course_utils.catalog import catalog, unknown
+from course_utils import checks, hub
+from course_utils.catalog import catalog
 from course_utils.data.sentences import Lexicon, build, read_lexicon
 from course_utils.errors import CourseError, GatedModel, HubUnreachable
 
@@ -48,15 +48,25 @@ def folder() -> Path:
 @functools.cache
 def lexicon() -> Lexicon:
     """The words that the course's sentences are made of."""
-    return read_lexicon(folder() / "sentences" / "lexicon.toml")
+    path = folder() / "sentences" / "lexicon.toml"
+    with checks.course_file(path):
+        return read_lexicon(path)
 
 
 def rows(name: str) -> dict[str, list[dict[str, object]]]:
-    """The rows of each split of one of the course's data sets, made anew from lexicon and rules."""
+    """The rows of each split of one of the course's data sets, made anew from lexicon and rules.
+
+    Args:
+        name: "sentences", "pig_latin", "yoda" or "countries".
+
+    Raises:
+        UnknownName: another name; instructions and requests were written by hand.
+    """
     from course_utils.data.pig_latin import pig_latin
     from course_utils.data.yoda import yoda
     from course_utils.pretraining import facts
 
+    checks.one_of("data set that a program makes", name, MADE)
     if name == "countries":
         return facts.rows()
     made: dict[str, list[dict[str, object]]] = {}
@@ -89,17 +99,23 @@ def load_data(name: str) -> DatasetDict:
 
     Raises:
         UnknownName: another name; the known ones are listed.
+        DamagedFile: a file of the course's own data is missing or damaged.
         HubUnreachable: one on the hub, while it is out of reach.
     """
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     published = catalog().datasets
+    checks.one_of("data set", name, [*NAMES, *published])
     if name in NAMES:
-        files = {path.stem: str(path) for path in (folder() / name).glob("*.jsonl")}
+        where = folder() / name
+        files = {path.stem: str(path) for path in where.glob("*.jsonl")}
         order = [split for split in _SPLITS if split in files]
-        return load_dataset("json", data_files={split: files[split] for split in order})
-    if name not in published:
-        raise unknown("data set", name, [*NAMES, *published])
+        with checks.course_file(where):
+            try:
+                return load_dataset("json", data_files={split: files[split] for split in order})
+            except DatasetsError as error:
+                raise ValueError(str(error.__cause__ or error)) from error
     if not hub.reachable():
         raise HubUnreachable(
             f"{name} is on the hub, which is out of reach. Of the course's own there are: "

@@ -7,6 +7,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from course_utils import checks
+
 # How OpenAssistant Guanaco writes a turn of each side.
 GUANACO = "### Human: {prompt}### Assistant:"
 SYSTEM = "Answer as Yoda would."
@@ -17,17 +19,33 @@ def yoda_answer(row: Mapping[str, str]) -> str:
     """The answer to a row of `countries`, as a sentence that ends in its verb.
 
     `"Kabul, the capital of Afghanistan is."`
+
+    Raises:
+        BadValue: no row, or one without the texts `cue` and `answer`.
     """
-    told = row["cue"].removesuffix(" the")
-    answer = row["answer"]
+    checks.a("row", row, Mapping, "a row of the data set countries")
+    cue, answer = (
+        checks.text(f'row["{name}"]', row.get(name), empty=False) for name in ("cue", "answer")
+    )
+    told = cue.removesuffix(" the")
     return f"{answer[0].upper()}{answer[1:]}, {told[0].lower()}{told[1:]}."
 
 
 def in_style(reply: str) -> bool:
-    """Whether a reply is one such sentence, whatever it claims."""
-    return bool(_STYLE.fullmatch(reply.strip()))
+    """Whether a reply is one such sentence, whatever it claims.
+
+    Raises:
+        BadValue: no text.
+    """
+    return bool(_STYLE.fullmatch(checks.a("reply", reply, str, "a text").strip()))
 
 
 def tells(reply: str, answer: str) -> bool:
-    """Whether a reply in this style begins with the answer that is looked for."""
+    """Whether a reply in this style begins with the answer that is looked for.
+
+    Raises:
+        BadValue: no texts.
+    """
+    checks.a("reply", reply, str, "a text")
+    checks.a("answer", answer, str, "a text")
     return reply.strip().lower().startswith(f"{answer.lower()}, the ")

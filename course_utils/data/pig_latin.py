@@ -21,8 +21,11 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from course_utils import checks
+
 # A run of letters and digits, apostrophes inside it included.
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_LONGEST_WORD = 100
 
 
 def _is_vowel(character: str, first: bool) -> bool:
@@ -43,7 +46,12 @@ def _head_length(word: str) -> int:
 
 
 def pig_latin_word(word: str) -> str:
-    """One word in Pig Latin; a word with anything but letters and apostrophes stays as it is."""
+    """One word in Pig Latin; a word with anything but letters and apostrophes stays as it is.
+
+    Raises:
+        BadValue: no text.
+    """
+    checks.a("word", word, str, "a text")
     if not word or not all(c.isalpha() or c in "'’" for c in word) or not word[0].isalpha():
         return word
     head = _head_length(word)
@@ -60,12 +68,24 @@ def pig_latin_word(word: str) -> str:
 
 
 def pig_latin(text: str) -> str:
-    """A text in Pig Latin, word by word; everything between the words stays."""
+    """A text in Pig Latin, word by word; everything between the words stays.
+
+    Raises:
+        BadValue: no text.
+    """
+    checks.a("text", text, str, "a text")
     return _WORD.sub(lambda match: pig_latin_word(match[0]), text)
 
 
 def originals(word: str) -> set[str]:
-    """All words that give `word` in Pig Latin: often several (`eatway`: eat, or a word "weat")."""
+    """All words that give `word` in Pig Latin: often several (`eatway`: eat, or a word "weat").
+
+    Raises:
+        BadValue: no text, or one of more than 100 letters, which is no word.
+    """
+    checks.a("word", word, str, "a text")
+    if len(word) > _LONGEST_WORD:
+        raise checks.refuse("word", word, f"one word, of {_LONGEST_WORD} letters at most")
     found = set()
     for ending in ("way", "ay"):
         if not word.lower().endswith(ending):

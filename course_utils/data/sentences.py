@@ -14,11 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from course_utils import checks
+from course_utils.errors import CourseError
+
 SPLITS = {"train": 3000, "validation": 150, "test": 200, "unseen": 200}
 SEED = 2025
 # The share of the lexicon that only the unseen-words split may use.
 _HELD_OUT = 0.12
 _HELD_OUT_LEAST = 4
+# No sentence has fewer words; and so many tries without a new one mean that there is none left.
+_SHORTEST = 3
+_TRIES = 100_000
 
 
 class Verb(NamedTuple):
@@ -30,8 +36,13 @@ class Verb(NamedTuple):
 
 
 def plural(noun: str) -> str:
-    """A noun's plural by the regular rules; irregular ones stand in the lexicon."""
-    if noun.endswith("y") and noun[-2] not in "aeiou":
+    """A noun's plural by the regular rules; irregular ones stand in the lexicon.
+
+    Raises:
+        BadValue: no word.
+    """
+    checks.text("noun", noun, empty=False)
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
         return f"{noun[:-1]}ies"
     if noun.endswith(("s", "x", "z", "ch", "sh")):
         return f"{noun}es"
@@ -39,7 +50,12 @@ def plural(noun: str) -> str:
 
 
 def article(word: str) -> str:
-    """`a` or `an`, by the sound that a word begins with."""
+    """`a` or `an`, by the sound that a word begins with.
+
+    Raises:
+        BadValue: no word.
+    """
+    checks.text("word", word, empty=False)
     if word.startswith(("hones", "hour")):
         return "an"
     silent = word.startswith(("uni", "use", "eu", "ewe", "one"))
@@ -150,6 +166,8 @@ class Grammar:
     """Sentences from a lexicon: one clause, sometimes two."""
 
     def __init__(self, lexicon: Lexicon, seed: int):
+        checks.a("lexicon", lexicon, Lexicon, "a Lexicon, as lexicon() gives it")
+        checks.whole("seed", seed)
         self.rng = random.Random(seed)
         self.times, self.prepositions = lexicon.times, lexicon.prepositions
         self.bags = {
@@ -237,13 +255,26 @@ class Grammar:
         return f"{text[0].upper()}{text[1:]}."
 
     def sentences(self, longest: int = 14) -> Iterator[str]:
-        """Sentences without end, none twice, none longer than `longest` words."""
+        """Sentences, as many as there are, none twice, none longer than `longest` words.
+
+        Raises:
+            BadValue: `longest` is no whole number from 3.
+            CourseError: a hundred thousand tries have brought no new sentence.
+        """
+        checks.whole("longest", longest, least=_SHORTEST)
         given: set[str] = set()
-        while True:
+        tries = 0
+        while tries < _TRIES:
+            tries += 1
             text = self.sentence()
             if text not in given and len(text.split()) <= longest:
                 given.add(text)
+                tries = 0
                 yield text
+        raise CourseError(
+            f"There seem to be no more than {len(given):,} sentences of up to {longest} words. A "
+            "larger lexicon or a larger longest= gives more."
+        )
 
 
 def build(lexicon: Lexicon, seed: int = SEED) -> dict[str, list[str]]:

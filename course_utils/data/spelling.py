@@ -6,6 +6,8 @@ apart, so that each becomes a token of its own. Introduced in notebook 03.1.
 
 from __future__ import annotations
 
+from course_utils import checks
+
 SEPARATOR = "_"
 
 
@@ -13,13 +15,19 @@ def spell(text: str) -> str:
     """`"My smile."` to `"M y _ s m i l e ."`; white space between words becomes the separator.
 
     Raises:
-        ValueError: the text has the separator in it, so that it could not be joined again.
+        BadValue: no text, or one with the separator in it, which could not be joined again.
     """
-    if SEPARATOR in text:
-        raise ValueError(f"{text!r} holds {SEPARATOR!r}, which is what parts spelled words.")
+    if SEPARATOR in checks.a("text", text, str, "a text"):
+        possible = f"a text without {SEPARATOR!r}, which is what parts spelled words"
+        raise checks.refuse("text", text, possible)
     return f" {SEPARATOR} ".join(" ".join(word) for word in text.split())
 
 
 def unspell(text: str) -> str:
-    """`"M y _ s m i l e ."` to `"My smile."`; takes any text, since a model may write any."""
+    """`"M y _ s m i l e ."` to `"My smile."`; takes any text, since a model may write any.
+
+    Raises:
+        BadValue: no text.
+    """
+    checks.a("text", text, str, "a text")
     return " ".join("".join(word.split()) for word in text.split(SEPARATOR) if word.strip())

@@ -18,6 +18,7 @@ import functools
 import re
 from dataclasses import dataclass
 
+from course_utils import checks
 from course_utils.data import lexicon
 
 ENDING = "Yes, hrrmmm."
@@ -26,6 +27,7 @@ _BE = set("am is are was were".split())
 _AUXILIARIES = set(
     "have has had will would can could must should shall may might do does did".split()
 )
+_OPENS_NO_CLAUSE = _BE | _AUXILIARIES | {"who", "what", "why", "how"}
 _PRONOUNS = set("i you we they he she it".split())
 _DETERMINERS = set(
     """the a an this that these those my your our their his her its every each some many two three
@@ -58,6 +60,11 @@ class Clause:
 
 
 @functools.cache
+def _written_small() -> frozenset[str]:
+    return frozenset(_PRONOUNS | _DETERMINERS | lexicon().forms())
+
+
+@functools.cache
 def _verbs() -> frozenset[str]:
     forms = {form for verbs in lexicon().verbs.values() for verb in verbs for form in verb}
     return frozenset(forms | _COMMON_VERBS)
@@ -68,38 +75,44 @@ def parse(clause: str) -> Clause | None:
 
     The verb is the first auxiliary or form of `be`; else the first known verb behind which a noun
     phrase, a pronoun or a preposition begins, which tells `the worried man` from `worried the man`.
+
+    Raises:
+        BadValue: no text.
     """
-    words = clause.split()
+    words = checks.a("clause", clause, str, "a text").split()
     low = [word.lower() for word in words]
-    if len(words) < 3 or low[0] in _BE | _AUXILIARIES or low[0] in ("who", "what", "why", "how"):
+    if len(words) < 3 or low[0] in _OPENS_NO_CLAUSE:
         return None
-    if low[0] not in _PRONOUNS | _DETERMINERS and low[0] in _verbs() and low[1] in _DETERMINERS:
-        return None  # an order: `Open the door`
-    least = 1 if low[0] in _PRONOUNS or low[0] not in _DETERMINERS else 2
-    for index in range(least, len(words) - 1):
+    determined = low[0] in _DETERMINERS
+    orders = low[0] in _verbs() and low[1] in _DETERMINERS
+    if orders and not determined and low[0] not in _PRONOUNS:
+        return None  # `Open the door`
+    for index in range(2 if determined else 1, len(words) - 1):
         after = index + 1
         negation = words[after] if low[after] == "not" else ""
         after += bool(negation)
-        subject = " ".join(words[:index])
+        auxiliary, verb = words[index], ""
         if low[index] in _BE:
-            if after >= len(words):
-                return None
-            return Clause(subject, words[index], negation, "", " ".join(words[after:]))
-        if low[index] in _AUXILIARIES and after < len(words) and low[after] in _verbs():
-            rest = " ".join(words[after + 1 :])
-            return Clause(subject, words[index], negation, words[after], rest) if rest else None
-        if low[index] in _verbs() and low[index + 1] in _AFTER_A_VERB:
-            return Clause(subject, "", "", words[index], " ".join(words[index + 1 :]))
+            pass
+        elif low[index] in _AUXILIARIES and after < len(words) and low[after] in _verbs():
+            verb = words[after]
+            after += 1
+        elif low[index] in _verbs() and low[index + 1] in _AFTER_A_VERB:
+            auxiliary, negation, verb, after = "", "", words[index], index + 1
+        else:
+            continue
+        rest = " ".join(words[after:])
+        subject = " ".join(words[:index])
+        return Clause(subject, auxiliary, negation, verb, rest) if rest else None
     return None
 
 
 def _lower_first(text: str) -> str:
     """A sentence's first word as it is written inside one: names and I keep their capital."""
-    first, *others = text.split(" ")
-    known = first.lower() in _PRONOUNS | _DETERMINERS or first.lower() in lexicon().forms()
-    if known and first != "I":
+    first, blank, others = text.partition(" ")
+    if first.lower() in _written_small() and first != "I":
         first = first.lower()
-    return " ".join([first, *others])
+    return f"{first}{blank}{others}"
 
 
 def _turn(clause: Clause) -> str:
@@ -116,11 +129,17 @@ def yoda(sentence: str, *, ending: bool = False) -> str | None:
     Args:
         sentence: one sentence of one or more clauses joined by commas.
         ending: whether to add "Yes, hrrmmm."
+
+    Raises:
+        BadValue: no text, or `ending` neither True nor False.
     """
-    match = re.fullmatch(r"\s*(.+?)\s*([.!]*)\s*", sentence, re.S)
-    if not match or "?" in sentence:
+    checks.flag("ending", ending)
+    told = checks.a("sentence", sentence, str, "a text").strip()
+    text = told.rstrip(".!")
+    stop = told[len(text) :] or "."
+    text = text.rstrip()
+    if not text or "?" in told:
         return None
-    text, stop = match[1], match[2] or "."
     pieces = _JOINTS.split(text)
     turned = []
     for index, piece in enumerate(pieces):

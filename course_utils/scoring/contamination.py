@@ -16,10 +16,15 @@ from typing import Any
 
 import pandas as pd
 
+from course_utils import checks
+
 # Letters and digits of any script; an underscore is punctuation here.
 _WORD = re.compile(r"[^\W_]+")
 # A training text is shown up to here.
 _SHOWN = 200
+_LONGEST_GRAM = 100
+# No letter has more accents than this in a row (Unicode's Stream-Safe Text Format, UAX 15).
+_ACCENTS = 30
 
 PALM_SHARE = 0.7
 LLAMA_CLEAN, LLAMA_DIRTY = 0.2, 0.8
@@ -29,8 +34,24 @@ def words(text: str) -> list[str]:
     """The words of a text in small letters, without punctuation, as GPT-3's authors compare them.
 
     Introduced in notebook 08. Languages that put no blanks between words need a tokenizer instead.
+
+    Raises:
+        BadValue: no text.
     """
-    return _WORD.findall(unicodedata.normalize("NFC", text).casefold())
+    text = checks.a("text", text, str, "a text")
+    return _WORD.findall(unicodedata.normalize("NFC", _without_heaps(text)).casefold())
+
+
+def _without_heaps(text: str) -> str:
+    """A text in which no letter has hundreds of accents: sorting those takes the square of it."""
+    if text.isascii():
+        return text
+    kept, run = [], 0
+    for character in text:
+        run = run + 1 if unicodedata.combining(character) else 0
+        if run <= _ACCENTS:
+            kept.append(character)
+    return "".join(kept)
 
 
 @dataclass
@@ -53,8 +74,11 @@ class _Item:
 
     @property
     def covered(self) -> float:
-        inside = {place + i for place in self.found for i in range(self.n)}
-        return len(inside) / len(self.units)
+        inside = end = 0
+        for place in sorted(self.found):
+            inside += place + self.n - max(place, end)
+            end = place + self.n
+        return inside / len(self.units)
 
 
 def _texts(given: Iterable[str], name: str) -> Iterable[str]:
@@ -90,6 +114,55 @@ def _splitter(tokenizer: Any) -> Callable[[str], list[Any]]:
     return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+class _Runs:
+    """The pieces of a training text, to look for the longest that an item has too.
+
+    A suffix automaton: it has all pieces, and takes time and memory in proportion to the text.
+    Source: Blumer and others, Theoretical Computer Science 40 (1985), 31.
+    """
+
+    def __init__(self, units: Iterable[int]):
+        self.nexts: list[dict[int, int]] = [{}]
+        self.links, self.lengths = [-1], [0]
+        last = 0
+        for unit in units:
+            place, last = last, self._state({}, -1, self.lengths[last] + 1)
+            while place >= 0 and unit not in self.nexts[place]:
+                self.nexts[place][unit] = last
+                place = self.links[place]
+            if place < 0:
+                self.links[last] = 0
+                continue
+            other = self.nexts[place][unit]
+            if self.lengths[other] == self.lengths[place] + 1:
+                self.links[last] = other
+                continue
+            copy = self._state(dict(self.nexts[other]), self.links[other], self.lengths[place] + 1)
+            self.links[other] = self.links[last] = copy
+            while place >= 0 and self.nexts[place].get(unit) == other:
+                self.nexts[place][unit] = copy
+                place = self.links[place]
+
+    def _state(self, nexts: dict[int, int], link: int, length: int) -> int:
+        self.nexts.append(nexts)
+        self.links.append(link)
+        self.lengths.append(length)
+        return len(self.nexts) - 1
+
+    def longest(self, units: list[int]) -> tuple[int, int]:
+        """The length of the longest run in common, and where it begins in `units`."""
+        state = length = best = start = 0
+        for place, unit in enumerate(units):
+            while state and unit not in self.nexts[state]:
+                state = self.links[state]
+                length = self.lengths[state]
+            if unit in self.nexts[state]:
+                state, length = self.nexts[state][unit], length + 1
+            if length > best:
+                best, start = length, place + 1 - length
+        return best, start
+
+
 class _Index:
     """The n-grams of the test items: which items have each, and where."""
 
@@ -98,18 +171,18 @@ class _Index:
         self.numbers: dict[Any, int] = {}
         self.items: list[_Item] = []
         # By length, as items shorter than n are looked for by their own.
-        self.grams: dict[int, dict[tuple[int, ...], list[tuple[int, int]]]] = {}
+        self.grams: dict[int, dict[tuple[int, ...], dict[int, list[int]]]] = {}
         self.whole: dict[tuple[int, ...], list[int]] = {}
         for place, text in enumerate(_texts(test, "test")):
             units = [self.numbers.setdefault(unit, len(self.numbers)) for unit in split(text)]
             if not units:
-                raise ValueError(f"test item {place} has no words: {text!r}.")
+                raise ValueError(f"test item {place} has no words: {checks.shown(text)}.")
             length = min(n, len(units))
             self.items.append(_Item(units, length, short=len(units) < n))
             grams = self.grams.setdefault(length, {})
             for start in range(len(units) - length + 1):
                 gram = tuple(units[start : start + length])
-                grams.setdefault(gram, []).append((place, start))
+                grams.setdefault(gram, {}).setdefault(place, []).append(start)
             self.whole.setdefault(tuple(units), []).append(place)
         if not self.items:
             raise ValueError("test is empty; it takes one item at least.")
@@ -120,21 +193,37 @@ class _Index:
         units = [self.numbers.get(unit, -1) for unit in self.split(text)]
         for place in self.whole.get(tuple(units), ()):
             self.items[place].exact = True
+        met: dict[int, None] = {}
+        shared: list[int] = []  # the words in n-grams that items have, -1 between two stretches
         for length, grams in self.grams.items():
-            # Lengths of common runs that the n-gram before was the end of, by item and place.
-            before: dict[tuple[int, int], int] = {}
-            for end in range(length, len(units) + 1):
-                now: dict[tuple[int, int], int] = {}
-                for place, start in grams.get(tuple(units[end - length : end]), ()):
-                    run = before.get((place, start - 1), length - 1) + 1
-                    now[place, start] = run
-                    item = self.items[place]
-                    item.found.add(start)
-                    if run > item.longest:
-                        item.longest, item.starts = run, start + length - run
-                        item.row = row
-                        item.example = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-                before = now
+            end = -1  # of the stretch
+            for start in range(len(units) - length + 1):
+                gram = tuple(units[start : start + length])
+                if (places := grams.get(gram)) is None:
+                    continue
+                for place, starts in places.items():
+                    met[place] = None
+                    if starts:
+                        self.items[place].found.update(starts)
+                        starts.clear()  # marked once and for all
+                if start > end:
+                    shared.append(-1)
+                    end = start
+                shared += units[end : start + length]
+                end = start + length
+        if not met:
+            return
+        runs = _Runs(shared)
+        for place in met:
+            item = self.items[place]
+            # No run is longer than what it is part of.
+            if item.longest >= min(len(item.units), len(units)):
+                continue
+            longest, starts = runs.longest(item.units)
+            if longest > item.longest:
+                item.longest, item.starts = longest, starts
+                item.row = row
+                item.example = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def contamination(
@@ -154,7 +243,7 @@ def contamination(
     Args:
         test: the items, such as questions with their answers.
         train: the training texts: a list, a column of a `datasets.Dataset`, or a generator.
-        n: length of the n-grams, in words, or in tokens where there is a tokenizer.
+        n: length of the n-grams, 1 to 100, in words, or in tokens where there is a tokenizer.
         tokenizer: compare its tokens instead of words. A word at a text's beginning is often
             another token than the same word behind a blank.
 
@@ -167,10 +256,10 @@ def contamination(
         up to 200 characters; none where nothing was found).
 
     Raises:
-        ValueError: no test items, an item without words, something else than texts, or n below 1.
+        ValueError: no test items, an item without words, something else than texts, or n below 1
+            or above 100.
     """
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"n is {n!r}; a whole number from 1 is possible, such as 8 or 13.")
+    checks.whole("n", n, least=1, most=_LONGEST_GRAM)
     index = _Index(test, n, _splitter(tokenizer))
     for row, text in enumerate(_texts(train, "train")):
         index.search(row, text)

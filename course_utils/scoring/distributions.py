@@ -11,6 +11,25 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from course_utils import checks
+
+
+def _pairs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    replies: Sequence[str],
+) -> list[tuple[str, str]]:
+    """The prompts with their replies; refuses what is none, and what is no model."""
+    checks.a("model", model, torch.nn.Module, "a model")
+    checks.a("tokenizer", tokenizer, PreTrainedTokenizerBase, "a tokenizer of transformers")
+    prompts, replies = checks.texts("prompts", prompts), checks.texts("replies", replies)
+    if len(prompts) != len(replies):
+        raise ValueError(
+            f"There are {len(prompts)} prompts and {len(replies)} replies; it takes one of each."
+        )
+    return list(zip(prompts, replies, strict=True))
+
 
 @torch.inference_mode()
 def _logits(
@@ -20,7 +39,16 @@ def _logits(
     start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     rest = tokenizer(reply, add_special_tokens=False)["input_ids"]
     if not start or not rest:
-        raise ValueError("Neither the prompt nor the reply can be empty.")
+        raise ValueError(
+            f"The prompt is {checks.shown(prompt)} and the reply {checks.shown(reply)}; neither "
+            "can be empty."
+        )
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most and len(start) + len(rest) > most:
+        raise ValueError(
+            f"Prompt and reply have {len(start):,} and {len(rest):,} tokens; the model reads "
+            f"{most:,} at most."
+        )
     ids = torch.tensor([start + rest], device=model.device)
     logits = model(input_ids=ids, logits_to_keep=len(rest) + 1).logits[0, :-1]
     return logits.float(), ids[0, -len(rest) :]
@@ -40,10 +68,11 @@ def log_probabilities(
         replies: the continuations, one for each prompt.
 
     Raises:
-        ValueError: an empty prompt or reply, or lists of unlike length.
+        ValueError: no model or tokenizer, an empty prompt or reply, lists of unlike length, or more
+            tokens than the model can read.
     """
     found = []
-    for prompt, reply in zip(prompts, replies, strict=True):
+    for prompt, reply in _pairs(model, tokenizer, prompts, replies):
         logits, ids = _logits(model, tokenizer, prompt, reply)
         found.append(-F.cross_entropy(logits, ids, reduction="sum").item())
     return found
@@ -64,7 +93,7 @@ def next_tokens(
     """
     return [
         _logits(model, tokenizer, prompt, reply)[0].log_softmax(dim=-1).cpu()
-        for prompt, reply in zip(prompts, replies, strict=True)
+        for prompt, reply in _pairs(model, tokenizer, prompts, replies)
     ]
 
 
@@ -80,8 +109,21 @@ def kl_divergence(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor])
     Raises:
         ValueError: they are not of the same texts and vocabulary.
     """
+    before, after = (
+        checks.items("before", before, "tensors"),
+        checks.items("after", after, "tensors"),
+    )
+    for name, given in (("before", before), ("after", after)):
+        for tensor in given:
+            checks.a(name, tensor, torch.Tensor, "a list of tensors, as next_tokens gives it")
+    if len(before) != len(after):
+        raise ValueError(f"before has {len(before)} texts and after {len(after)}: not the same.")
     found = []
     for p, q in zip(before, after, strict=True):
+        if p.ndim != 2 or not len(p):
+            raise ValueError(
+                f"before holds a tensor of shape {tuple(p.shape)}; (tokens, vocabulary) is needed."
+            )
         if p.shape != q.shape:
             raise ValueError(f"Shapes {tuple(p.shape)} and {tuple(q.shape)}: not the same text.")
         found.append(F.kl_div(q, p, reduction="sum", log_target=True).item() / len(p))

@@ -9,11 +9,14 @@ import json
 import re
 from collections.abc import Callable
 
-from course_utils.catalog import unknown
+from course_utils import checks as check_values
 
-_LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+\S", re.MULTILINE)
-_NUMBERED = re.compile(r"^\s*(\d+)[.)]\s+\S", re.MULTILINE)
-_SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?=\s|$)")
+# Within a line each, and from the first of a run of signs, so that each is read a few times only.
+_LIST_ITEM = re.compile(r"^[^\S\n]*(?:[-*•]|\d{1,9}[.)])[^\S\n]+\S", re.MULTILINE)
+_NUMBERED = re.compile(r"^[^\S\n]*(\d{1,9})[.)][^\S\n]+\S", re.MULTILINE)
+_SENTENCE_END = re.compile(r"(?<![.!?])[.!?]+[\"')\]]*(?=\s|$)")
+_WORDLIKE = re.compile(r"[\w'’-]+")
+_LETTER = re.compile(r"\w")
 _FENCE = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
 # What refusals begin with: an apology, or that one cannot, will not, or must not.
 _REFUSAL = re.compile(
@@ -25,8 +28,8 @@ _REFUSAL = re.compile(
 )
 
 
-def _words(reply: str) -> list[str]:
-    return re.findall(r"[\w'’-]*\w[\w'’-]*", reply)
+def _words(reply: str) -> int:
+    return sum(bool(_LETTER.search(found[0])) for found in _WORDLIKE.finditer(reply))
 
 
 def _json(reply: str) -> object:
@@ -38,14 +41,14 @@ def _json(reply: str) -> object:
         return None
     try:
         return json.JSONDecoder().raw_decode(text[min(starts) :])[0]
-    except ValueError:
+    except (ValueError, RecursionError):  # nested too deeply to be what was asked for
         return None
 
 
 def _numbered(reply: str, count: int) -> bool:
     """Exactly so many numbered lines, beginning with 1, or at least so many where it goes on."""
     numbers = [int(found) for found in _NUMBERED.findall(reply)]
-    return numbers[:count] == list(range(1, count + 1))
+    return len(numbers) >= count and numbers[:count] == list(range(1, count + 1))
 
 
 def _lines(reply: str) -> int:
@@ -60,8 +63,8 @@ def _contains(reply: str, word: str) -> bool:
 
 
 CHECKS: dict[str, Callable[[str, str], bool]] = {
-    "at_least_words": lambda reply, n: len(_words(reply)) >= int(n),
-    "at_most_words": lambda reply, n: 0 < len(_words(reply)) <= int(n),
+    "at_least_words": lambda reply, n: _words(reply) >= int(n),
+    "at_most_words": lambda reply, n: 0 < _words(reply) <= int(n),
     "sentences": lambda reply, n: len(_SENTENCE_END.findall(reply)) == int(n),
     "lines": lambda reply, n: _lines(reply) == int(n),
     "numbered_list": lambda reply, n: _numbered(reply, int(n)),
@@ -77,6 +80,8 @@ CHECKS: dict[str, Callable[[str, str], bool]] = {
     "json_list": lambda reply, n: isinstance(f := _json(reply), list) and len(f) == int(n),
 }
 _WITHOUT_ARGUMENT = ("capitals", "no_commas")
+_WITH_TEXT = ("contains", "starts_with", "ends_with", "json_object")
+_MOST = 1_000_000
 
 
 def follows(reply: str, checks: str) -> bool:
@@ -89,20 +94,28 @@ def follows(reply: str, checks: str) -> bool:
 
     Raises:
         UnknownName: there is no such check; the known ones are listed.
-        ValueError: no check is given, or one without the argument that it needs.
+        BadValue: no text is given, or no check.
+        ValueError: a check without the argument that it needs, or with one that it cannot have: a
+            number is a whole one, 1 to 1,000,000.
 
     Source: the idea of instructions that a program can verify is IFEval's (Zhou et al., 2023,
     arXiv 2311.07911); the checks are the course's own.
     """
-    if not checks.strip():
-        raise ValueError("No check is given, so nothing can be followed.")
+    check_values.a("reply", reply, str, "a text")
+    if not check_values.a("checks", checks, str, "a text").strip():
+        raise ValueError(f"checks is {checks!r}. No check is given, so nothing can be followed.")
     passed = True
     for check in checks.split("; "):
         name, _, argument = check.partition(" ")
-        if name not in CHECKS:
-            raise unknown("check", name, list(CHECKS))
+        check_values.one_of("check", name, CHECKS)
         if not argument and name not in _WITHOUT_ARGUMENT:
             raise ValueError(f"The check {name!r} needs an argument, as in '{name} 3'.")
+        if name not in (*_WITHOUT_ARGUMENT, *_WITH_TEXT) and not (
+            re.fullmatch("[0-9]{1,7}", argument) and 1 <= int(argument) <= _MOST
+        ):
+            raise check_values.refuse(
+                f"The argument of {name}", argument, f"a whole number from 1 to {_MOST:,}"
+            )
         passed &= bool(reply.strip()) and CHECKS[name](reply, argument)
     return passed
 
@@ -112,5 +125,8 @@ def refuses(reply: str) -> bool:
     sorry, or that it cannot or will not.
 
     A rough measure: it takes an apology for a refusal, and a lecture without these words for none.
+
+    Raises:
+        BadValue: no text.
     """
-    return bool(_REFUSAL.search(reply.strip()[:100]))
+    return bool(_REFUSAL.search(check_values.a("reply", reply, str, "a text").strip()[:100]))

@@ -14,10 +14,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from course_utils import checks
+
 # In batches of so many numbers at most: with thousands of items, all resamples at once would take
 # gigabytes.
 _NUMBERS_AT_ONCE = 2_000_000
 _RESAMPLES = 9999
+# A hundred billion items would be needed for it.
+_SMALLEST = 1e-5
 STATISTICS: dict[str, Callable[..., Any]] = {"mean": np.mean, "median": np.median}
 
 BCA = "BCa bootstrap"
@@ -126,8 +130,16 @@ def _numbers(values: Iterable[float], what: str) -> np.ndarray:
     if isinstance(values, str):
         raise ValueError(f"{what} is a text; numbers are needed, one for each item.")
     try:
-        found = np.asarray(list(values), dtype=float)
-    except (TypeError, ValueError):
+        found = np.asarray(checks.items(what, values, "numbers"))
+        # A score is no text, and a missing one is no NaN.
+        if found.dtype.kind not in "biuf" and found.size:
+            raise TypeError
+        found = found.astype(float)
+    except (TypeError, OverflowError):
+        raise ValueError(f"{what} holds something that is no number; one for each item.") from None
+    except ValueError as error:  # lists of unequal length in it, or no list at all
+        if isinstance(error, checks.BadValue):
+            raise
         raise ValueError(f"{what} holds something that is no number; one for each item.") from None
     if found.ndim != 1 or not found.size:
         raise ValueError(
@@ -141,9 +153,7 @@ def _numbers(values: Iterable[float], what: str) -> np.ndarray:
 
 
 def _share_between(name: str, given: float) -> float:
-    if not 0 < given < 1:
-        raise ValueError(f"{name} is {given}; more than 0 and less than 1 is possible.")
-    return float(given)
+    return float(checks.number(name, given, above=0, below=1))
 
 
 def bootstrap_interval(
@@ -179,16 +189,21 @@ def bootstrap_interval(
     """
     numbers = _numbers(values, "values")
     confidence = _share_between("confidence", confidence)
-    if isinstance(statistic, str):
-        if statistic not in STATISTICS:
-            raise ValueError(
-                f"statistic is {statistic!r}; {', '.join(map(repr, STATISTICS))} or a function "
-                "is possible."
-            )
+    checks.whole("seed", seed, least=0, most=2**32 - 1)
+    if isinstance(statistic, str) and statistic in STATISTICS:
         function = STATISTICS[statistic]
-    else:
+    elif callable(statistic):
         function = statistic
-    value = float(function(numbers, axis=0))
+    else:
+        possible = f"{', '.join(map(repr, STATISTICS))} or a function of an array and its axis"
+        raise checks.refuse("statistic", statistic, possible)
+    try:
+        value = float(function(numbers, axis=0))
+    except Exception as error:
+        raise ValueError(
+            f"statistic is {checks.shown(statistic)}. It has to take an array and axis=, and to "
+            f"give a number; it failed with {type(error).__name__}: {str(error)[:200]}"
+        ) from error
     if (numbers == numbers[0]).all():
         if statistic == "mean" and numbers[0] in (0, 1):
             right = stats.binomtest(int(numbers.sum()), numbers.size)
@@ -265,6 +280,7 @@ def paired_test(
     differences = first - second
     value = float(differences.mean())
     confidence = _share_between("confidence", confidence)
+    checks.whole("seed", seed, least=0, most=2**32 - 1)
     if (differences != differences[0]).any():
         interval = bootstrap_interval(differences, confidence=confidence, seed=seed)
     elif np.isin([first, second], (0, 1)).all():
@@ -335,6 +351,10 @@ def items_needed(
             cannot have.
     """
     power, confidence = _share_between("power", power), _share_between("confidence", confidence)
+    checks.number("difference", difference)
+    checks.number("share", share)
+    if disagreement is not None:
+        checks.number("disagreement", disagreement)
     other = share + difference
     # Sums of decimal fractions miss 0 and 1 by a hair.
     other = round(other, 12)
@@ -343,8 +363,11 @@ def items_needed(
             f"A share of {share:g} and a difference of {difference:g} give {other:g}; "
             "shares from 0 to 1 are possible."
         )
-    if difference == 0:
-        raise ValueError("difference is 0; no number of items shows what is not there.")
+    if abs(difference) < _SMALLEST:
+        raise ValueError(
+            f"difference is {difference:g}; no test has enough items to show what is below "
+            f"{_SMALLEST:g}."
+        )
     z_a, z_b = stats.norm.ppf((1 + confidence) / 2), stats.norm.ppf(power)
     if disagreement is None:
         mean = (share + other) / 2

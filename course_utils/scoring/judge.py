@@ -348,12 +348,20 @@ class Verdict:
     reply: str
 
 
+_MAY_LACK = ("references", "padded", "wrong")
+
+
 def _columns(**columns: Sequence[str] | None) -> int:
     """How many rows there are; refuses what are no lists of one length."""
-    given = {name: column for name, column in columns.items() if column is not None}
+    given = {
+        name: column
+        for name, column in columns.items()
+        if column is not None or name not in _MAY_LACK
+    }
     for name, column in given.items():
         if isinstance(column, str):
             raise ValueError(f"{name} is one text; give a list of texts.")
+        checks.texts(name, column)
     sizes = {name: len(column) for name, column in given.items()}
     if len(set(sizes.values())) > 1 or not all(sizes.values()):
         told = ", ".join(f"{size} {name}" for name, size in sizes.items())
@@ -362,6 +370,8 @@ def _columns(**columns: Sequence[str] | None) -> int:
 
 
 def _known(reference: str | None) -> str:
+    if reference is not None:
+        checks.text("reference", reference)
     return f"\n\nA correct answer: {reference}" if reference is not None else ""
 
 
@@ -374,7 +384,12 @@ def comparison_prompt(question: str, first: str, second: str, reference: str | N
         question: what was asked.
         first, second: the answers, shown as A and B.
         reference: a correct answer, which helps where the judge does not know one itself.
+
+    Raises:
+        BadValue: something else than a text.
     """
+    for name, given in (("question", question), ("first", first), ("second", second)):
+        checks.text(name, given)
     return (
         "Compare two answers to a question. Do not answer the question yourself. Neither the order "
         "nor the length of the answers matters.\n\n"
@@ -396,7 +411,12 @@ def rating_prompt(question: str, answer: str, reference: str | None = None) -> s
         question: what was asked.
         answer: the answer.
         reference: a correct answer, which helps where the judge does not know one itself.
+
+    Raises:
+        BadValue: something else than a text.
     """
+    checks.text("question", question)
+    checks.text("answer", answer)
     return (
         "Rate an answer to a question. Do not answer the question yourself. The length of the "
         "answer does not matter.\n\n"
@@ -422,7 +442,13 @@ def opened(ask: Runner, opening: str = "Verdict: [[", closing: str = "]]") -> Ca
 
     Returns:
         What `Judge` takes as `ask`; the replies hold the opening and the closing.
+
+    Raises:
+        BadValue: no runner, or no text to begin or to end with.
     """
+    checks.a("ask", ask, Runner, "a Runner, as runner() gives it")
+    checks.text("opening", opening, empty=False)
+    checks.text("closing", closing, empty=False)
     tokenizer = ask.tokenizer
     # Bare texts get the token for the beginning from the tokenizer, which the template wrote too.
     begin = tokenizer.bos_token or ""
@@ -448,10 +474,13 @@ class Judge:
 
     Attributes:
         replies: the judge's own words in the latest call, to see why a verdict was unreadable.
+
+    Raises:
+        BadValue: `ask` cannot be called.
     """
 
     def __init__(self, ask: Callable[..., list[str]], **options: Any):
-        self.ask = ask
+        self.ask = checks.function("ask", ask)
         self.options = options
         self.replies: list[str] = []
 
@@ -461,10 +490,11 @@ class Judge:
 
     def _replies(self, prompts: list[str]) -> list[str]:
         replies = self.ask(prompts, **self.options)
-        if isinstance(replies, str) or len(replies) != len(prompts):
-            count = 1 if isinstance(replies, str) else len(replies)
-            raise ValueError(f"ask got a list of {len(prompts)} prompts and gave {count} replies.")
-        self.replies = [str(reply) for reply in replies]
+        replies = [replies] if isinstance(replies, str) else checks.items("ask's answer", replies)
+        if len(replies) != len(prompts):
+            told = f"{len(prompts)} prompts and gave {len(replies)} replies"
+            raise ValueError(f"ask got a list of {told}.")
+        self.replies = checks.texts("ask's answer", replies)
         return self.replies
 
     def compare(
@@ -526,6 +556,7 @@ def _both_orders(
     references: Sequence[str] | None,
 ) -> list[tuple[str | None, str | None]]:
     """For each pair the verdicts as given and as swapped, both on the pair as given."""
+    checks.a("judge", judge, Judge, "a Judge")
     _columns(questions=questions, firsts=firsts, seconds=seconds, references=references)
     verdicts = judge.compare(
         [*questions, *questions],
@@ -612,13 +643,13 @@ def pad(answer: str, sentences: int = 4) -> str:
 
     Args:
         answer: the answer, which stays in it word for word.
-        sentences: how many phrases, 1 or more.
+        sentences: how many phrases, 1 to 10,000.
 
     Raises:
-        ValueError: fewer than 1.
+        BadValue: no text, fewer than 1, or more than 10,000.
     """
-    if sentences < 1:
-        raise ValueError(f"sentences is {sentences}; 1 or more are possible.")
+    checks.text("answer", answer)
+    checks.whole("sentences", sentences, least=1, most=10_000)
     phrases = [_PADDING[number % len(_PADDING)] for number in range(sentences)]
     half = sentences // 2
     return " ".join([*phrases[:half], answer, *phrases[half:]])
@@ -743,6 +774,7 @@ def accuracy(
     Raises:
         ValueError: see `Judge.compare`.
     """
+    checks.texts("wrong", wrong)
     _columns(questions=questions, right=right, wrong=wrong, references=references)
     both = _both_orders(judge, questions, right, wrong, references)
     kinds = Counter(_agreed(*pair) for pair in both)
@@ -800,6 +832,12 @@ def self_agreement(
     Raises:
         ValueError: see `Judge.compare`.
     """
+    checks.a("judge", judge, Judge, "a Judge")
+    for seed in (seeds := checks.items("seeds", seeds, "two seeds")):
+        checks.whole("seeds", seed, least=0, most=2**32 - 1)
+    if len(seeds) != 2:
+        raise checks.refuse("seeds", seeds, "two whole numbers")
+    checks.number("temperature", temperature, least=0)
     runs = []
     for seed in seeds:
         asked = judge.but(seed=seed, temperature=temperature)

@@ -9,23 +9,29 @@ from collections.abc import Sequence
 
 from sacrebleu.metrics import CHRF
 
+from course_utils import checks
+
 
 def _checked(replies: Sequence[str], references: Sequence[str]) -> list[tuple[str, str]]:
-    if isinstance(replies, str) or isinstance(references, str):
-        raise ValueError("Give lists of texts, not one text.")
+    for name, given in (("replies", replies), ("references", references)):
+        if isinstance(given, str):
+            raise ValueError(f"{name} is one text. Give lists of texts, not one text.")
+    # A missing reply is no reply "None".
+    replies = checks.texts("replies", replies)
+    references = checks.texts("references", references)
     if len(replies) != len(references) or not len(replies):
         raise ValueError(
             f"There are {len(replies)} replies and {len(references)} references; "
             "it takes one reference for each reply, and one reply at least."
         )
-    return [(str(a).strip(), str(b).strip()) for a, b in zip(replies, references, strict=True)]
+    return [(a.strip(), b.strip()) for a, b in zip(replies, references, strict=True)]
 
 
 def exact_match(replies: Sequence[str], references: Sequence[str]) -> float:
     """The share, 0 to 1, of replies equal to their references, but for white space at the ends.
 
     Raises:
-        ValueError: the lists are empty, or not of one length.
+        ValueError: the lists are empty, not of one length, or hold something else than texts.
     """
     pairs = _checked(replies, references)
     return sum(reply == reference for reply, reference in pairs) / len(pairs)
@@ -38,7 +44,8 @@ def word_accuracy(replies: Sequence[str], references: Sequence[str]) -> float:
     it, so this is a strict measure; words too many cost nothing.
 
     Raises:
-        ValueError: the lists are empty, or not of one length; the references hold no word.
+        ValueError: the lists are empty, not of one length, or hold something else than
+            texts; the references hold no word.
     """
     right = total = 0
     for reply, reference in _checked(replies, references):
@@ -57,7 +64,7 @@ def chrf(replies: Sequence[str], references: Sequence[str]) -> float:
     F-score for automatic MT evaluation", WMT 2015.
 
     Raises:
-        ValueError: the lists are empty, or not of one length.
+        ValueError: the lists are empty, not of one length, or hold something else than texts.
     """
     pairs = _checked(replies, references)
     return CHRF().corpus_score([a for a, _ in pairs], [[b for _, b in pairs]]).score
@@ -67,7 +74,8 @@ def scores(replies: Sequence[str], references: Sequence[str]) -> dict[str, float
     """`exact match`, `word accuracy` and `chrF` by name, as a row for a table.
 
     Raises:
-        ValueError: the lists are empty, or not of one length; the references hold no word.
+        ValueError: the lists are empty, not of one length, or hold something else than
+            texts; the references hold no word.
     """
     return {
         "exact match": exact_match(replies, references),
