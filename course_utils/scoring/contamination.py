@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
+from transformers import PreTrainedTokenizerBase
 
 from course_utils import checks
 
@@ -83,7 +84,7 @@ class _Item:
 
 def _texts(given: Iterable[str], name: str) -> Iterable[str]:
     """The texts one by one, refusing what is none."""
-    if isinstance(given, str):
+    if isinstance(given, str | bytes):
         raise ValueError(f"{name} is one text; give a list of texts, a column or a generator.")
     if isinstance(given, dict) or hasattr(given, "column_names"):
         columns = given.column_names if hasattr(given, "column_names") else list(given)
@@ -106,7 +107,7 @@ def _texts(given: Iterable[str], name: str) -> Iterable[str]:
 def _splitter(tokenizer: Any) -> Callable[[str], list[Any]]:
     if tokenizer is None:
         return words
-    if not callable(tokenizer):
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ValueError(
             f"tokenizer is a {type(tokenizer).__name__}; a tokenizer of transformers is possible, "
             "or None to compare words."
