@@ -1,5 +1,6 @@
-"""What the notebooks' trainings would repeat: live curves, a loss that is fast on a CPU, and a
-place where one notebook's adapter is found by the next. Introduced in notebook 03.1.
+"""What the notebooks' trainings would repeat: live curves, a loss that is fast on a CPU, the last
+whole checkpoint, and a place where one notebook's adapter is found by the next. Introduced in
+notebook 03.1.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from trl import SFTTrainer
 from course_utils.cache import cache_dir
 from course_utils.data import folder as data_folder
 from course_utils.display import BLUE, ORANGE, use_style
-from course_utils.files import new_folder, recover_folder, saying_why
+from course_utils.files import new_folder, parse_json, recover_folder, saying_why
 
 _REDRAW_SECONDS = 5.0
 
@@ -151,6 +152,30 @@ def watch(trainer: transformers.Trainer) -> transformers.Trainer:
         trainer.remove_callback(callback)
     trainer.add_callback(LiveLosses())
     return trainer
+
+
+def last_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest whole checkpoint of a training: `trainer.train(resume_from_checkpoint=…)`.
+
+    A kill in the middle of saving leaves a checkpoint without `trainer_state.json`, which is
+    written last. transformers' `resume_from_checkpoint=True` would take it, and fail.
+
+    Args:
+        output_dir: the training's; it need not be there yet.
+
+    Returns:
+        The checkpoint's folder, or None where there is none, so that the training begins anew.
+    """
+    found: dict[int, Path] = {}
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        step = folder.name.removeprefix("checkpoint-")
+        try:
+            parse_json((folder / "trainer_state.json").read_bytes())
+        except (OSError, ValueError):
+            continue
+        if step.isdecimal():
+            found[int(step)] = folder
+    return str(found[max(found)]) if found else None
 
 
 def _adapter_folder(task: str, base: str) -> Path:
