@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from course_utils import checks, hub
 from course_utils.catalog import catalog
 from course_utils.data.sentences import Lexicon, build, read_lexicon
-from course_utils.errors import CourseError, GatedModel, HubUnreachable
+from course_utils.errors import CourseError, HubUnreachable
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -100,7 +100,8 @@ def load_data(name: str) -> DatasetDict:
     Raises:
         UnknownName: another name; the known ones are listed.
         DamagedFile: a file of the course's own data is missing or damaged.
-        HubUnreachable: one on the hub, while it is out of reach.
+        HubUnreachable: one on the hub, while it is out of reach and not in this machine's cache.
+        GatedModel, NotEnoughDisk, CannotWrite: see `hub.download`.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -116,15 +117,16 @@ def load_data(name: str) -> DatasetDict:
                 return load_dataset("json", data_files={split: files[split] for split in order})
             except DatasetsError as error:
                 raise ValueError(str(error.__cause__ or error)) from error
-    if not hub.reachable():
-        raise HubUnreachable(
-            f"{name} is on the hub, which is out of reach. Of the course's own there are: "
-            f"{', '.join(NAMES)}."
-        )
-    try:
-        return load_dataset(name, revision=published[name].revision)
-    except PermissionError:
-        raise GatedModel(hub.gated_help(f"datasets/{name}")) from None
+    revision = published[name].revision
+    where = hub.cached(name, revision, kind="dataset")
+    if where is None:
+        if not hub.reachable():
+            raise HubUnreachable(
+                f"{name} is on the hub, which is out of reach. Of the course's own there are: "
+                f"{', '.join(NAMES)}."
+            )
+        where = hub.download(name, revision, kind="dataset")
+    return load_dataset(str(where))
 
 
 def main(args: argparse.Namespace) -> int:

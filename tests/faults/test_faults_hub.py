@@ -16,6 +16,7 @@ from huggingface_hub import constants
 
 from course_utils import hub, loading
 from course_utils.catalog import catalog
+from course_utils.data import load_data
 from course_utils.errors import CourseError, GatedModel, HubUnreachable, UnknownName, UnsafeFormat
 from course_utils.loading import load_tokenizer, resolve
 
@@ -273,6 +274,57 @@ def test_an_index_that_leads_elsewhere(served: HubStandIn, tmp_path: Path, kind:
     served.repositories["course/sharded"] = Repository(folder)
     with pytest.raises(UnsafeFormat, match="safetensors"):
         loading.load_model("course/sharded", quiet=True)
+
+
+YODA = "dvgodoy/yoda_sentences"
+
+
+@pytest.fixture
+def data(served: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubStandIn:
+    """The hub has a data set, too."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
+    folder = tmp_path / "yoda"
+    folder.mkdir()
+    rows = [{"sentence": "I go.", "translation": "Go, I do.", "translation_extra": ""}] * 5
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    served.repositories[YODA] = Repository(
+        folder, commit=catalog().datasets[YODA].revision, beside={"README.md": b"# Yoda\n"}
+    )
+    return served
+
+
+def test_a_data_set_comes_and_is_found_offline(
+    data: HubStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fetched as models are, at its pinned revision, and from then on without the hub."""
+    assert len(load_data(YODA)["train"]) == 5
+    data.close()
+    loading.forget()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_data(YODA)["train"][0]["sentence"] == "I go."
+
+
+@pytest.mark.parametrize("kind", ["401 expired token", "429 an hour", "500", "503", "hangs", "cut"])
+def test_a_data_set_that_does_not_come(
+    data: HubStandIn, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bounded and said, as for models; the next try works."""
+    monkeypatch.setattr(hub, "STALL_SECONDS", 3.0)
+    pattern = r"yoda_sentences/(resolve|revision)"
+    if kind == "hangs":
+        data.hang = pattern
+    elif kind == "cut":
+        data.repositories[YODA].spoil = lambda name, body: body[:-9]
+    else:
+        data.answers[pattern] = (*ANSWERS[kind], b"{}")
+    with pytest.raises(HubUnreachable, match=YODA):
+        load_data(YODA)
+    data.release.set()
+    data.hang, data.repositories[YODA].spoil = False, None
+    data.answers.clear()
+    assert len(load_data(YODA)["train"]) == 5
 
 
 FETCH = """
