@@ -369,15 +369,15 @@ def test_a_dummy_key_is_no_secret(server: ModelStandIn, monkeypatch: pytest.Monk
     assert Endpoint("tiny", server.address)("Who?") == "There is none."
 
 
-@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(("status", "said"), [(401, "was refused"), (403, "may not use")])
 def test_a_key_that_is_refused_or_missing(
-    server: ModelStandIn, monkeypatch: pytest.MonkeyPatch, status: int
+    server: ModelStandIn, monkeypatch: pytest.MonkeyPatch, status: int, said: str
 ) -> None:
     """Which of the two it is, and which variable to set."""
     server.rule = lambda body: failed(status, "no entry")
     endpoint = Endpoint("tiny", server.address)
     told = trouble(endpoint)
-    assert f"{status}: the key in OPENAI_API_KEY was refused" in told
+    assert f"{status}: the key in OPENAI_API_KEY {said}" in told
     assert "no entry" in told
     monkeypatch.delenv("OPENAI_API_KEY")
     assert "the key in OPENAI_API_KEY is not set" in trouble(endpoint)
