@@ -345,6 +345,9 @@ assert report.ok
 # Read the lines *batch and steps* and *expected minutes*: how much of the data will be seen, and how
 # long you will wait. Then decide whether it is worth that.
 #
+# If you run a cell with `train()` a second time, it trains the same adapter further. To start over,
+# first run the cell that makes its trainer.
+#
 # **Guess first.** What share of the words will be right at the end: of those it has trained on
 # (`test`), and of those it has not (`unseen`)? Write 0.5 for a half.
 

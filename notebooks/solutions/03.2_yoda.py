@@ -159,7 +159,8 @@ check("yoda.settings", settings)
 # ## 5. Train
 #
 # From here it goes by itself: the trainer, the pre-flight on its real batches, what is trained on in
-# colour, and then, two or three minutes.
+# colour, and then, two or three minutes. (If you run the cell with `train()` a second time, it trains
+# the same adapter further. To start over, first run the cell that makes the trainer.)
 
 # %%
 from trl import SFTConfig, SFTTrainer

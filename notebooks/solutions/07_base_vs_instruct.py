@@ -324,7 +324,8 @@ print(sorted(adapted))
 assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 # %% [markdown]
-# Now train both. The second takes a few minutes on a CPU.
+# Now train both. The second takes a few minutes on a CPU. (If you run a cell with `train()` a second
+# time, it trains the same adapter further. To start over, first run the cell that makes its trainer.)
 
 # %%
 _ = trainers["tuning_base"].train()
