@@ -62,7 +62,7 @@ _note_claims()
 # Executed before that. The libraries' own classes do their work, on a model of few layers, for few
 # steps and tokens.
 SHORTENED = """
-def _shorten(steps, tokens, layers=2, rows=2):
+def _shorten(steps, tokens, layers=2):
     import copy
 
     import transformers
@@ -79,25 +79,20 @@ def _shorten(steps, tokens, layers=2, rows=2):
 
     transformers.AutoModelForCausalLM.from_pretrained = with_few_layers
 
-    plain = transformers.TrainingArguments.__post_init__
-
-    def with_few_steps(self):
-        self.max_steps = min(self.max_steps, steps) if self.max_steps > 0 else steps
-        for name in ("eval_steps", "save_steps", "logging_steps"):
-            if getattr(self, name):
-                setattr(self, name, min(getattr(self, name), 1))
-        plain(self)
-
-    transformers.TrainingArguments.__post_init__ = with_few_steps
-
     make = transformers.Trainer.__init__
 
-    def with_few_rows(self, *args, eval_dataset=None, **options):
+    def with_few_steps(self, model, args, *, eval_dataset=None, **options):
+        most = steps if model.num_parameters() < 10**7 else 2
+        if not 0 < args.max_steps <= most:
+            args.max_steps = most
+            for name in ("eval_steps", "save_steps", "logging_steps"):
+                if getattr(args, name):
+                    setattr(args, name, min(getattr(args, name), most // 2))
         if hasattr(eval_dataset, "select"):
-            eval_dataset = eval_dataset.select(range(min(rows, len(eval_dataset))))
-        make(self, *args, eval_dataset=eval_dataset, **options)
+            eval_dataset = eval_dataset.select(range(min(2, len(eval_dataset))))
+        make(self, model, args, eval_dataset=eval_dataset, **options)
 
-    transformers.Trainer.__init__ = with_few_rows
+    transformers.Trainer.__init__ = with_few_steps
 
     generate = GenerationMixin.generate
 
@@ -155,19 +150,19 @@ def _failure(client: NotebookClient, cell: NotebookNode, place: int) -> str:
 
 def run_twice(
     notebook: NotebookNode,
-    runs: int = 2,
     *,
+    whole: bool = False,
     shortened: bool = True,
     steps: int = 2,
     tokens: int = 4,
 ) -> Ran:
-    """Run each code cell twice in a row, from top to bottom, whatever fails.
+    """Run each code cell of a notebook twice in one kernel, whatever fails.
 
     Args:
         notebook: what to run; outputs are put into it.
-        runs: how often in a row each cell is run.
+        whole: from top to bottom, and so once more; else each cell twice in a row.
         shortened: whether trainings, models and replies are made short.
-        steps: how many steps a shortened training has.
+        steps: how many steps a shortened training of a tiny model has; any other has two.
         tokens: how many tokens a shortened reply has.
     """
     short = f"{SHORTENED}\n\n_shorten(steps={steps}, tokens={tokens})"
@@ -188,18 +183,25 @@ def run_twice(
             (Path(scratch) / "models" / folder.name).symlink_to(folder, target_is_directory=True)
         own = {"COURSE_PROGRESS": f"{scratch}/progress.json", "COURSE_CACHE": scratch}
         with client.setup_kernel(env={**os.environ, **own}):
-            for place, cell in enumerate(cells):
-                if cell.cell_type != "code":
-                    continue
-                start = next((line for line in cell.source.splitlines() if line.strip()), "")
+            for cell in before:
+                client.execute_cell(cell, cells.index(cell))
+            inside = [place for place, cell in enumerate(cells[:-1]) if cell.cell_type == "code"]
+            inside = inside[len(before) :]
+            order = inside * 2 if whole else [place for place in inside for _ in range(2)]
+            run: set[int] = set()
+            for place in order:
+                failed = ran.again if place in run else ran.first
+                run.add(place)
+                start = next(
+                    (line for line in cells[place].source.splitlines() if line.strip()), ""
+                )
                 name = f"cell {place - len(before)}, {start!r}"
-                inside = len(before) <= place < len(cells) - 1
-                for failed in (ran.first, *[ran.again] * (runs - 1 if inside else 0)):
-                    try:
-                        error = _failure(client, cell, place)
-                    except DeadKernelError:
-                        failed.append(f"{name}: the kernel died")
-                        return ran
-                    failed += [f"{name}: {error}"] if error else []
+                try:
+                    error = _failure(client, cells[place], place)
+                except DeadKernelError:
+                    failed.append(f"{name}: the kernel died")
+                    return ran
+                failed += [f"{name}: {error}"] if error else []
+            client.execute_cell(cells[-1], len(cells) - 1)
     ran.unheld = set("".join(output.text for output in cells[-1].outputs).split("\n")) - {""}
     return ran

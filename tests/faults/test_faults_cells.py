@@ -10,38 +10,48 @@ from nbformat.v4 import new_code_cell, new_notebook
 from twice import Ran, run_twice
 
 notebooks = load_tool("notebooks")
+NUMBERS = [source.stem.split("_")[0] for source in notebooks.sources()]
 # In a quiet minute on one core; `make test` leaves out what takes longer.
 SLOW = {"02", "03.1", "05", "06", "07", "08"}
-# Its later cells need models that have learned something; its model is tiny.
-LONGER = {"08": {"steps": 100, "tokens": 24}}
+# Here a tiny model is trained, and later cells need what it learns, or notes at some of its steps.
+LONGER = {"07": {"steps": 40}, "08": {"steps": 100, "tokens": 24}}
 each_notebook = pytest.mark.parametrize(
     "number",
-    [
-        pytest.param(number, marks=pytest.mark.slow if number in SLOW else ())
-        for number in (source.stem.split("_")[0] for source in notebooks.sources())
-    ],
+    [pytest.param(number, marks=pytest.mark.slow if number in SLOW else ()) for number in NUMBERS],
 )
 
 
 @functools.cache
-def ran(number: str, runs: int) -> Ran:
-    """A notebook with its exercises solved, each cell run so many times."""
+def ran(number: str, whole: bool = False) -> Ran:
+    """A notebook with its exercises solved, each cell run twice."""
     notebook = notebooks.build(notebooks.find(number), solved=True)
-    return run_twice(notebook, runs, **LONGER.get(number, {}))
+    return run_twice(notebook, whole=whole, **LONGER.get(number, {}))
+
+
+def told(found: Ran) -> str:
+    """The cells that failed, in lines."""
+    failed = [*found.first, *found.again]
+    return f"{len(failed)} cells fail:\n" + "\n".join(failed) if failed else ""
 
 
 @each_notebook
 def test_each_cell_runs_twice_in_a_row(number: str) -> None:
     """A learner runs a cell again all the time; no cell fails then, and none after it."""
-    failed = [*ran(number, 2).first, *ran(number, 2).again]
-    assert not failed, f"{len(failed)} cells fail:\n" + "\n".join(failed)
+    assert not told(ran(number))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [source.stem.split("_")[0] for source in notebooks.sources()])
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_notebook_runs_again_from_the_top(number: str) -> None:
+    """All cells, and then all once more, in a kernel that holds what the first pass has left."""
+    assert not told(ran(number, whole=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", NUMBERS)
 def test_what_holds_still_holds_when_cells_run_twice(number: str) -> None:
     """What a cell asserts is true whether the cells before it were run once or twice."""
-    broken = ran(number, 2).unheld - ran(number, 1).unheld
+    broken = ran(number).unheld - ran(number, whole=True).unheld
     assert not broken, "\n".join(sorted(broken))
 
 
