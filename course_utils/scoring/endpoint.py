@@ -238,9 +238,9 @@ class Endpoint:
         if not _ADDRESS.fullmatch(base_url):
             # It is not shown: it may hold a password.
             raise EndpointError(
-                "The server's address (base_url) is no plain http:// or https:// address. It has the form "
-                "https://host:port/path, without a user name, a password or a query; a key belongs "
-                f"into the environment variable {key_variable}."
+                "The server's address (base_url) is no plain http:// or https:// address. It has "
+                "the form https://host:port/path, without a user name, a password or a query; a "
+                f"key belongs into the environment variable {key_variable}."
             )
         checks.number("timeout", timeout, above=0, most=_MOST_SECONDS)
         checks.whole("max_retries", max_retries, least=0, most=100)
