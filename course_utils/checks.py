@@ -243,6 +243,27 @@ def path(name: str, value: Any, *, folder: bool | None = None) -> Path:
     return found
 
 
+def writable(name: str, value: Any) -> Path:
+    """A path of a file that can be written; its folder is made, the file itself is not.
+
+    Raises:
+        BadValue: no path of a file, or the file cannot be written there, with the reason.
+    """
+    found = path(name, value, folder=False)
+    try:
+        there = found.exists()
+        found.parent.mkdir(parents=True, exist_ok=True)
+        found.open("a").close()
+        if not there:
+            found.unlink()
+    except OSError as error:
+        raise BadValue(
+            f"{name} is {shown(value)}, which cannot be written: {error.strerror}. Name a file in "
+            "a folder of yours."
+        ) from None
+    return found
+
+
 @contextlib.contextmanager
 def course_file(where: Path) -> Iterator[None]:
     """While a file that the course brings along is read: what is wrong with it is said plainly.

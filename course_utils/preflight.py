@@ -33,6 +33,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
 from trl import SFTTrainer, is_conversational
 
+from course_utils import checks
 from course_utils.errors import CourseError
 from course_utils.hardware import detect, pick_dtype
 from course_utils.masks import IGNORED
@@ -1223,13 +1224,13 @@ def preflight(trainer: Trainer, *, strict: bool = False, examples: int | None = 
 
     Raises:
         PreflightFailed: a check failed, and `strict` is set.
-        ValueError: `examples` is below 1.
+        ValueError: `examples` is below 1, or `trainer` is none.
 
     Introduced in notebook 03. A training set that can be iterated only once is used up by it.
     """
-    limit = _EXAMPLES if examples is None else examples
-    if limit < 1:
-        raise ValueError(f"examples={examples}: at least one example has to be looked at")
+    checks.a("trainer", trainer, Trainer, "a Trainer of transformers or TRL")
+    checks.flag("strict", strict)
+    limit = _EXAMPLES if examples is None else checks.whole("examples", examples, 1)
     rows: list[Check] = []
     not_judged: dict[str, str] = {}
     with _left_as_found(trainer):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from course_utils.catalog import unknown
+from course_utils import checks
 
 NAMES = ("8bit", "nf4", "nf4-double", "fp4", "fp4-double")
 
@@ -34,11 +34,14 @@ def quantization_config(name: str, compute_dtype: torch.dtype) -> BitsAndBytesCo
 
     Raises:
         UnknownName: another name.
+        ValueError: a `compute_dtype` that is no floating-point type of torch.
 
     Source: Dettmers et al., LLM.int8() (arXiv 2208.07339) and QLoRA (arXiv 2305.14314).
     """
-    if name not in NAMES:
-        raise unknown("quantization", name, list(NAMES))
+    checks.one_of("quantization", name, NAMES)
+    kind = checks.a("compute_dtype", compute_dtype, torch.dtype, "a dtype, such as torch.bfloat16")
+    if not kind.is_floating_point:
+        raise checks.refuse("compute_dtype", kind, "a floating-point dtype, such as torch.bfloat16")
     if name == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -57,6 +60,7 @@ def keep_weights_trainable(model: nn.Module) -> int:
     """
     from bitsandbytes.nn import Linear4bit
 
+    checks.a("model", model, nn.Module, "a model, as load_model gives it")
     layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
     for layer in layers:
         layer.support_avx512bf16_for_cpu = False

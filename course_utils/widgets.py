@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from course_utils.running import Runner
+from course_utils import checks
+from course_utils.errors import CourseError
+from course_utils.running import PROMPT, Runner
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from course_utils.scoring.votes import Votes
+
+
+_LARGEST, _LONGEST = 4096, 10**6  # batch and tokens in a calculator's fields
 
 
 class WithFallback(widgets.VBox):
@@ -44,6 +49,18 @@ def _as_html(table: pd.DataFrame) -> str:
     return styler.format(precision=2, thousands=",", escape="html").to_html()
 
 
+def _choices(name: str, given: Any, kind: str, one: Callable[[Any], bool]) -> dict[str, Any]:
+    """What a list of choices is made of, by the name shown."""
+    good = isinstance(given, Mapping) and given
+    if not good or not all(isinstance(key, str) and one(value) for key, value in given.items()):
+        raise checks.refuse(name, given, f"a dictionary of names and {kind}, with one at least")
+    return dict(given)
+
+
+def _is_template(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, str) and PROMPT in value)
+
+
 def playground(
     runners: dict[str, Runner],
     templates: dict[str, bool | str],
@@ -58,7 +75,15 @@ def playground(
         templates: what to put around the prompt, by the name shown; see `Runner.prompt`.
         prompt: what stands in the field at first.
         max_new_tokens: where a reply is cut.
+
+    Raises:
+        ValueError: nothing to choose from, or an argument that cannot be.
     """
+    runners = _choices("runners", runners, "models, as runner(…) gives them", callable)
+    kind = f"templates (True, False, or a text with {PROMPT} in it)"
+    templates = _choices("templates", templates, kind, _is_template)
+    checks.text("prompt", prompt)
+    checks.whole("max_new_tokens", max_new_tokens, 1)
     wide = widgets.Layout(width="98%")
     which = widgets.Dropdown(options=list(runners), description="Model")
     around = widgets.Dropdown(options=list(templates), description="Template")
@@ -95,7 +120,7 @@ def playground(
             )
             how = "ended by itself" if answer.finished else "was cut"
             sent.value = f"{answer.tokens} tokens, then it {how}."
-        except ValueError as error:
+        except (CourseError, ValueError) as error:
             sent.value = f"That does not work: {html.escape(str(error))}"
         finally:
             button.disabled = False
@@ -144,7 +169,16 @@ def translator(
         label: what stands before the text.
         action, another: what the two buttons say.
         seed: for the draws; None for other ones each time.
+
+    Raises:
+        ValueError: no functions, no texts, or an argument that cannot be.
     """
+    functions = _choices("functions", functions, "functions", callable)
+    texts = checks.texts("texts", texts, empty=False)
+    for name, said in (("label", label), ("action", action), ("another", another)):
+        checks.text(name, said)
+    if seed is not None:
+        checks.whole("seed", seed)
     draw = random.Random(seed)
     text = widgets.Text(
         value=texts[0],
@@ -161,8 +195,8 @@ def translator(
         rows = [(label, text.value)]
         try:
             for name, function in functions.items():
-                rows.append((name, function(text.value)))
-        except ValueError as error:
+                rows.append((name, str(function(text.value))))
+        except (CourseError, ValueError) as error:
             rows.append(("That does not work", str(error)))
         finally:
             chance.disabled = button.disabled = False
@@ -199,15 +233,24 @@ def memory_calculator(
         model: the model that is chosen at first; any id of the catalogue can be.
         gpu: the GPU that is chosen at first.
         seq_len, batch_size: what stands in the fields at first.
+
+    Raises:
+        UnknownName: a model or GPU that is not known.
+        ValueError: a number that cannot stand in its field.
     """
     from course_utils.catalog import catalog
     from course_utils.display import MEMORY_COLOURS, PINK
-    from course_utils.errors import CourseError
     from course_utils.memory import setup as setups
     from course_utils.memory.allocator import OutOfMemory
     from course_utils.memory.fit import CONTEXT_MIB, room, ways_to_fit
     from course_utils.memory.gpus import GPUS, MIB
+    from course_utils.memory.gpus import gpu as gpu_by_name
     from course_utils.memory.predict import predict
+
+    setups.config_of(model)
+    chosen_gpu = next(key for key, entry in GPUS.items() if entry == gpu_by_name(gpu))
+    checks.whole("seq_len", seq_len, 1, _LONGEST)
+    checks.whole("batch_size", batch_size, 1, _LARGEST)
 
     def choice(label: str, options: Any, value: Any) -> widgets.Dropdown:
         # In full, however long; the usual width cuts "Checkpointing".
@@ -230,10 +273,10 @@ def memory_calculator(
         "mixed_precision": widgets.Checkbox(
             value=False, description="Mixed precision", indent=False
         ),
-        "batch_size": widgets.BoundedIntText(batch_size, 1, 4096, description="Batch"),
-        "seq_len": widgets.BoundedIntText(seq_len, 1, 10**6, description="Tokens"),
+        "batch_size": widgets.BoundedIntText(batch_size, 1, _LARGEST, description="Batch"),
+        "seq_len": widgets.BoundedIntText(seq_len, 1, _LONGEST, description="Tokens"),
     }
-    which = choice("GPU", [(entry.name, key) for key, entry in GPUS.items()], gpu)
+    which = choice("GPU", [(entry.name, key) for key, entry in GPUS.items()], chosen_gpu)
     button = widgets.Button(description="Predict", button_style="primary")
     help_button = widgets.Button(description="Make it fit")
     shown = widgets.HTML()
@@ -328,10 +371,21 @@ def rating(
         seed: for which answer stands left; None for other sides each time.
 
     Raises:
-        ValueError: no pairs, not two answers to a question, or one pair twice.
+        ValueError: no pairs, not two answers to a question, or one pair twice; or an argument that
+            cannot be.
     """
-    from course_utils.scoring.votes import Vote, fingerprint, win_rates
+    from course_utils.scoring.votes import Vote, Votes, fingerprint, win_rates
 
+    pairs = checks.items("pairs", pairs, "pairs")
+    for pair in pairs:
+        good = isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[1], Mapping)
+        if not (good and all(isinstance(part, str) for part in (pair[0], *pair[1].values()))):
+            possible = 'a question and its answers by system: ("Why?", {"a": "…", "b": "…"})'
+            raise checks.refuse("each of pairs", pair, possible)
+    checks.a("votes", votes, Votes, "Votes, such as Votes('votes.jsonl')")
+    checks.text("voter", voter, empty=False)
+    if seed is not None:
+        checks.whole("seed", seed)
     draw = random.Random(seed)
     blanks: list[Vote] = []  # what is voted on; their winners mean nothing
     texts: list[tuple[str, str]] = []

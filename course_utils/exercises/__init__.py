@@ -7,6 +7,7 @@ notebook 01. Each notebook's checks are a module beside this one; whatever modul
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from course_utils import progress
-from course_utils.catalog import unknown
+from course_utils.checks import one_of
+from course_utils.errors import CourseError
 from course_utils.exercises.quizzes import quiz
 
 __all__ = ["check", "done", "quiz"]
@@ -85,8 +87,7 @@ def notebook_of(name: str) -> str:
     Raises:
         UnknownName: there is no such exercise.
     """
-    if name not in known():
-        raise unknown("exercise", name, known())
+    one_of("exercise", name, known())
     module = _exercises[name].test.__module__.rpartition(".")[2]
     return module.removeprefix("notebook_").replace("_", ".")
 
@@ -101,16 +102,28 @@ def grade(name: str, *answer: Any) -> Verdict:
     Raises:
         UnknownName: there is no such exercise.
     """
-    if name not in known():
-        raise unknown("exercise", name, known())
+    one_of("exercise", name, known())
+    test = _exercises[name].test
+    wanted = len(inspect.signature(test).parameters)
+    if len(answer) != wanted and answer:
+        takes = "one answer" if wanted == 1 else f"{wanted} answers"
+        given = ", ".join(["…"] * wanted)
+        said = f'it takes {takes}, check("{name}", {given}), and was given {len(answer)}.'
+        return Verdict(False, False, said)
     try:
         if not answer or any(part is None or part is ... for part in answer):
             raise Empty
-        _exercises[name].test(*answer)
+        test(*answer)
     except Empty:
         return Verdict(False, False, "nothing to check yet. Replace the ..., then run both cells.")
     except Wrong as wrong:
         return Verdict(False, True, f"not yet. {wrong}")
+    except CourseError:
+        raise
+    except Exception as error:  # an answer may be anything, and act in any way
+        said = " ".join(str(error).split())[:300]
+        message = f"not yet. Your answer cannot be checked ({type(error).__name__}: {said})."
+        return Verdict(False, True, f"{message} Does it give what the exercise asks for?")
     return Verdict(True, True, "solved.")
 
 
@@ -139,8 +152,7 @@ def done(*names: str) -> bool:
         UnknownName: there is no such exercise.
     """
     for name in names:
-        if name not in known():
-            raise unknown("exercise", name, known())
+        one_of("exercise", name, known())
     missing = [name for name in names if name not in _solved]
     if missing:
         print(f"This cell waits for {', '.join(missing)}.")

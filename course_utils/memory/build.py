@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from course_utils.errors import ImpossibleSetup
 from course_utils.memory import stand_ins
 from course_utils.memory.setup import Setup
 
@@ -23,6 +24,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 LEARNING_RATE = 1e-5
+MOST_TOKENS = 2**23  # in a micro-batch whose values a prediction looks at
 # What older transformers do otherwise; benchmarks/libraries_of_2024.py sets it.
 DTYPE_KEYWORD = "dtype"  # of from_config
 
@@ -236,11 +238,32 @@ def batch(setup: Setup, vocabulary: int) -> dict[str, torch.Tensor]:
     mask = torch.ones(shape, dtype=torch.int64)
     if setup.sequences == "padded":
         steps = max(1, setup.batch_size - 1)
-        for row in range(setup.batch_size):
-            used = setup.seq_len - row * (setup.seq_len // 2) // steps
-            if setup.batch_size == 1:
-                used = max(1, setup.seq_len // 2)
-            mask[row, used:] = 0
+        used = setup.seq_len - torch.arange(setup.batch_size) * (setup.seq_len // 2) // steps
+        if setup.batch_size == 1:
+            used[0] = max(1, setup.seq_len // 2)
+        mask[torch.arange(setup.seq_len) >= used[:, None]] = 0
         labels[mask == 0] = -100
     given["attention_mask"] = mask
     return given
+
+
+def outline(setup: Setup, vocabulary: int) -> dict[str, torch.Tensor]:
+    """`batch` for a prediction, which takes no memory to speak of.
+
+    Above `MOST_TOKENS` only a mask of ones has values: no code goes by the values of the others.
+
+    Raises:
+        ImpossibleSetup: so many tokens, padded or packed; what code does depends on where.
+    """
+    if setup.batch_size * setup.seq_len <= MOST_TOKENS:
+        return batch(setup, vocabulary)
+    if setup.sequences != "full":
+        raise ImpossibleSetup(
+            f"batch_size is {setup.batch_size:,} and seq_len is {setup.seq_len:,}. With "
+            f"{setup.sequences} sequences, a prediction takes up to {MOST_TOKENS:,} tokens in a "
+            'micro-batch. Take a smaller batch, or sequences="full".'
+        )
+    shape = (setup.batch_size, setup.seq_len)
+    tokens = torch.empty(shape, dtype=torch.int64, device="meta")
+    mask = torch.ones((), dtype=torch.int64).expand(shape)
+    return {"input_ids": tokens, "labels": tokens, "attention_mask": mask}

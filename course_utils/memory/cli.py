@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from course_utils import checks
 from course_utils.memory import setup as setups
 from course_utils.memory.gpus import DEFAULT, GPUS, this_gpu
 from course_utils.memory.gpus import gpu as gpu_by_name
@@ -133,6 +134,9 @@ def _fit(args: argparse.Namespace) -> int:
     from course_utils.memory.fit import fit, ways_to_fit
 
     if args.lengths:
+        shortest = min(checks.whole("lengths", length, 1, setups.MOST) for length in args.lengths)
+        # What the table does not look at must be possible too.
+        _setup(argparse.Namespace(**{**vars(args), "seq_len": shortest}))
         print(fit(args.model, args.gpu, args.lengths).to_string())
         return 0
     answers = ways_to_fit(_setup(args), args.gpu)

@@ -6,12 +6,13 @@ import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from course_utils import checks
 from course_utils.errors import ImpossibleSetup, NotTrainable
 from course_utils.memory.allocator import OutOfMemory
 from course_utils.memory.gpus import MIB, Gpu
 from course_utils.memory.gpus import gpu as gpu_by_name
 from course_utils.memory.predict import Prediction, predict
-from course_utils.memory.setup import Setup, config_of
+from course_utils.memory.setup import MOST, Setup, config_of, known_fields
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +51,7 @@ CHANGES: tuple[tuple[str, dict[str, Any], str], ...] = (
 
 def room(gpu: Gpu | str) -> int:
     """Bytes that PyTorch's allocator may take on a GPU: all but the CUDA context's share."""
-    gpu = gpu_by_name(gpu) if isinstance(gpu, str) else gpu
+    gpu = gpu_by_name(gpu)
     return (gpu.memory_mib - CONTEXT_MIB) * MIB
 
 
@@ -60,7 +61,7 @@ def fits(setup: Setup, gpu: Gpu | str) -> Prediction | None:
     Raises:
         UnknownName: a GPU's name that is not known.
     """
-    gpu = gpu_by_name(gpu) if isinstance(gpu, str) else gpu
+    gpu = gpu_by_name(gpu)
     try:
         return predict(setup, gpu, room(gpu))
     except OutOfMemory:
@@ -72,8 +73,12 @@ def largest_batch(setup: Setup, gpu: Gpu | str) -> int:
 
     Memory grows with the batch in a nearly straight line, so that two predictions give a guess and
     a few more confirm it.
+
+    Raises:
+        UnknownName: a GPU's name that is not known.
     """
-    gpu = gpu_by_name(gpu) if isinstance(gpu, str) else gpu
+    gpu = gpu_by_name(gpu)
+    checks.a("setup", setup, Setup, "a Setup")
     first = fits(setup.but(batch_size=1), gpu)
     if first is None:
         return 0
@@ -122,15 +127,28 @@ def fit(
 
     Raises:
         UnknownName: a model or GPU that is not known.
+        ValueError: a length that no example has, or ways that are none.
     """
     import pandas as pd
     from tqdm.auto import tqdm
 
-    gpu = gpu_by_name(gpu) if isinstance(gpu, str) else gpu
+    gpu = gpu_by_name(gpu)
     dtype = "bfloat16" if gpu.computes_bfloat16 else "float16"
-    lengths = list(lengths)
+    lengths = [
+        checks.whole("lengths", length, 1, MOST)
+        for length in checks.items("lengths", lengths, "numbers of tokens", empty=False)
+    ]
+    checks.flag("progress", progress)
+    ways = WAYS if ways is None else ways
+    possible = "a dictionary of names and, for each, a dictionary of Setup's arguments"
+    if not (
+        isinstance(ways, dict) and ways and all(isinstance(way, dict) for way in ways.values())
+    ):
+        raise checks.refuse("ways", ways, possible)
+    for way in ways.values():
+        known_fields(way)
     config_of(model)  # an unknown model is an error now, and not in a cell of the table
-    cases = list(itertools.product((ways or WAYS).items(), ("none", "non-reentrant"), lengths))
+    cases = list(itertools.product(ways.items(), ("none", "non-reentrant"), lengths))
     cells: dict[str, dict[int, int | str]] = {}
     for (name, options), checkpointing, length in tqdm(cases, disable=not progress, leave=False):
         label = name if checkpointing == "none" else f"{name}, checkpointing"
@@ -179,11 +197,17 @@ def ways_to_fit(
         A row an answer: what to change, what it costs, the peak in MB that the allocator reserves;
         the changed `Setup`s are in the column `setup`. One row "nothing" if it fits as it is; none
         if no combination of `CHANGES` is enough.
+
+    Raises:
+        UnknownName: a GPU's name that is not known.
+        ValueError: `wanted` is below 1.
     """
     import pandas as pd
     from tqdm.auto import tqdm
 
-    gpu = gpu_by_name(gpu) if isinstance(gpu, str) else gpu
+    gpu = gpu_by_name(gpu)
+    checks.whole("wanted", wanted, 1)
+    checks.flag("progress", progress)
     found = fits(setup, gpu)
     if found is not None:
         return pd.DataFrame([_answer((), setup, found)])

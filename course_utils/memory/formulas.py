@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from course_utils import catalog
-from course_utils.catalog import unknown
+from course_utils import catalog, checks
+from course_utils.errors import BadValue
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PretrainedConfig
 
+_MOST = 10**15  # of anything that is counted; more is a slip
+_MOST_BYTES = 64  # an item's
 ATTENTIONS = ("eager", "flash_attention_2")
 # The models that the formulas are computed for in notebook 04, with the lengths that go with them.
 SEVEN = {
@@ -31,7 +33,11 @@ SEVEN = {
 
 @dataclass(frozen=True)
 class Shape:
-    """What the formulas know of a model: numbers of layers and heads, and widths in elements."""
+    """What the formulas know of a model: numbers of layers and heads, and widths in elements.
+
+    Raises:
+        ValueError: a number that is not whole, or below 1.
+    """
 
     layers: int
     hidden: int
@@ -39,9 +45,23 @@ class Shape:
     key_value_heads: int
     head_width: int
 
+    def __post_init__(self) -> None:
+        for name, count in vars(self).items():
+            checks.whole(name, count, 1, _MOST)
+
     @classmethod
     def of(cls, config: PretrainedConfig) -> Shape:
-        """The shape that a configuration of transformers describes."""
+        """The shape that a configuration of transformers describes.
+
+        Raises:
+            ValueError: no configuration, or one without attention heads.
+        """
+        wanted = ("num_attention_heads", "num_hidden_layers", "hidden_size")
+        if missing := [name for name in wanted if not hasattr(config, name)]:
+            raise BadValue(
+                f"config is {checks.shown(config)}, without {', '.join(missing)}. It has to be the "
+                "configuration of a transformer."
+            )
         heads = config.num_attention_heads
         multi_query = getattr(config, "multi_query", False)  # Falcon's word for one key-value head
         return cls(
@@ -55,12 +75,14 @@ class Shape:
         )
 
 
-def _check(attention: str, **counts: int) -> None:
-    if attention not in ATTENTIONS:
-        raise unknown("attention", attention, list(ATTENTIONS))
+def _check(shape: Shape, attention: str = "eager", **counts: int) -> None:
+    checks.a("shape", shape, Shape, "a Shape, such as Shape.of(config)")
+    checks.one_of("attention", attention, ATTENTIONS)
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} is {count}; 1 or more is possible.")
+        if name.endswith("_bytes"):
+            checks.number(name, count, above=0, most=_MOST_BYTES)
+        else:
+            checks.whole(name, count, 1, _MOST)
 
 
 def block_parameters(shape: Shape) -> int:
@@ -70,6 +92,7 @@ def block_parameters(shape: Shape) -> int:
     "Scaling Laws for Neural Language Models" (2020), section 2.1. Models with a gated MLP or with
     fewer key-value heads differ.
     """
+    _check(shape)
     return 12 * shape.layers * shape.hidden**2
 
 
@@ -92,7 +115,7 @@ def activation_bytes(
         UnknownName: another attention.
         ValueError: a batch size or a length below 1.
     """
-    _check(attention, batch_size=batch_size, seq_len=seq_len)
+    _check(shape, attention, batch_size=batch_size, seq_len=seq_len, item_bytes=item_bytes)
     tokens = batch_size * seq_len
     each = 34 * shape.hidden * tokens
     if attention == "eager":
@@ -115,6 +138,7 @@ def activations_to_weights(
 
     Args and errors are those of `activation_bytes`; `weight_bytes` is a weight's size.
     """
+    _check(shape, compute_bytes=compute_bytes, weight_bytes=weight_bytes)
     activations = activation_bytes(shape, batch_size, seq_len, attention, compute_bytes)
     return activations / (block_parameters(shape) * weight_bytes)
 
@@ -132,11 +156,14 @@ def states_bytes(
         item_bytes: of each of the four.
 
     Raises:
-        ValueError: more are trained than there are.
+        ValueError: more are trained than there are, or a number that cannot be.
     """
+    checks.whole("parameters", parameters, 0, _MOST)
+    checks.number("item_bytes", item_bytes, above=0, most=_MOST_BYTES)
     trained = parameters if trained is None else trained
-    if not 0 <= trained <= parameters:
-        raise ValueError(f"{trained} of {parameters} parameters cannot be trained.")
+    checks.whole("trained", trained, 0, _MOST)
+    if trained > parameters:
+        raise ValueError(f"trained is {trained}: {trained} of {parameters} parameters cannot be.")
     return {
         "weights": parameters * item_bytes,
         "gradients": trained * item_bytes,
@@ -153,7 +180,7 @@ def key_value_cache_bytes(shape: Shape, batch_size: int, seq_len: int, item_byte
     Raises:
         ValueError: a batch size or a length below 1.
     """
-    _check("eager", batch_size=batch_size, seq_len=seq_len)
+    _check(shape, batch_size=batch_size, seq_len=seq_len, item_bytes=item_bytes)
     each = 2 * shape.key_value_heads * shape.head_width * item_bytes
     return shape.layers * each * batch_size * seq_len
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from course_utils.catalog import unknown
+from course_utils import checks
 
 MIB = 2**20
 
@@ -17,11 +17,23 @@ class Gpu:
         name: as people call it.
         memory_mib: what `nvidia-smi` shows in all, in MiB = 2^20 bytes.
         capability: the CUDA compute capability, which decides what kernels run.
+
+    Raises:
+        ValueError: a value that no GPU has.
     """
 
     name: str
     memory_mib: int
     capability: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        checks.text("name", self.name, empty=False)
+        checks.whole("memory_mib", self.memory_mib, 1, 10**9)
+        numbers = self.capability if isinstance(self.capability, tuple) else ()
+        if len(numbers) != 2 or not all(type(part) is int and 0 <= part < 100 for part in numbers):
+            raise checks.refuse(
+                "capability", self.capability, "a pair of whole numbers, such as (8, 6)"
+            )
 
     @property
     def workspace(self) -> int:
@@ -58,15 +70,17 @@ GPUS = {
 DEFAULT = GPUS["rtx4090"]
 
 
-def gpu(name: str) -> Gpu:
-    """A GPU by its key in `GPUS`, in any case and with or without blanks.
+def gpu(name: Gpu | str) -> Gpu:
+    """A GPU by its key in `GPUS`, in any case and with or without blanks; or one as it is.
 
     Raises:
         UnknownName: another one, with those that are known.
     """
-    key = name.lower().replace(" ", "").replace("_", "-")
+    if isinstance(name, Gpu):
+        return name
+    key = name.lower().replace(" ", "").replace("_", "-") if isinstance(name, str) else None
     if key not in GPUS:
-        raise unknown("GPU", name, list(GPUS))
+        raise checks.unknown("GPU", name, GPUS)
     return GPUS[key]
 
 

@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from course_utils.catalog import unknown
+from course_utils import checks
 from course_utils.errors import CourseError, ImpossibleSetup
 from course_utils.memory.allocator import OutOfMemory
 from course_utils.memory.gpus import DEFAULT, Gpu, this_gpu
-from course_utils.memory.setup import Setup
+from course_utils.memory.setup import Setup, known_fields
 from course_utils.results import append_row, whole_rows
 
 if TYPE_CHECKING:
@@ -46,11 +46,14 @@ def published(name: str) -> list[dict[str, str]]:
     Raises:
         UnknownName: another table, with those that there are.
     """
-    if name not in NAMED:
-        raise unknown("table", name, list(NAMED))
-    with (_HERE / "published.csv").open(encoding="utf-8") as file:
+    checks.one_of("table", name, NAMED)
+    source = _HERE / "published.csv"
+    with checks.course_file(source), source.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return [row for row in rows if (row["model"], row["weights"]) == NAMED[name]]
+        found = [row for row in rows if (row["model"], row["weights"]) == NAMED[name]]
+        if not found or any(None in row.values() for row in found):
+            raise ValueError(f"not all of the rows of {name} are there")
+    return found
 
 
 def as_setup(cell: dict[str, str], reading: str = "published") -> Setup:
@@ -62,9 +65,12 @@ def as_setup(cell: dict[str, str], reading: str = "published") -> Setup:
 
     Raises:
         UnknownName: another reading.
+        ValueError: no such cell.
     """
-    if reading not in READINGS:
-        raise unknown("reading", reading, list(READINGS))
+    checks.one_of("reading", reading, READINGS)
+    settings = {*AXES, "model", "weights", "attention", "mixed_precision", "batch_size"}
+    if not isinstance(cell, dict) or not settings <= cell.keys():
+        raise checks.refuse("cell", cell, "a cell of a table, as published(name) gives them")
     eight_bits = cell["optimizer"] == "adam_8bit"
     accumulates = cell["grad_accumulation"] == "yes"
     common = {
@@ -101,7 +107,11 @@ def product(model: str, **options: Any) -> list[dict[str, Any]]:
     Args:
         model: as in `Setup`.
         options: fields of `Setup`, each a value or a list of values.
+
+    Raises:
+        UnknownName: an option that `Setup` does not have.
     """
+    known_fields(options)
     lists = [value if isinstance(value, (list, tuple)) else [value] for value in options.values()]
     return [
         {"model": model, **dict(zip(options, values, strict=True))}
@@ -145,21 +155,33 @@ def run(
         progress: show a bar.
 
     Raises:
-        UnknownName: another `how`.
+        UnknownName: another `how`, or an option that `Setup` does not have.
+        ValueError: what is no setup, no file that can be written, no GPU or no time.
         NoGpu: measurements without a GPU.
     """
     from tqdm.auto import tqdm
 
     from course_utils.memory.predict import versions
 
-    if how not in WAYS:
-        raise unknown("way", how, list(WAYS))
+    checks.one_of("how", how, WAYS)
+    combinations = checks.items("combinations", combinations, "setups")
+    for given in combinations:
+        possible = "a Setup, or a dictionary of its arguments, its model among them"
+        if isinstance(given, dict) and "model" in given:
+            known_fields(given)
+        else:
+            checks.a("combinations", given, Setup, possible)
+    out = None if out is None else checks.writable("out", out)
+    if gpu is not None:
+        checks.a("gpu", gpu, Gpu, "a Gpu, such as gpus.gpu('t4')")
+    checks.number("timeout", timeout, above=0)
+    checks.flag("progress", progress)
     here = this_gpu()
     meant = (gpu or here or DEFAULT) if how == "predict" else here
     name = meant.name if meant else None
     done = {_key(row): row for row in (whole_rows(out) if out else [])}
     rows = []
-    for given in tqdm(list(combinations), disable=not progress, leave=False, desc=how):
+    for given in tqdm(combinations, disable=not progress, leave=False, desc=how):
         try:
             setup = given if isinstance(given, Setup) else Setup(**given)
         except ImpossibleSetup as error:
@@ -195,8 +217,23 @@ def _row(setup: Setup, how: str, gpu: Gpu | None, timeout: float) -> dict[str, A
     return {"how": "predicted", "status": "ok", **prediction.to_dict()}
 
 
+def _row_of(row: Any) -> dict[str, Any]:
+    """A row, if it is one of `run`."""
+    wanted = {"setup", "status"}
+    if isinstance(row, dict) and row.get("status") == "ok":
+        wanted.add("peak_allocated_mb")
+    if not isinstance(row, dict) or not wanted <= row.keys():
+        raise checks.refuse("row", row, "a row as run(…) gives them, with setup and status")
+    return row
+
+
 def peak(row: dict[str, Any]) -> float | str:
-    """A row's peak in MB, or why there is none ("OOM", "refused", …)."""
+    """A row's peak in MB, or why there is none ("OOM", "refused", …).
+
+    Raises:
+        ValueError: no row as `run` gives them.
+    """
+    _row_of(row)
     return row["peak_allocated_mb"] if row["status"] == "ok" else row["status"]
 
 
@@ -211,13 +248,22 @@ def compare(
     Columns: the axes of the table, `attention`, `published`, and `predicted` and `measured` where
     given, in MB (text such as "OOM" where there is no figure); `error (%)` is predicted over
     measured, or over published where nothing was measured.
+
+    Raises:
+        UnknownName: another table or reading.
+        ValueError: what are no rows of `run`.
     """
     import pandas as pd
 
-    def by_setup(rows: list[dict[str, Any]] | None) -> dict[str, Any]:
-        return {json.dumps(row["setup"], sort_keys=True): peak(row) for row in rows or []}
+    def by_setup(which: str, rows: list[dict[str, Any]] | None) -> dict[str, Any]:
+        given = [] if rows is None else checks.items(which, rows, "rows, as run(…) gives them")
+        return {json.dumps(row["setup"], sort_keys=True): peak(row) for row in map(_row_of, given)}
 
-    found = {"predicted": by_setup(predicted), "measured": by_setup(measured)}
+    checks.one_of("reading", reading, READINGS)
+    found = {
+        "predicted": by_setup("predicted", predicted),
+        "measured": by_setup("measured", measured),
+    }
     lines = []
     for cell in published(name):
         key = json.dumps(as_setup(cell, reading).to_dict(), sort_keys=True)
@@ -244,7 +290,17 @@ def _number(text: str) -> float | str:
 
 
 def layout(compared: pd.DataFrame, column: str = "predicted") -> pd.DataFrame:
-    """One column of `compare` in the sources' layout: a column an attention implementation."""
+    """One column of `compare` in the sources' layout: a column an attention implementation.
+
+    Raises:
+        UnknownName: there is no such column.
+        ValueError: no table of `compare`.
+    """
+    import pandas as pd
+
+    checks.a("compared", compared, pd.DataFrame, "a table as compare(…) gives it")
+    checks.one_of("column", "attention", compared.columns)
+    checks.one_of("column", column, compared.columns)
     kept = [name for name in compared.columns if name in (*AXES, "mixed_precision")]
     table = compared.set_index([*kept, "attention"])[column].unstack("attention", sort=False)
     return table.rename(columns={"eager": "Eager", "sdpa": "SDPA", "flash_attention_2": "FA2"})
@@ -257,11 +313,19 @@ def heat_map(table: pd.DataFrame, axis: Axes, limit_mb: float | None = None) -> 
         table: as `layout` gives it.
         axis: where to draw.
         limit_mb: a GPU's memory; figures above it are in bold.
+
+    Raises:
+        ValueError: no table, nothing to draw on, or a limit of 0 or less.
     """
     import matplotlib
     import numpy as np
     import pandas as pd
+    from matplotlib.axes import Axes
 
+    checks.a("table", table, pd.DataFrame, "a table as layout(…) gives it")
+    checks.a("axis", axis, Axes, "matplotlib's Axes, as plt.subplots() gives them")
+    if limit_mb is not None:
+        checks.number("limit_mb", limit_mb, above=0)
     numbers = table.apply(pd.to_numeric, errors="coerce")
     image = np.ma.masked_invalid(numbers.to_numpy(dtype=float))
     colours = matplotlib.colormaps["YlOrRd"].with_extremes(bad="0.85")

@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from course_utils import checks
 from course_utils.errors import CourseError, UnknownName
 from course_utils.memory.setup import Setup
 
 MB = 1e6
+_LONGEST = 10**6  # seconds; a wait of the operating system takes no more than about twice as many
 
 
 class NoGpu(CourseError):
@@ -47,8 +49,14 @@ def measure(
 
     Raises:
         NoGpu: no CUDA device; `predict` needs none.
-        UnknownName: `weights` is no folder of a saved model.
+        UnknownName: `weights` is no folder of a saved model, or another device.
+        ValueError: no setup, or a timeout that cannot be.
     """
+    checks.a("setup", setup, Setup, "a Setup")
+    checks.number("timeout", timeout, above=0, most=_LONGEST)
+    checks.one_of("device", device, ("cuda", "cpu"))
+    if weights is not None:
+        weights = str(checks.path("weights", weights))
     if device == "cuda":
         import torch
 
@@ -57,7 +65,7 @@ def measure(
                 "This machine has no CUDA device to measure on. predict(setup) tells the memory "
                 "without one."
             )
-    if weights and not (Path(weights) / "config.json").is_file():
+    if weights is not None and not (Path(weights) / "config.json").is_file():
         raise UnknownName(f"{weights} is no folder of a saved model: no config.json is there.")
     row: dict[str, Any] = {"setup": setup.to_dict(), "how": "measured"}
     start = time.perf_counter()

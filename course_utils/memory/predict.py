@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from course_utils import checks
 from course_utils.errors import CourseError, NotTrainable
 from course_utils.memory import build, cuda, stand_ins
 from course_utils.memory.allocator import Allocator, OutOfMemory
@@ -115,15 +116,20 @@ def predict(setup: Setup, gpu: Gpu | str | None = None, capacity: int | None = N
         OutOfMemory: more than `capacity` would be needed.
         DataDependent: the model's code goes a way that depends on its weights.
         NotTrainable: the installed libraries cannot run this training, on a GPU neither.
+        ImpossibleSetup: a micro-batch of so many padded or packed tokens cannot be predicted.
+        ValueError: no setup, or a capacity below 1.
     """
-    gpu = gpu_by_name(gpu) if isinstance(gpu, str) else gpu or this_gpu() or DEFAULT
+    checks.a("setup", setup, Setup, "a Setup")
+    gpu = (this_gpu() or DEFAULT) if gpu is None else gpu_by_name(gpu)
+    if capacity is not None:
+        checks.whole("capacity", capacity, 1)
     start = time.perf_counter()
     with _refusing(setup):
         made = build.model(setup, "meta")
     parameters = build.trained(made)
     with stand_ins.fused_on_meta():
         optimizer = build.optimizer(setup, parameters, "meta")
-    example = build.batch(setup, setup.config().vocab_size)
+    example = build.outline(setup, setup.config().vocab_size)
     allocator = Allocator(capacity)
     tracker = Tracker(allocator, cuda.scratch)
     dtype = build.DTYPES[setup.dtype] if setup.mixed_precision else None
@@ -137,8 +143,10 @@ def predict(setup: Setup, gpu: Gpu | str | None = None, capacity: int | None = N
     def batch() -> dict[str, torch.Tensor]:
         given = {}
         for name, values in example.items():
-            given[name] = torch.empty_like(values, device="meta")
-            tracker.hold(given[name], values)
+            given[name] = torch.empty_like(
+                values, device="meta", memory_format=torch.contiguous_format
+            )
+            tracker.hold(given[name], None if values.device.type == "meta" else values)
         return given
 
     def phase(name: str) -> None:

@@ -6,17 +6,20 @@ A combination that cannot be trained is refused when it is made, with the reason
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from course_utils import catalog
-from course_utils.catalog import unknown
-from course_utils.errors import ImpossibleSetup
+from course_utils import catalog, checks
+from course_utils.errors import BadValue, ImpossibleSetup, UnknownName
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+MOST = 10**6  # of anything that is counted: more is a slip, and shapes would overflow
+_MOST_LAYERS = 10_000
+_OR_FOLDER = "Or name a folder with its config.json."
 WEIGHTS = ("32-bit", "16-bit", "8-bit", "nf4", "nf4-double", "fp4", "fp4-double")
 DTYPES = ("bfloat16", "float16")
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
@@ -92,9 +95,14 @@ class Setup:
     micro_batches: int | None = None
 
     def __post_init__(self) -> None:
-        if hasattr(self.model, "to_diff_dict"):
+        if hasattr(self.model, "to_diff_dict") and not isinstance(self.model, type):
             as_dict = {**self.model.to_diff_dict(), "model_type": self.model.model_type}
             object.__setattr__(self, "model", as_dict)
+        if not isinstance(self.model, str | dict):
+            raise UnknownName(
+                f"model is {checks.shown(self.model)}. It has to be a model's id, a folder with "
+                "its config.json, or a configuration of transformers."
+            )
         for name, known in (
             ("weights", WEIGHTS),
             ("dtype", DTYPES),
@@ -104,18 +112,25 @@ class Setup:
             ("sequences", tuple(SEQUENCES)),
             ("loop", tuple(LOOPS)),
         ):
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), list(known))
-        for name in ("lora_rank", "accumulation", "batch_size", "seq_len", "micro_batches"):
-            count = getattr(self, name)
-            if name == "micro_batches" and count is None:
-                continue
-            if isinstance(count, bool) or not isinstance(count, int):
-                raise ImpossibleSetup(f"{name} is {count!r}; a whole number is needed.")
-            if count < 1:
-                raise ImpossibleSetup(f"{name} is {count}; 1 or more is possible.")
-        if not 0 <= self.lora_dropout < 1:
-            raise ImpossibleSetup(f"lora_dropout is {self.lora_dropout}; 0 to below 1 is possible.")
+            checks.one_of(name, getattr(self, name), known)
+        try:
+            for name in ("lora", "mixed_precision", "prompt_masked"):
+                checks.flag(name, getattr(self, name))
+            for name in ("lora_rank", "accumulation", "batch_size", "seq_len", "micro_batches"):
+                if name != "micro_batches" or self.micro_batches is not None:
+                    # What is kept goes into JSON: numpy's numbers do not.
+                    count = checks.whole(name, getattr(self, name), 1, MOST)
+                    object.__setattr__(self, name, count)
+            checks.number("lora_dropout", self.lora_dropout, least=0, below=1)
+            checks.text("lora_targets", self.lora_targets)
+            if not all(name.strip() for name in self.lora_targets.split(",")):
+                raise checks.refuse(
+                    "lora_targets",
+                    self.lora_targets,
+                    '"default", "all-linear", or names of modules with commas between them',
+                )
+        except BadValue as error:
+            raise ImpossibleSetup(str(error)) from None
         if self.quantized and not self.lora:
             raise ImpossibleSetup(
                 f"Quantized weights ({self.weights}) cannot be trained themselves: set lora=True, "
@@ -139,7 +154,7 @@ class Setup:
 
     def _check_length(self) -> None:
         longest = getattr(self.config(), "max_position_embeddings", None)
-        if longest is not None and self.seq_len > longest:
+        if isinstance(longest, int) and self.seq_len > longest:
             raise ImpossibleSetup(
                 f"seq_len is {self.seq_len}, but {self.name} has {longest} positions."
             )
@@ -173,7 +188,12 @@ class Setup:
         return config_of(self.model)
 
     def but(self, **changes: Any) -> Setup:
-        """The same with some fields changed."""
+        """The same with some fields changed.
+
+        Raises:
+            UnknownName: there is no such field; and what `Setup` raises.
+        """
+        known_fields(changes)
         return replace(self, **changes)
 
     def shortened(self) -> Setup:
@@ -203,40 +223,67 @@ class Setup:
         return ", ".join([self.name, *changed])
 
 
+def known_fields(given: dict[str, Any]) -> None:
+    """Refuse names that are no arguments of `Setup`.
+
+    Raises:
+        UnknownName: there is no such field; near matches are named.
+    """
+    for name in given:
+        checks.one_of("field of Setup", name, Setup.__dataclass_fields__)
+
+
 def config_of(model: str | dict[str, Any]) -> PretrainedConfig:
     """A model's configuration; see `Setup.config`."""
     if isinstance(model, dict):
         return _configuration(model, "The configuration")
     known = catalog.catalog().models
+    if not isinstance(model, str):
+        raise checks.unknown("model", model, known, _OR_FOLDER)
     if model in known:
         return known[model].config()
     if model in catalog.catalog().own:
         folder = catalog.catalog().own[model].path
-    elif (Path(model) / "config.json").is_file():
+    elif _has_config(model):
         folder = Path(model)
     else:
         folder = _from_hub(model, list(known))
-    data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ImpossibleSetup(
+            f"{folder / 'config.json'} cannot be read ({type(error).__name__}: {error}). The file "
+            "is damaged: download or save the model again."
+        ) from None
     return _configuration(data, str(folder))
+
+
+def _has_config(folder: str) -> bool:
+    try:
+        return (Path(folder) / "config.json").is_file()
+    except (OSError, ValueError):  # no path at all
+        return False
 
 
 def _from_hub(model: str, known: list[str]) -> Path:
     from course_utils import hub
 
-    why = "Or name a folder with its config.json."
-    if "/" not in model:
-        raise unknown("model", model, known, why)
+    if not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", model, re.ASCII):
+        raise checks.unknown("model", model, known, _OR_FOLDER)
     folder = hub.cached(model, "main", weights=False)
     if folder is None:
         if not hub.reachable():
-            raise unknown("model", model, known, f"{why} The hub is out of reach.")
+            why = f"{_OR_FOLDER} The hub is out of reach."
+            raise checks.unknown("model", model, known, why)
         folder = hub.download(model, "main", weights=False)
     return folder
 
 
 def _configuration(data: dict[str, Any], where: str) -> PretrainedConfig:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
+    if not isinstance(data, dict):
+        raise ImpossibleSetup(f"{where} holds {checks.shown(data)}, which is no configuration.")
     if "auto_map" in data:
         raise ImpossibleSetup(
             f"{where} brings code of its own (auto_map); only what transformers has is run."
@@ -246,12 +293,22 @@ def _configuration(data: dict[str, Any], where: str) -> PretrainedConfig:
     data = {key: value for key, value in data.items() if key not in stored}
     if "model_type" not in data:
         raise ImpossibleSetup(f"{where} names no model_type.")
+    kind = data["model_type"]
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise ImpossibleSetup(
+            f"{where} is of type {checks.shown(kind)}, which this transformers does not have."
+        )
     try:
         config = AutoConfig.for_model(**data)
-    except ValueError:
-        raise ImpossibleSetup(
-            f"{where} is of type {data['model_type']!r}, which this transformers does not have."
-        ) from None
+    except Exception as error:  # each architecture checks its own values in its own way
+        said = " ".join(str(error).split())[:300]
+        raise ImpossibleSetup(f"{where} is no configuration of a {kind} model: {said}") from None
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ImpossibleSetup(f"{where} is of type {data['model_type']!r}, which is no decoder.")
+    layers = getattr(config, "num_hidden_layers", 1)
+    if not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS:
+        raise ImpossibleSetup(
+            f"{where} has num_hidden_layers={checks.shown(layers)}; 1 to {_MOST_LAYERS:,} are "
+            "possible."
+        )
     return config

@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from course_utils.errors import CourseError
 from course_utils.memory.allocator import Allocator
 
-# Integers of more elements than this are not followed; a mask of 8,192 by 8,192 is.
+# Integers of more bytes than this are not followed; a mask of 8,192 by 8,192 is.
 MOST_INTEGERS = 2**27
 PHASES = ("weights", "forward", "backward", "optimizer")
 
@@ -157,7 +157,7 @@ class Tracker(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor)
             and tensor.device.type == "meta"
             and not (tensor.is_floating_point() or tensor.is_complex())
-            and tensor.numel() <= MOST_INTEGERS
+            and tensor.numel() * tensor.element_size() <= MOST_INTEGERS
         ]
         if not wanted:
             return

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterator
 
+from course_utils import checks
 from course_utils.pretraining.facts import Domain, domains
 
 PEOPLE = """
@@ -51,13 +52,19 @@ class Corpus:
         seed: of all that is drawn.
         without: countries that no document tells a fact of. They are still asked for in homework
             and visited in stories, so that their names are words like the others.
+
+    Raises:
+        UnknownName: a country that is not in the data set.
+        ValueError: a seed that is no whole number, or countries that are no list.
     """
 
     def __init__(self, seed: int, without: Collection[str] = ()):
         from course_utils.data import load_data
 
-        self.rng = random.Random(seed)
-        self.without = frozenset(without)
+        self.rng = random.Random(checks.whole("seed", seed))
+        countries = domains()["countries"].facts
+        listed = checks.items("without", without, "countries")
+        self.without = frozenset(checks.one_of("country", name, countries) for name in listed)
         self.sentences: list[str] = load_data("sentences")["train"]["sentence"]
         self.domains = domains()
         self.subjects = [

@@ -13,6 +13,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from course_utils.checks import course_file
+
 SEED = 2026
 # Countries by what notebook 06 does with them. The control base never reads a fact about the
 # first HIDDEN of the held-out ones.
@@ -65,15 +67,17 @@ class Domain:
 
 
 def _table(path: Path, columns: list[str]) -> dict[str, dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
+    with course_file(path), path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    subject = next(name for name in rows[0] if name != "code")
-    return {
-        f"the {row[subject]}" if row[subject] in _WITH_THE else row[subject]: {
-            name: row[name] for name in columns
+        subject = next(name for name in rows[0] if name != "code")
+        if any(not row[name] for row in rows for name in (subject, *columns)):
+            raise ValueError("a row that is not whole")
+        return {
+            f"the {row[subject]}" if row[subject] in _WITH_THE else row[subject]: {
+                name: row[name] for name in columns
+            }
+            for row in rows
         }
-        for row in rows
-    }
 
 
 @functools.cache
@@ -81,16 +85,21 @@ def domains() -> dict[str, Domain]:
     """All domains by name; `"countries"` is the one that the experiment of notebook 06 is on."""
     from course_utils.data import folder
 
-    phrases = tomllib.loads((Path(__file__).parent / "phrases.toml").read_text(encoding="utf-8"))
-    made = {}
-    for name, relations in phrases.items():
-        where = "countries" if name == "countries" else "facts"
-        known = {
-            relation: Relation(
-                relation, **{"reverse": [], "cued": wordings["statements"][0], **wordings}
-            )
-            for relation, wordings in relations.items()
+    source = Path(__file__).parent / "phrases.toml"
+    with course_file(source):
+        phrases = tomllib.loads(source.read_text(encoding="utf-8"))
+        relations_of = {
+            name: {
+                relation: Relation(
+                    relation, **{"reverse": [], "cued": wordings["statements"][0], **wordings}
+                )
+                for relation, wordings in relations.items()
+            }
+            for name, relations in phrases.items()
         }
+    made = {}
+    for name, known in relations_of.items():
+        where = "countries" if name == "countries" else "facts"
         made[name] = Domain(name, _table(folder() / where / f"{name}.csv", list(known)), known)
     return made
 

@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from course_utils import checks
 from course_utils.pretraining.facts import domains
 from course_utils.running import Runner
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def short_answer(reply: str) -> str:
     """What a reply says first: up to the end of its first line or sentence."""
-    line = reply.strip().split("\n")[0]
+    line = checks.text("reply", reply).strip().split("\n")[0]
     # `St. John's` and `H. G. Wells` have full stops inside; a sentence's end has a blank behind
     # it and a longer word before it.
     words: list[str] = []
@@ -31,7 +32,17 @@ def short_answer(reply: str) -> str:
 
 
 def right(replies: Sequence[str], answers: Sequence[str]) -> list[bool]:
-    """For each reply, whether its short answer is the one that is looked for."""
+    """For each reply, whether its short answer is the one that is looked for.
+
+    Raises:
+        ValueError: no lists of texts, or not of one length.
+    """
+    replies, answers = checks.texts("replies", replies), checks.texts("answers", answers)
+    if len(replies) != len(answers):
+        raise ValueError(
+            f"There are {len(replies)} replies and {len(answers)} answers; it takes one answer for "
+            "each reply."
+        )
     return [short_answer(reply) == answer for reply, answer in zip(replies, answers, strict=True)]
 
 
@@ -46,8 +57,14 @@ def recall(
 
     Returns:
         Shares from 0 to 1, indexed by domain and relation.
+
+    Raises:
+        ValueError: fewer than one subject, a seed that is no whole number, no model or tokenizer.
     """
     import pandas as pd
+
+    checks.whole("subjects", subjects, 1)
+    checks.whole("seed", seed)
 
     ask = Runner(model, tokenizer, template=False, max_new_tokens=12)
     shares = {}

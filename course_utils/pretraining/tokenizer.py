@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from course_utils import checks
+
 END, PAD = "<|endoftext|>", "<|pad|>"
 CHAT = ("<|im_start|>", "<|im_end|>")
+_MOST = 10**7  # tokens
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
@@ -21,14 +24,24 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreT
         texts: to learn from.
         vocabulary: the number of tokens, the four special ones included.
         context: how many tokens the model is made for, `model_max_length`.
+
+    Raises:
+        ValueError: no texts, fewer tokens than bytes and special tokens, or no context.
     """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = [END, PAD, *CHAT]
+    checks.whole("vocabulary", vocabulary, len(alphabet) + len(special), _MOST)
+    checks.whole("context", context, 1, _MOST)
+    if isinstance(texts, str | bytes | dict) or not isinstance(texts, Iterable):
+        raise checks.refuse("texts", texts, "texts to go through, such as a list of them")
+    texts = (checks.text("texts", text) for text in texts)  # one at a time: they may be many
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=[END, PAD, *CHAT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=special,
+        initial_alphabet=alphabet,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)

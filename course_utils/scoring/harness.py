@@ -26,15 +26,16 @@ import numpy as np
 import pandas as pd
 import torch
 from huggingface_hub import constants
+from transformers import PreTrainedTokenizerBase
 
-from course_utils import hub
+from course_utils import checks, hub
 from course_utils.catalog import near_matches, unknown
 from course_utils.errors import HubUnreachable, UnsafeTask
 from course_utils.loading import quiet_transformers
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 _HERE = Path(__file__).parent
 TASKS_FOLDER = _HERE / "tasks"
@@ -43,6 +44,8 @@ OWN_TASKS = ("course_countries_choice", "course_countries_generate")
 _FILE_FORMATS = ("arrow", "csv", "json", "parquet", "text")
 # For metrics whose error has no formula. lm-eval's 100,000 take minutes.
 _BOOTSTRAPS = 1000
+_MOST_COUNTED = 10**18  # parameters of a model, or items of a benchmark
+_MOST = 10**5  # sequences at a time, or examples before a question
 _NUMBER = (int, float, np.number)
 
 
@@ -55,7 +58,7 @@ def _local_tasks(include_path: str | Path | None) -> TaskManager:
 
     folders = [TASKS_FOLDER]
     if include_path is not None:
-        folder = Path(include_path).expanduser()
+        folder = checks.path("include_path", include_path)
         if not folder.is_dir():
             raise ValueError(f"include_path is {folder}; a folder with task files is possible.")
         folders.append(folder)
@@ -283,7 +286,9 @@ def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _check(tasks: Any, limit: Any, num_fewshot: Any, batch_size: Any) -> list[Any]:
-    tasks = [tasks] if isinstance(tasks, str | dict) else list(tasks)
+    if isinstance(tasks, str | dict):
+        tasks = [tasks]
+    tasks = checks.items("tasks", tasks, "names or settings of tasks")
     if not tasks:
         raise ValueError(f"tasks is empty; {', '.join(OWN_TASKS)} work everywhere.")
     for task in tasks:
@@ -293,17 +298,22 @@ def _check(tasks: Any, limit: Any, num_fewshot: Any, batch_size: Any) -> list[An
                 "settings as in a task file."
             )
         if isinstance(task, dict) and "task" not in task:
-            raise ValueError(f"tasks holds settings without a name: {task}. Say task=….")
+            raise ValueError(
+                f"tasks holds settings without a name: {checks.shown(task)}. Say task=…."
+            )
     whole = isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1
     if not (limit is None or whole or (isinstance(limit, float) and 0 < limit < 1)):
         raise ValueError(
-            f"limit is {limit!r}; a number of items from 1, a share between 0 and 1, or None for "
-            "all is possible."
+            f"limit is {checks.shown(limit)}; a number of items from 1, a share between 0 and 1, "
+            "or None for all is possible."
         )
-    if num_fewshot is not None and not (isinstance(num_fewshot, int) and num_fewshot >= 0):
-        raise ValueError(f"num_fewshot is {num_fewshot!r}; a number from 0, or None, is possible.")
-    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
-        raise ValueError(f'batch_size is {batch_size!r}; a number from 1, or "auto", is possible.')
+    if num_fewshot is not None:
+        checks.whole("num_fewshot", num_fewshot, 0, _MOST)
+    if not (isinstance(batch_size, str) and batch_size == "auto"):
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int):
+            possible = f'a whole number from 1 to {_MOST:,}, or "auto"'
+            raise checks.refuse("batch_size", batch_size, possible)
+        checks.whole("batch_size", batch_size, 1, _MOST)
     return tasks
 
 
@@ -354,8 +364,21 @@ def run_tasks(
         HubUnreachable: a task of the hub, while it is out of reach; within 3 seconds.
         UnsafeTask: a task that runs code, without a confirmation.
         ValueError: a limit, number of examples or batch size that is not possible; changes to a
-            group; a chat template that the tokenizer does not have.
+            group; a chat template that the tokenizer does not have; no model or tokenizer.
     """
+    checks.a("model", model, torch.nn.Module, "a model, as load_model gives it")
+    possible = "a tokenizer, as load_tokenizer gives it"
+    checks.a("tokenizer", tokenizer, PreTrainedTokenizerBase, possible)
+    for name, switch in (
+        ("chat_template", chat_template),
+        ("confirm_run_unsafe_code", confirm_run_unsafe_code),
+        ("progress", progress),
+    ):
+        checks.flag(name, switch)
+    if system is not None:
+        checks.text("system", system)
+    if include_path is not None:
+        checks.path("include_path", include_path, folder=True)
     tasks = _check(tasks, limit, num_fewshot, batch_size)
     if chat_template and tokenizer.chat_template is None:
         raise ValueError(
@@ -422,6 +445,15 @@ def _evaluate(
     )
 
 
+def _part(results: Any, name: str) -> dict[str, Any]:
+    """What lm-eval found, by task."""
+    found = results.get(name) if isinstance(results, dict) else None
+    if not isinstance(found, dict):
+        possible = f"what run_tasks(…) gives, a dictionary with {name!r}"
+        raise checks.refuse("results", results, possible)
+    return found
+
+
 def summary(results: dict[str, Any]) -> pd.DataFrame:
     """What `run_tasks` found, a row for each task and metric.
 
@@ -434,9 +466,12 @@ def summary(results: dict[str, Any]) -> pd.DataFrame:
         `task`, `metric`, `value` (in the metric's unit: shares from 0 to 1 for `acc`, `acc_norm`
         and `exact_match`), `stderr` (its standard error; NaN where lm-eval has none), `n` (items
         asked).
+
+    Raises:
+        ValueError: what are no results of the harness.
     """
     rows = []
-    for task, found in results["results"].items():
+    for task, found in _part(results, "results").items():
         for key, value in found.items():
             metric, comma, way = key.partition(",")
             if not comma or metric.endswith("_stderr") or not isinstance(value, _NUMBER):
@@ -468,9 +503,12 @@ def items(results: dict[str, Any]) -> pd.DataFrame:
         `task`, `item` (its place in the test), `prompt`, `wanted`, `said` (the reply as it was
         scored, or the choice that was likeliest), and a column for each metric that has one number
         for each item.
+
+    Raises:
+        ValueError: what are no results of the harness, or such without samples.
     """
     rows = []
-    for task, samples in results["samples"].items():
+    for task, samples in _part(results, "samples").items():
         for sample in samples:
             requests = sample["arguments"]
             wanted, said = sample["target"], sample["filtered_resps"]
@@ -549,12 +587,13 @@ class Benchmark:
 
 
 def _read_benchmarks(path: Path = _HERE / "benchmarks.toml") -> dict[str, Benchmark]:
-    data = tomllib.loads(path.read_text(encoding="utf-8"))
     usual = {"items": None, "written": 0}
-    return {
-        name: Benchmark(name=name, **{**usual, "passes": entry["requests"], **entry})
-        for name, entry in data.items()
-    }
+    with checks.course_file(path):
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return {
+            name: Benchmark(name=name, **{**usual, "passes": entry["requests"], **entry})
+            for name, entry in data.items()
+        }
 
 
 BENCHMARKS = _read_benchmarks()
@@ -590,8 +629,7 @@ class Cost:
         Raises:
             ValueError: 0 or less.
         """
-        if flops_per_second <= 0:
-            raise ValueError(f"flops_per_second is {flops_per_second}; more than 0 is possible.")
+        checks.number("flops_per_second", flops_per_second, above=0)
         return self.flops / flops_per_second / 3600
 
     def __str__(self) -> str:
@@ -618,14 +656,13 @@ def cost(benchmark: str, parameters: float, items: int | None = None) -> Cost:
         UnknownName: another benchmark.
         ValueError: no parameters or items; or a benchmark whose items have not been counted.
     """
-    by_task = {entry.task: entry for entry in BENCHMARKS.values()}
-    entry = BENCHMARKS.get(benchmark) or by_task.get(benchmark)
-    if entry is None:
+    by_name = {**{entry.task: entry for entry in BENCHMARKS.values()}, **BENCHMARKS}
+    if not isinstance(benchmark, str) or benchmark not in by_name:
         raise unknown("benchmark", benchmark, list(BENCHMARKS))
-    if not parameters > 0:
-        raise ValueError(f"parameters is {parameters}; more than 0 is possible, such as 7e9.")
-    if items is not None and items < 1:
-        raise ValueError(f"items is {items}; a number from 1 is possible, or None for all.")
+    entry = by_name[benchmark]
+    checks.number("parameters", parameters, above=0, most=_MOST_COUNTED)
+    if items is not None:
+        checks.whole("items", items, 1, _MOST_COUNTED)
     asked = entry.items if items is None else items
     if asked is None:
         raise ValueError(f"The items of {entry.name} have not been counted; give items=….")
@@ -654,6 +691,10 @@ def benchmarks_table(
     """
     if flops_per_second is not None and parameters is None:
         raise ValueError("flops_per_second needs the parameters of a model too.")
+    if parameters is not None:
+        checks.number("parameters", parameters, above=0, most=_MOST_COUNTED)
+    if flops_per_second is not None:
+        checks.number("flops_per_second", flops_per_second, above=0)
     rows = []
     for entry in BENCHMARKS.values():
         row: dict[str, Any] = {

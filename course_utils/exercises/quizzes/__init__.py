@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 from course_utils import progress
-from course_utils.catalog import unknown
+from course_utils.checks import a, course_file, one_of, shown
 
 FOLDER = Path(__file__).parent
 
@@ -26,9 +26,12 @@ def read(notebook: str) -> dict[str, dict[str, str]]:
     Raises:
         UnknownName: the notebook has no quiz.
     """
-    if notebook not in notebooks():
-        raise unknown("quiz", notebook, notebooks())
-    return tomllib.loads((FOLDER / f"{notebook}.toml").read_text(encoding="utf-8"))
+    file = FOLDER / f"{one_of('quiz', notebook, notebooks())}.toml"
+    with course_file(file):
+        questions = tomllib.loads(file.read_text(encoding="utf-8"))
+        if any(len(said) < 3 or said["right"] not in said for said in questions.values()):
+            raise ValueError("a question without its right answer, or without another one")
+    return questions
 
 
 def names() -> list[str]:
@@ -45,20 +48,22 @@ def grade(notebook: str, answers: dict[str, str]) -> dict[str, tuple[bool, str]]
 
     Raises:
         UnknownName: there is no such quiz, or no such question in it.
+        ValueError: `answers` is no dictionary.
     """
     questions = read(notebook)
+    a("answers", answers, dict, 'a dictionary of questions and letters, such as {"a": "B"}')
     found = {}
     for name, answer in answers.items():
-        if name not in questions:
-            raise unknown("question", name, list(questions))
-        question = questions[name]
+        question = questions[one_of("question", name, questions)]
         right = question["right"]
         letters = sorted(set(question) - {"right"})
         letter = answer.strip().upper() if isinstance(answer, str) else answer
-        if letter in ("", "...", "…", None, ...):
+        if not isinstance(letter, str | None | type(...)):
+            said = f"{shown(answer)} is none of {', '.join(letters)}."
+        elif letter in ("", "...", "…", None, ...):
             said = f"no answer yet: {', '.join(letters[:-1])} or {letters[-1]}?"
         elif letter not in letters:
-            said = f"{answer!r} is none of {', '.join(letters)}."
+            said = f"{shown(answer)} is none of {', '.join(letters)}."
         elif letter == right:
             said = f"{letter} is right. {question[letter]}"
         else:
