@@ -392,6 +392,9 @@ assert torch.equal(logits(tuned), base_logits)
 # %% [markdown]
 # **Guess first.** Sixteen steps with four sentences each: 64 examples, seen once. Enough to turn
 # the words round in sentences it has never seen?
+#
+# If you run the next cell a second time, `train` trains the same adapter further. To start over,
+# first run the cell above, which makes a new adapter.
 
 # %%
 train(tuned, training[:32])
@@ -424,6 +427,8 @@ folder = Path(temporary.name)
 # save_embedding_layers=False: else peft asks the hub whether the vocabulary was enlarged.
 tuned.save_pretrained(folder, save_embedding_layers=False)
 saved = folder / "yoda"  # an adapter with a name of its own gets a folder of its own
+tuned_logits = logits(tuned)  # to compare with, once it is loaded again
+size = tuned.get_nb_trainable_parameters()[0]
 
 files = {path.name: path.stat().st_size / 1e6 for path in sorted(saved.iterdir())}
 base_size = sum(w.numel() * w.element_size() for w in model.parameters() if not w.requires_grad)
@@ -439,8 +444,6 @@ assert sum(files.values()) < 0.1 * base_size / 1e6
 # `unload` takes the adapter off again. That the base is as before is not a matter of faith:
 
 # %%
-tuned_logits = logits(tuned)
-size = tuned.get_nb_trainable_parameters()[0]
 model = tuned.unload()
 
 assert torch.equal(logits(model), base_logits)
@@ -483,6 +486,8 @@ def attempt(variant, kind, model, prepare=None, **settings):
         prepare(tuned)
     before = held_out_loss(tuned)
     train(tuned, training[:32])
+    # The row of a trial that is run again takes the place of the old one.
+    results[:] = [row for row in results if row["variant"] != variant]
     results.append(
         {
             "variant": variant,
@@ -607,15 +612,16 @@ print("disabled, it is the base:", torch.equal(disabled, base_logits))
 
 kept = copy.deepcopy(tuned).unload()
 print("unloaded, it is the base:", torch.equal(logits(kept), base_logits))
+assert not torch.equal(logits(kept), base_logits)
+del kept
 
-tuned.delete_adapter("default")
-model = tuned.unload()
+deleted = copy.deepcopy(tuned)
+deleted.delete_adapter("default")
+model = deleted.unload()
 print("deleted, then unloaded:  ", torch.equal(logits(model), base_logits))
 
 assert torch.equal(disabled, base_logits)
-assert not torch.equal(logits(kept), base_logits)
 assert torch.equal(logits(model), base_logits)
-del kept
 
 # %% [markdown]
 # Biases are another matter. Has the model at hand any? `bias="all"` trains all there are.
@@ -742,8 +748,7 @@ assert merged_loss > tuned_loss
 # leave the adapter beside the base.
 
 # %%
-on_4_bits.unload()
-del on_4_bits
+on_4_bits = tuned = deleted = None  # frees their memory
 quantized = load_model("chat", "nf4", quiet=True)  # fresh: merging has touched its weights
 
 # %% [markdown]
@@ -931,9 +936,10 @@ start_from = get_peft_model(quantized, LoraConfig(**usual))
 start_from_loss(start_from)
 mended_off = off_the_original(start_from)
 print(f"off the unquantized model's predictions: NF4 {rounded_off:.3f}, LoftQ {mended_off:.3f}")
-del start_from, with_loftq, quantized
+quantized = start_from.unload()
 
 # %%
+model = load_model("chat", quiet=True)  # if this cell is run again, PiSSA has rewritten the base
 model = attempt("gaussian", "init", model, init_lora_weights="gaussian").unload()
 model = attempt("False", "init", model, init_lora_weights=False).unload()
 assert torch.equal(logits(model), base_logits)
@@ -1024,6 +1030,9 @@ assert torch.allclose(reloaded, tuned_logits, atol=1e-3)
 # the sentence, and to leave the sentence as it is.
 
 # %%
+if "hrrmmm" in tuned.peft_config:  # this cell is run again: start anew
+    tuned.set_adapter("yoda")
+    tuned.delete_adapter("hrrmmm")
 torch.manual_seed(1)  # not the seed of the first: else both begin with the same A
 tuned.add_adapter("hrrmmm", LoraConfig(**usual))
 tuned.set_adapter("hrrmmm")
@@ -1144,8 +1153,9 @@ for name in ("both", "blend"):
 
 # %%
 tuned.set_adapter("yoda")
-for name in ("both", "blend", "hrrmmm"):
-    tuned.delete_adapter(name)
+for name in list(tuned.peft_config):
+    if name != "yoda":
+        tuned.delete_adapter(name)
 print("left:", list(tuned.peft_config))
 
 assert list(tuned.peft_config) == ["yoda"]
@@ -1153,7 +1163,7 @@ assert distance(logits(tuned), told["yoda"]) < 0.2 * learned
 
 # %%
 plain = copy.deepcopy(tuned).merge_and_unload()
-back = tuned.unload()
+back = copy.deepcopy(tuned).unload()
 print("merge_and_unload:", type(plain).__name__, "| unload:", type(back).__name__)
 
 assert not any("lora" in name for name, _ in plain.named_parameters())

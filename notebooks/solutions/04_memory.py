@@ -32,6 +32,7 @@ print(describe())
 model = load_model("chat")
 tokenizer = load_tokenizer("chat")
 small = model.num_parameters() < 1e9
+bytes_16 = 2 * model.num_parameters()
 
 # %% [markdown]
 # ## 1. Numbers in fewer bits
@@ -532,6 +533,7 @@ def int8_layer(weight, threshold):
     return layer.to("cpu").eval()  # it quantizes when it is moved
 
 
+results = [row for row in results if row["by"] == "hand"]  # if this cell is run again
 for levels, double in (("fp4", False), ("nf4", False), ("nf4", True)):
     codes, state = quantize_4bit(weight, quant_type=levels, compress_statistics=double)
     bits = 4 + (8 / 64 + 32 / (64 * 256) if double else 32 / 64)
@@ -680,8 +682,7 @@ compute = pick_dtype().value  # what this machine computes in
 device = detect().device
 # With the hub you would write the model's name here: "HuggingFaceTB/SmolLM2-135M-Instruct".
 folder = origin.folder
-bytes_16 = 2 * model.num_parameters()
-del model
+model = None  # frees its memory
 inputs.clear()
 
 quantized = AutoModelForCausalLM.from_pretrained(
@@ -882,7 +883,7 @@ def answers(model):
     return Runner(model, tokenizer, max_new_tokens=24)(QUESTIONS)
 
 
-del quantized
+quantized = None  # frees its memory
 compared = compare("chat", ids, then=answers)
 FORMATS = {
     "MB": "{:.1f}",
@@ -1197,6 +1198,7 @@ print("losses:", " ".join(f"{loss:.2f}" for loss in losses))
 still = [p for p in tuned.parameters() if not p.is_floating_point()]
 same = all(torch.equal(a, b) for a, b in zip(untouched, still, strict=True))
 print(f"{len(still)} quantized weights, unchanged: {same}")
+learned = {name: w.cpu().clone() for name, w in get_peft_model_state_dict(tuned).items()}
 
 assert losses[-1] < losses[0] - 0.5
 assert same
@@ -1217,9 +1219,8 @@ assert {p.dtype for p in trained} == {torch.float32}
 my_guess = "..."
 
 # %%
-learned = {name: w.cpu().clone() for name, w in get_peft_model_state_dict(tuned).items()}
 these, next_ones = batch(sentences[24:28]), batch(sentences[28:])
-del tuned, quantized, optimizer, trained, still
+tuned = quantized = optimizer = trained = still = None  # frees their memory
 
 
 def with_adapter(base):
