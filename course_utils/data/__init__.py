@@ -87,6 +87,15 @@ def rows(name: str) -> dict[str, list[dict[str, object]]]:
     return made
 
 
+def _check_rows(path: Path) -> None:
+    """Refuse a damaged file of the course's; the library's errors say neither place nor cure."""
+    with checks.course_file(path):
+        lines = path.read_text(encoding="utf-8").split("\n")
+        columns = {tuple(json.loads(line).keys()) for line in lines if line.strip()}
+        if len(columns) != 1:
+            raise ValueError("it has no rows, or rows of different columns")
+
+
 def load_data(name: str) -> DatasetDict:
     """A data set with its splits, as `datasets` gives it.
 
@@ -104,19 +113,18 @@ def load_data(name: str) -> DatasetDict:
         GatedModel, NotEnoughDisk, CannotWrite: see `hub.download`.
     """
     from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
 
     published = catalog().datasets
     checks.one_of("data set", name, [*NAMES, *published])
     if name in NAMES:
-        where = folder() / name
-        files = {path.stem: str(path) for path in where.glob("*.jsonl")}
-        order = [split for split in _SPLITS if split in files]
-        with checks.course_file(where):
-            try:
-                return load_dataset("json", data_files={split: files[split] for split in order})
-            except DatasetsError as error:
-                raise ValueError(str(error.__cause__ or error)) from error
+        files = {path.stem: path for path in (folder() / name).glob("*.jsonl")}
+        order = {split: str(files[split]) for split in _SPLITS if split in files}
+        with checks.course_file(folder() / name):
+            if not order:
+                raise ValueError("there is no .jsonl file in it")
+        for path in order.values():
+            _check_rows(Path(path))
+        return load_dataset("json", data_files=order)
     revision = published[name].revision
     where = hub.cached(name, revision, kind="dataset")
     if where is None:

@@ -24,7 +24,7 @@ _HELD_OUT = 0.12
 _HELD_OUT_LEAST = 4
 # No sentence has fewer words; and so many tries without a new one mean that there is none left.
 _SHORTEST = 3
-_TRIES = 100_000
+_TRIES = 20_000
 
 
 class Verb(NamedTuple):
@@ -259,7 +259,7 @@ class Grammar:
 
         Raises:
             BadValue: `longest` is no whole number from 3.
-            CourseError: a hundred thousand tries have brought no new sentence.
+            CourseError: twenty thousand tries have brought no new sentence.
         """
         checks.whole("longest", longest, least=_SHORTEST)
         given: set[str] = set()
