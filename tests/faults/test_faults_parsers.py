@@ -20,20 +20,17 @@ GENEROUS = 90  # seconds, on a machine that has other things to do
 def _readers() -> dict[str, Callable[[str], Any]]:
     from course_utils.data import answers, pig_latin, spelling, yoda
     from course_utils.display import visible
-    from course_utils.scoring import chrf, exact_match, word_accuracy
+    from course_utils.scoring import chrf, endpoint, exact_match, instructions, judge, word_accuracy
     from course_utils.scoring import contamination as overlap
-    from course_utils.scoring import endpoint, instructions, judge
 
     arguments = {"json_object": "name age", "ends_with": "Bye!", "starts_with": "Dear"}
-    checks = {
-        check: (
-            lambda text, told=f"{check} {arguments.get(check, 3)}": instructions.follows(text, told)
-        )
-        for check in instructions.CHECKS
-        if check not in ("capitals", "no_commas")
-    }
+
+    def check(name: str) -> Callable[[str], bool]:
+        told = f"{name} {arguments.get(name, 3)}"
+        return lambda text: instructions.follows(text, told)
+
     return {
-        **checks,
+        **{name: check(name) for name in instructions.CHECKS if name != "no_commas"},
         "capitals": lambda text: instructions.follows(text, "capitals; no_commas"),
         "contains much": lambda text: instructions.follows(text, f"contains {'a' * 50}b"),
         "contains signs": lambda text: instructions.follows(text, "contains -a-a-a-a-b"),
