@@ -31,19 +31,26 @@ from course_utils.loading import load_model, load_tokenizer, resolve
 PROMPT = "{prompt}"
 _BATCH = 8
 _NEW_TOKENS, _MOST_TOKENS = 128, 10**6
+_LARGEST = 10_000  # above it, 16 bits are not enough
 _COLDEST = 1e-6  # logits divided by less are no numbers any more
 _MOST_BEAMS = 100  # each is a copy of the prompt
+
+
+def _real(name: str, value: Any, **limits: float) -> float:
+    """A float: transformers takes no whole number where it wants one, as in temperature=1."""
+    return float(checks.number(name, value, **limits))
+
 
 # What the most usual generation options may be; transformers finds out about some of them late.
 _OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "max_new_tokens": functools.partial(checks.whole, least=1, most=_MOST_TOKENS),
     "min_new_tokens": functools.partial(checks.whole, least=0, most=_MOST_TOKENS),
-    "temperature": functools.partial(checks.number, least=0),
-    "top_p": functools.partial(checks.number, above=0, most=1),
-    "min_p": functools.partial(checks.number, least=0, most=1),
-    "typical_p": functools.partial(checks.number, above=0, most=1),
+    "temperature": functools.partial(_real, least=0, most=_LARGEST),
+    "top_p": functools.partial(_real, above=0, most=1),
+    "min_p": functools.partial(_real, least=0, most=1),
+    "typical_p": functools.partial(_real, above=0, most=1),
     "top_k": functools.partial(checks.whole, least=1, most=_MOST_TOKENS),
-    "repetition_penalty": functools.partial(checks.number, above=0),
+    "repetition_penalty": functools.partial(_real, least=0.01, most=_LARGEST),
     "no_repeat_ngram_size": functools.partial(checks.whole, least=0, most=_MOST_TOKENS),
     "num_beams": functools.partial(checks.whole, least=1, most=_MOST_BEAMS),
     "do_sample": checks.flag,
@@ -175,7 +182,7 @@ class Runner:
             seed: for sampling; the random state outside stays as it was.
             generation: `max_new_tokens` (128, or as many as the model has room for),
                 `temperature` (0: always the likeliest token), and all else that
-                `transformers.GenerationConfig` knows.
+                `transformers.GenerationConfig` knows; None for the default.
 
         Raises:
             ValueError: a prompt that is empty, no text, or longer than the model's context; a
@@ -249,7 +256,7 @@ class Runner:
         }
         for name, value in options.items():
             if name in _OPTIONS:
-                _OPTIONS[name](name, value)
+                options[name] = _OPTIONS[name](name, value)
         temperature = options.pop("temperature")
         if 0 < temperature < _COLDEST:
             raise checks.refuse("temperature", temperature, f"0, or {_COLDEST:f} or more")

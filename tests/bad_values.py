@@ -36,7 +36,7 @@ LONG = "nope " * 40_000
 FIXED = [
     *(None, math.nan, math.inf, -math.inf, -1, 0, 10**18, 10**30, 10**400, -0.5, 2.5, True),
     *("", "nope", "no", "\ud800", "\0", LONG, b"x", [], [None], ["None", None], {}, {"nope": 1}),
-    *((), object(), int, print),
+    *((), object(), print),
 ]
 DRAWN = st.one_of(
     st.floats(),
@@ -255,7 +255,6 @@ SETUP = (Made(setup), nothing)
 # ----------------------------------------------------------------------- the course's functions
 
 TIERS = ("cpu", "16gb", "24gb", "40gb")
-case("catalog.read", path=(ROOT / "course_utils" / "catalog.toml", nothing))
 case("catalog.model", model_id=("Qwen/Qwen2.5-7B", nothing))
 case("catalog.dataset", dataset_id=("dvgodoy/yoda_sentences", nothing))
 case("catalog.datasets_for", role=("instructions", nothing), tier=("16gb", one_of(*TIERS)))
@@ -483,19 +482,7 @@ case(
     examples=(1, or_none(whole(1))),
 )
 
-case(
-    "pretraining.corpus.invented_word", rng=(Made(lambda: __import__("random").Random(0)), nothing)
-)
-case("pretraining.corpus.upper_first", text=A_TEXT)
 case("pretraining.corpus.Corpus", seed=(0, whole()), without=((), texts))
-case(
-    "pretraining.facts.Relation.cue",
-    self=(
-        Made(lambda: _course("pretraining.facts").domains()["countries"].relations["capital"]),
-        nothing,
-    ),
-    subject=("Peru", text),
-)
 case("pretraining.recall.short_answer", reply=A_TEXT)
 case("pretraining.recall.right", replies=TEXTS, answers=TEXTS)
 case(
@@ -562,20 +549,13 @@ TEMPLATE = (
 )
 RUNNER = (Made(runner), nothing)
 case(
-    "running.Reply",
-    text=A_TEXT,
-    tokens=(1, anything),
-    finished=(True, anything),
-    seconds=(1.0, anything),
-)
-case(
     "running.Runner",
     slow=True,
     model=MODEL,
     tokenizer=TOKENIZER,
     template=(False, either(flag, lambda value: isinstance(value, str) and "{prompt}" in value)),
-    max_new_tokens=(4, nothing),
-    temperature=(1.0, nothing),
+    max_new_tokens=(4, or_none(whole(1))),
+    temperature=(1, or_none(number(0))),
 )
 case("running.Runner.prompt", self=RUNNER, text=A_TEXT, template=TEMPLATE, system=SYSTEM)
 case(
@@ -586,8 +566,8 @@ case(
     system=SYSTEM,
     stream=(False, either(flag, function)),
     seed=(None, or_none(whole(-(2**63), 2**64 - 1))),
-    max_new_tokens=(2, whole(1)),
-    temperature=(0.5, number(0)),
+    max_new_tokens=(2, or_none(whole(1))),
+    temperature=(1, or_none(number(0))),
     top_p=(0.9, or_none(number(0, 1))),
     top_k=(5, or_none(whole(0))),
     min_new_tokens=(1, or_none(whole(0))),
@@ -856,10 +836,12 @@ WITHOUT: dict[str, str] = {
             *(f"scoring.judge.{name}" for name in ("Verdict", "PositionBias", "VerbosityBias")),
             *("scoring.judge.Accuracy", "scoring.judge.SelfAgreement", "scoring.votes.Agreement"),
             *(f"preflight.{name}" for name in ("Finding", "Check", "Report", "Document", "Step")),
-            *("data.sentences.Verb", "data.yoda.Clause"),
+            *("data.sentences.Verb", "data.yoda.Clause", "running.Reply"),
         ),
         _RECORD,
     ),
+    "catalog.read": "reached through catalog",
+    "pretraining.corpus.": "reached through Corpus",
     "cache.": "reached through load_model, load_tokenizer and the doctor",
     "checks.": "the checks themselves",
     "data.sentences.": _DATA,
@@ -1050,6 +1032,8 @@ def _named(error: BaseException, parameter: str, value: Any) -> bool:
     values = {shown(value)[:20], repr(value)[:20] if not isinstance(value, int) else "?"}
     if isinstance(value, str) and value.strip():
         values.add(value[:20])
+    if isinstance(value, list | dict):  # what is wrong may be in it
+        values |= {shown(part)[:20] for part in value}
     if isinstance(value, int | float):
         values.add(str(float(value)) if abs(value) < 10**15 else "?")
     return any(word and word.lower() in said for word in names | values)

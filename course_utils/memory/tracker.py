@@ -173,6 +173,8 @@ class Tracker(TorchDispatchMode):
             return
         if func in _UNDEFINED:
             return
+        if func is _aten.sum.default and real_args[0].dtype == torch.bool and not real_kwargs:
+            func = _aten.count_nonzero.default  # the same; a sum would make integers of them all
         found = tree_flatten(func(*real_args, **real_kwargs))[0]
         for tensor, values in zip(tree_flatten(out)[0], found, strict=True):
             if isinstance(tensor, torch.Tensor) and tensor.device.type == "meta":

@@ -88,6 +88,8 @@ def domains() -> dict[str, Domain]:
     source = Path(__file__).parent / "phrases.toml"
     with course_file(source):
         phrases = tomllib.loads(source.read_text(encoding="utf-8"))
+        if "countries" not in phrases:
+            raise ValueError("nothing on countries is in it")
         relations_of = {
             name: {
                 relation: Relation(

@@ -590,6 +590,8 @@ def _read_benchmarks(path: Path = _HERE / "benchmarks.toml") -> dict[str, Benchm
     usual = {"items": None, "written": 0}
     with checks.course_file(path):
         data = tomllib.loads(path.read_text(encoding="utf-8"))
+        if not data:
+            raise ValueError("no benchmark is in it")
         return {
             name: Benchmark(name=name, **{**usual, "passes": entry["requests"], **entry})
             for name, entry in data.items()

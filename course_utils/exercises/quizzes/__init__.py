@@ -29,8 +29,10 @@ def read(notebook: str) -> dict[str, dict[str, str]]:
     file = FOLDER / f"{one_of('quiz', notebook, notebooks())}.toml"
     with course_file(file):
         questions = tomllib.loads(file.read_text(encoding="utf-8"))
-        if any(len(said) < 3 or said["right"] not in said for said in questions.values()):
-            raise ValueError("a question without its right answer, or without another one")
+        if not questions or any(
+            len(said) < 3 or said["right"] not in said for said in questions.values()
+        ):
+            raise ValueError("no questions, or one without its right answer")
     return questions
 
 
