@@ -70,7 +70,8 @@ def _add_setup(parser: argparse.ArgumentParser) -> None:
 def _setup(args: argparse.Namespace) -> Setup:
     given = {name: getattr(args, name) for name in Setup.__dataclass_fields__}
     if given["dtype"] is None:
-        gpu = gpu_by_name(args.gpu) if getattr(args, "gpu", None) else this_gpu() or DEFAULT
+        asked = getattr(args, "gpu", None)
+        gpu = (this_gpu() or DEFAULT) if asked is None else gpu_by_name(asked)
         given["dtype"] = "bfloat16" if gpu.computes_bfloat16 else "float16"
     return Setup(**given)
 
@@ -85,7 +86,7 @@ def main(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     from course_utils.memory.predict import predict
 
-    found = predict(_setup(args), gpu_by_name(args.gpu) if args.gpu else None)
+    found = predict(_setup(args), None if args.gpu is None else gpu_by_name(args.gpu))
     if args.json:
         print(json.dumps(found.to_dict(), indent=1))
         return 0
@@ -120,7 +121,8 @@ def _grid(args: argparse.Namespace) -> int:
 
     combinations = [grid.as_setup(cell, args.reading) for cell in grid.published(args.name)]
     how = "measure" if args.measure else "predict"
-    rows = grid.run(combinations, how, args.out, gpu_by_name(args.gpu) if args.gpu else None)
+    gpu = None if args.gpu is None else gpu_by_name(args.gpu)
+    rows = grid.run(combinations, how, args.out, gpu)
     found = {"measured": rows} if args.measure else {"predicted": rows}
     compared = grid.compare(args.name, **found, reading=args.reading)
     column = "measured" if args.measure else "predicted"

@@ -297,7 +297,9 @@ def _check(tasks: Any, limit: Any, num_fewshot: Any, batch_size: Any) -> list[An
                 f"tasks holds a {type(task).__name__}; names are possible, or dictionaries of "
                 "settings as in a task file."
             )
-        if isinstance(task, dict) and "task" not in task:
+        if isinstance(task, str):
+            checks.text("tasks", task, empty=False)
+        elif "task" not in task:
             raise ValueError(
                 f"tasks holds settings without a name: {checks.shown(task)}. Say task=…."
             )
