@@ -186,14 +186,14 @@ def make_trainer(rows, model=None, watched=True, seed=0, callbacks=(), **options
 
 
 some = countries["train"].shuffle(seed=0).select(range(400))
-asking = AskToo()
-trainer = make_trainer(some, callbacks=[asking])
-report = preflight(trainer)
+report = preflight(make_trainer(some))
 print(report)
 
 assert report.ok
 
 # %% tags=["figure:08_losses"]
+asking = AskToo()
+trainer = make_trainer(some, callbacks=[asking])
 _ = trainer.train()
 tuned = trainer.model.eval()
 
