@@ -54,9 +54,9 @@ told = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.dup2(2, 1)
 
 def culprit(error):
-    if isinstance(error, ImportError) and error.name:
+    if isinstance(error, ModuleNotFoundError) and error.name:
         return error.name.split(".")[0]
-    files = [getattr(error, "filename", None)]
+    files = [getattr(error, "filename", None), getattr(error, "path", None)]
     trace = error.__traceback__
     while trace:
         files.insert(0, trace.tb_frame.f_code.co_filename)

@@ -35,7 +35,7 @@ OLDEST_PYTHON = (3, 11)
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 NEEDED_GB = 3  # GB = 10^9 bytes
 STAMP = ".course-installed"
-UNFINISHED = "unfinished"
+UNFINISHED, WITH_PIP = "unfinished", "unfinished, with pip"
 # What a virtual environment consists of. Made anew, it loses these and nothing else.
 ENVIRONMENT_PARTS = (
     "bin", "etc", "include", "lib", "lib64", "share", "Include", "Lib", "Scripts", "pyvenv.cfg"
@@ -233,13 +233,13 @@ def damaged(site: Path, names: set[str], hashes: bool, absent_is_damage: bool) -
 
 
 def pinned() -> set[str]:
-    """The packages that the set-up may install, by canonical name; not pip, which brings itself."""
+    """The packages that the set-up may install, by canonical name."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     names = {canonical(line.split("==")[0]) for line in lines if "==" in line and line[0] != "#"}
     project = re.search(
         r'^name = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M
     )
-    return (names | {canonical(project[1])}) - {"pip"}
+    return names | {canonical(project[1]), "pip", "setuptools"}
 
 
 def read_stamp(venv_dir: Path) -> tuple[str, set[str]]:
@@ -388,12 +388,20 @@ def create(venv_dir: Path) -> None:
         sys.exit(f"{venv_dir} could not be created (see above).")
 
 
-def ensure_pip(python: Path, site: Path) -> None:
-    """Replace a pip that is missing, broken or too old by the one that Python brings along."""
+def ensure_pip(python: Path, site: Path, finished: bool) -> None:
+    """Install pip as Python brings it along, where it is missing, broken or too old.
+
+    Args:
+        python: the environment's interpreter.
+        site: the environment's packages.
+        finished: this came to its end before. Python may bring more along than pip.
+    """
     if pip_works(python):
-        return
-    for path in (site / "pip", *site.glob("pip-*.dist-info")):
-        remove(path)
+        if finished:
+            return
+    else:
+        for path in (site / "pip", *site.glob("pip-*.dist-info")):
+            remove(path)
     done = subprocess.run(
         [str(python), "-I", "-m", "ensurepip", "--upgrade", "--default-pip"],
         env=clean_environment(),
@@ -421,6 +429,7 @@ def set_up(venv_dir: Path, anew: bool = False) -> None:
     start = time.monotonic()
     python, site = environment_python(venv_dir), site_packages(venv_dir)
     key, names = read_stamp(venv_dir)
+    with_pip = key not in ("", UNFINISHED)
     broken = damaged(site, names or pinned(), hashes=True, absent_is_damage=key == fingerprint())
     if anew or key != fingerprint() or not broken:
         print(f"Setting up {venv_dir.name}: about two minutes and 2 GB, once.", flush=True)
@@ -431,13 +440,16 @@ def set_up(venv_dir: Path, anew: bool = False) -> None:
     write_stamp(venv_dir, UNFINISHED, set())  # from here on the folder is known as the course's
     if anew or not works(python):
         create(venv_dir)
-        broken = []
+        broken, with_pip = [], False
+    if {"pip", "setuptools"} & set(broken):
+        with_pip = False
     for name in broken:  # pip takes what has no such folder for not installed
         for info in installed(site).get(name, []):
             remove(info)
     for rest in site.glob("~*"):  # a killed pip had set it aside
         remove(rest)
-    ensure_pip(python, site)
+    ensure_pip(python, site, finished=with_pip)
+    write_stamp(venv_dir, WITH_PIP, set())
     gpu = has_nvidia_gpu()
     extras = "dev,gpu" if gpu else "dev"
     pins = ["--constraint", "constraints.txt"]

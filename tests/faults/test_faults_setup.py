@@ -346,6 +346,15 @@ def pip_without_metadata(project: Project) -> None:
     shutil.rmtree(project.site / "pip" / "_vendor" / "rich")
 
 
+def half_a_setuptools(project: Project) -> None:
+    """Python 3.11 brings it along; its pip was there already when the kill came."""
+    folder = project.site / "setuptools"
+    if not folder.exists():
+        pytest.skip("this Python brings no setuptools along")
+    shutil.rmtree(project.info("setuptools"))
+    shutil.rmtree(folder / "command")
+
+
 def only_folders(project: Project) -> None:
     """Killed before the interpreter was there."""
     for path in project.venv.iterdir():
@@ -420,6 +429,7 @@ def zeros(project: Project) -> None:
             for left in (
                 the_wheels_record,
                 pip_without_metadata,
+                half_a_setuptools,
                 only_folders,
                 no_record,
                 half_a_record,
