@@ -12,7 +12,7 @@ from twice import Ran, run_twice
 notebooks = load_tool("notebooks")
 NUMBERS = [source.stem.split("_")[0] for source in notebooks.sources()]
 # In a quiet minute on one core; `make test` leaves out what takes longer.
-SLOW = {"02", "03.1", "05", "06", "07", "08"}
+SLOW = {"02", "03.1", "06", "07", "08"}
 # Here a tiny model is trained, and later cells need what it learns, or notes at some of its steps.
 LONGER = {"07": {"steps": 40}, "08": {"steps": 100, "tokens": 24}}
 each_notebook = pytest.mark.parametrize(
