@@ -125,7 +125,7 @@ JUDGE = {
 }
 OTHERS = {
     "verdict": JUDGE,
-    "rating": JUDGE,
+    "rating": {name: unit for name, unit in JUDGE.items() if "winner" not in unit and "7" in unit},
     "yoda": {
         "clauses": "I see the sea, ",
         "joints": "I see the sea, and ",
@@ -154,10 +154,7 @@ QUICK = [
         (reader, name, unit)
         for reader in READERS
         for name, unit in BASIC.items()
-        if name
-        in {"verdict": BASIC, "rating": BASIC, "yoda": BASIC}.get(
-            reader, ("spaces", "dashes", "words")
-        )
+        if name in {"verdict": BASIC, "yoda": BASIC}.get(reader, ("spaces", "dashes", "words"))
     ),
     *((reader, name, unit) for reader, units in OTHERS.items() for name, unit in units.items()),
 ]
