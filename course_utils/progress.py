@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 import platformdirs
 
+from course_utils import checks
 from course_utils.files import (
     check_regular,
     chosen_path,
@@ -109,8 +110,11 @@ def add(names: Iterable[str]) -> None:
     Two kernels may do so at once. A damaged file is kept aside, and a line says where. Where the
     file cannot be written, a line says so, and nothing else happens: an exercise is solved all the
     same.
+
+    Raises:
+        BadValue: no list of names.
     """
-    names = list(names)
+    names = checks.texts("names", names)
     try:
         if set(names) - set(read()):
             now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")

@@ -52,6 +52,16 @@ def quantization_config(name: str, compute_dtype: torch.dtype) -> BitsAndBytesCo
     )
 
 
+def check_quantization(given: str | BitsAndBytesConfig | None) -> None:
+    """Refuse what is no quantization.
+
+    Raises:
+        UnknownName: neither one of `NAMES`, nor a `BitsAndBytesConfig`, nor None.
+    """
+    if given is not None and not isinstance(given, BitsAndBytesConfig):
+        checks.one_of("quantization", given, NAMES, "Or None, or a BitsAndBytesConfig.")
+
+
 def keep_weights_trainable(model: nn.Module) -> int:
     """Stop bitsandbytes from repacking 4-bit weights for inference; returns the layers changed.
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from course_utils import checks
 from course_utils.errors import NotRows
 from course_utils.files import check_regular, locked, make_folder, parse_json, saying_why
 
@@ -49,7 +50,7 @@ def numbered_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
     Args and errors are those of `whole_rows`.
     """
-    path = Path(path)
+    path = checks.path("path", path)
     check_regular(path)
     try:
         lines = path.read_bytes().split(b"\n")
@@ -125,7 +126,7 @@ def appending(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 
     Args and errors are those of `append_row`.
     """
-    path = Path(os.path.realpath(path))
+    path = Path(os.path.realpath(checks.path("path", path)))
     check_regular(path)
     make_folder(path.parent)
     with locked(path):

@@ -27,6 +27,7 @@ from course_utils import checks
 from course_utils.catalog import catalog
 from course_utils.errors import BadValue
 from course_utils.loading import load_model, load_tokenizer, resolve
+from course_utils.quantization import check_quantization
 
 PROMPT = "{prompt}"
 _BATCH = 8
@@ -322,6 +323,7 @@ def runner(
     """
     if template is not None:
         _checked(template)
+    check_quantization(quantization)
     origin = resolve(name, source)
     tokenizer = load_tokenizer(name, source=source)
     if template is None:

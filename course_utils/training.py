@@ -11,6 +11,7 @@ import io
 import sys
 import time
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,18 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils.notebook import NotebookProgressCallback
 from trl import SFTTrainer
 
+from course_utils import checks
 from course_utils.cache import cache_dir
+from course_utils.data import NAMES as DATA_NAMES
 from course_utils.data import folder as data_folder
 from course_utils.display import BLUE, ORANGE, use_style
 from course_utils.files import new_folder, parse_json, recover_folder, saying_why
 
 _REDRAW_SECONDS = 5.0
+
+
+def _a_trainer(trainer: Any) -> None:
+    checks.a("trainer", trainer, transformers.Trainer, "a Trainer of transformers or TRL")
 
 
 def faster_on_cpu(trainer: SFTTrainer) -> SFTTrainer:
@@ -42,16 +49,29 @@ def faster_on_cpu(trainer: SFTTrainer) -> SFTTrainer:
     Returns:
         The trainer that was given.
     """
+    _a_trainer(trainer)
     if trainer.args.device.type == "cpu":
         trainer.compute_loss = types.MethodType(transformers.Trainer.compute_loss, trainer)
     return trainer
 
 
 def curves(history: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and losses, by `training` and `validation`, out of a `trainer.state.log_history`."""
+    """Steps and losses, by `training` and `validation`, out of a `trainer.state.log_history`.
+
+    Raises:
+        BadValue: no such history.
+    """
+    for row in checks.items("history", history, "dictionaries, a trainer.state.log_history"):
+        if not isinstance(row, Mapping):
+            raise checks.refuse("history", history, "a list of dictionaries with a step each")
     found: dict[str, tuple[list[int], list[float]]] = {}
     for name, key in (("training", "loss"), ("validation", "eval_loss")):
-        rows = [(row["step"], float(row[key])) for row in history if key in row]
+        try:
+            rows = [(row["step"], float(row[key])) for row in history if key in row]
+        except (KeyError, TypeError, ValueError):
+            raise checks.refuse(
+                "history", history, f"a list of dictionaries with step and {key}"
+            ) from None
         found[name] = ([step for step, _ in rows], [loss for _, loss in rows])
     return found
 
@@ -63,6 +83,7 @@ def plot_losses(history: list[dict[str, Any]], axis: Axes) -> None:
         history: a `trainer.state.log_history`.
         axis: where to draw.
     """
+    checks.a("axis", axis, Axes, "Axes of matplotlib")
     styles = {"training": (BLUE, "-", ""), "validation": (ORANGE, "--", "o")}
     for name, (steps, losses) in curves(history).items():
         if steps:
@@ -148,6 +169,7 @@ def watch(trainer: transformers.Trainer) -> transformers.Trainer:
     Returns:
         The trainer that was given.
     """
+    _a_trainer(trainer)
     for callback in (ProgressCallback, PrinterCallback, NotebookProgressCallback, LiveLosses):
         trainer.remove_callback(callback)
     trainer.add_callback(LiveLosses())
@@ -167,7 +189,7 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
         The checkpoint's folder, or None where there is none, so that the training begins anew.
     """
     found: dict[int, Path] = {}
-    for folder in Path(output_dir).glob("checkpoint-*"):
+    for folder in checks.path("output_dir", output_dir, folder=True).glob("checkpoint-*"):
         step = folder.name.removeprefix("checkpoint-")
         try:
             parse_json((folder / "trainer_state.json").read_bytes())
@@ -179,6 +201,7 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
 
 
 def _adapter_folder(task: str, base: str) -> Path:
+    checks.one_of("task", task, DATA_NAMES)
     digest = hashlib.sha256(base.encode())
     for file in sorted((data_folder() / task).glob("*.jsonl")):
         digest.update(file.read_bytes())
@@ -199,9 +222,11 @@ def keep_adapter(model: PeftModel, task: str) -> Path:
         The folder.
 
     Raises:
+        BadValue, UnknownName: no model with an adapter, or no data set of the course.
         CannotWrite: the cache's place cannot be written; `COURSE_CACHE` names another.
         NotEnoughDisk: the disk is full; an older adapter is as it was.
     """
+    checks.a("model", model, PeftModel, "a model with an adapter of peft")
     target = _adapter_folder(task, model.get_base_model().name_or_path)
     with new_folder(target) as scratch, saying_why("The adapter", target):
         saved = scratch / "saved"
@@ -217,6 +242,7 @@ def keep_adapter(model: PeftModel, task: str) -> Path:
 
 def kept_adapter(model: transformers.PreTrainedModel, task: str) -> Path | None:
     """The folder of an adapter saved by `keep_adapter` for this base and this data, or None."""
+    checks.a("model", model, transformers.PreTrainedModel, "a model, as load_model gives it")
     folder = _adapter_folder(task, model.name_or_path)
     recover_folder(folder)
     return folder if (folder / "adapter_model.safetensors").exists() else None

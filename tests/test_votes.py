@@ -130,8 +130,8 @@ def test_a_vote_is_taken_back(votes: Votes) -> None:
     [
         ({"winner": "both"}, "left, right, tie are possible"),
         ({"right": "base"}, "Both sides are 'base'"),
-        ({"question": " "}, "question of a vote is empty"),
-        ({"voter": ""}, "voter of a vote is empty"),
+        ({"question": " "}, "question of a vote is ' '"),
+        ({"voter": ""}, "voter of a vote is ''"),
         ({"left": 3}, "left of a vote is 3"),
     ],
 )
@@ -375,7 +375,7 @@ def test_nothing_to_count(count: Callable, votes: Votes) -> None:
     for none in ([], votes):
         with pytest.raises(ValueError, match="no votes"):
             count(none)
-    with pytest.raises(ValueError, match="no Vote"):
+    with pytest.raises(ValueError, match="has to be a Vote"):
         count([{"winner": "left"}])
 
 

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 from transformers import __version__ as transformers_version
 
-from course_utils.checks import whole
+from course_utils import checks
 from course_utils.errors import CannotWrite
 from course_utils.files import make_folder, new_folder, saying_why, user_path
 from course_utils.loading import quiet_transformers
@@ -52,6 +52,25 @@ class Settings:
     weight_decay: float = 0.1
     clip: float = 1.0
     threads: int = 2  # another number gives other last digits, and in the end another model
+
+    def __post_init__(self) -> None:
+        """Refuse what no training can have.
+
+        Raises:
+            BadValue: a value that is not possible.
+        """
+        for name in ("vocabulary", "context", "hidden", "layers", "heads", "tokenizer_documents"):
+            checks.whole(name, getattr(self, name), least=1)
+        for name in ("steps", "batch", "threads"):
+            checks.whole(name, getattr(self, name), least=1, most=10**7)
+        checks.whole("warm_up", self.warm_up, least=0)
+        for name in ("learning_rate", "clip"):
+            checks.number(name, getattr(self, name), above=0)
+        for name in ("constant_until", "last_rate"):
+            checks.number(name, getattr(self, name), least=0, most=1)
+        checks.number("weight_decay", self.weight_decay, least=0)
+        if self.hidden % self.heads:
+            raise checks.refuse("hidden", self.hidden, f"a multiple of heads, {self.heads}")
 
 
 def new_model(
@@ -125,7 +144,13 @@ def pretrain(
 
     Returns:
         The model in eval mode, its tokenizer, and the mean losses on the way: step, loss, seconds.
+
+    Raises:
+        BadValue: a seed or a number that is not possible.
     """
+    checks.whole("seed", seed, least=0, most=2**32 - 1)
+    checks.whole("report_every", report_every, least=0)
+    checks.a("settings", settings, Settings, "Settings")
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     tokenizer = the_tokenizer(settings)
@@ -271,8 +296,8 @@ def main(args: argparse.Namespace) -> int:
     changed = {name: getattr(args, name) for name in ("steps", "threads")}
     for name, value in changed.items():
         if value is not None:
-            whole(f"--{name}", value, least=1)
-    whole("--seed", args.seed, least=0, most=2**32 - 1)
+            checks.whole(f"--{name}", value, least=1, most=10**7 if name == "steps" else 1024)
+    checks.whole("--seed", args.seed, least=0, most=2**32 - 1)
     settings = Settings(**{name: value for name, value in changed.items() if value is not None})
     out = _out(args, settings)
     model, tokenizer, log = pretrain(args.seed, hidden, settings)

@@ -23,7 +23,8 @@ import numpy as np
 import pandas as pd
 from scipy.sparse.csgraph import connected_components
 
-from course_utils.files import user_path
+from course_utils import checks
+from course_utils.errors import BadValue
 from course_utils.results import appending, numbered_rows
 
 WINNERS = ("left", "right", "tie")
@@ -63,14 +64,14 @@ class Vote:
     def __post_init__(self) -> None:
         for part in fields(self):
             value = getattr(self, part.name)
-            if not isinstance(value, str):
-                raise ValueError(f"{part.name} of a vote is {value!r}; it takes a text.")
-            if not value.strip() and part.name != "answers":
-                raise ValueError(f"{part.name} of a vote is empty.")
+            checks.text(f"{part.name} of a vote", value, empty=part.name == "answers")
         if self.left == self.right:
-            raise ValueError(f"Both sides are {self.left!r}; a vote is on two systems.")
+            sides = checks.shown(self.left)
+            raise BadValue(f"Both sides are {sides}; a vote is on two systems.")
         if self.winner not in WINNERS:
-            raise ValueError(f"The winner is {self.winner!r}; {', '.join(WINNERS)} are possible.")
+            raise BadValue(
+                f"The winner is {checks.shown(self.winner)}; {', '.join(WINNERS)} are possible."
+            )
 
     @property
     def preferred(self) -> str:
@@ -97,6 +98,10 @@ def fingerprint(left: str, left_text: str, right: str, right_text: str) -> str:
         left, right: the systems' names.
         left_text, right_text: their answers.
     """
+    for name, given in (("left", left), ("right", right)):
+        checks.text(name, given)
+    for name, given in (("left_text", left_text), ("right_text", right_text)):
+        checks.text(name, given)
     both = json.dumps(sorted([[left, left_text], [right, right_text]]))
     return hashlib.sha256(both.encode()).hexdigest()[:16]
 
@@ -119,7 +124,7 @@ class Votes:
     """
 
     def __init__(self, path: str | Path):
-        self.path = user_path(path)
+        self.path = checks.path("path", path, folder=False).absolute()
 
     def __repr__(self) -> str:
         return f"Votes({str(self.path)!r})"
@@ -151,7 +156,12 @@ class Votes:
         return votes
 
     def by(self, voter: str) -> list[Vote]:
-        """The votes of one voter."""
+        """The votes of one voter.
+
+        Raises:
+            BadValue: no text.
+        """
+        checks.text("voter", voter)
         return [vote for vote in self if vote.voter == voter]
 
     def frame(self) -> pd.DataFrame:
@@ -223,6 +233,7 @@ class Votes:
         Raises:
             ValueError: there is no such vote, or it has been withdrawn already.
         """
+        checks.a("vote", vote, Vote, "a Vote")
         with appending(self.path) as append:
             if vote.key not in self._standing():
                 raise ValueError(f"{self.path} holds no vote of {vote.voter} on {vote.question!r}.")
@@ -232,8 +243,9 @@ class Votes:
 def _answers(left: str, left_text: str | None, right: str, right_text: str | None) -> str:
     if left_text is None and right_text is None:
         return ""
-    if not isinstance(left_text, str) or not isinstance(right_text, str):
-        raise ValueError("Give the texts of both answers, or of neither.")
+    for name, text in (("left_text", left_text), ("right_text", right_text)):
+        if not isinstance(text, str):
+            raise checks.refuse(name, text, "a text: give both answers, or neither")
     return fingerprint(left, left_text, right, right_text)
 
 
@@ -263,7 +275,17 @@ def as_votes(
         ValueError: lists of different lengths, an unknown verdict, or not a vote (see `Vote`).
     """
     sides = {"first": "left", "second": "right", "tie": "tie"}
-    left, right = texts or ([None] * len(questions), [None] * len(questions))
+    questions = checks.texts("questions", questions)
+    verdicts = checks.items("verdicts", verdicts, "verdicts")
+    for name, given in (("first", first), ("second", second), ("voter", voter)):
+        checks.text(name, given, empty=False)
+    if texts is None:
+        left = right = [None] * len(questions)
+    else:
+        pair = checks.items("texts", texts, "two lists of answers")
+        if len(pair) != 2:
+            raise checks.refuse("texts", texts, "two lists of answers")
+        left, right = (checks.texts("texts", some) for some in pair)
     if len({len(questions), len(verdicts), len(left), len(right)}) > 1:
         raise ValueError(
             f"There are {len(questions)} questions, {len(verdicts)} verdicts, {len(left)} and "
@@ -274,19 +296,20 @@ def as_votes(
         winner = getattr(verdict, "winner", verdict)
         if winner is None:
             continue
-        if winner not in sides:
-            raise ValueError(f"A verdict is {winner!r}; {', '.join(sides)} and None are possible.")
+        if not isinstance(winner, str) or winner not in sides:
+            possible = f"{', '.join(sides)} or None"
+            raise checks.refuse("a verdict (verdicts)", winner, possible)
         answers = _answers(first, one, second, other)
         votes.append(Vote(question, first, second, sides[winner], voter, answers))
     return votes
 
 
-def _some(votes: Iterable[Vote]) -> list[Vote]:
-    votes = list(votes)
+def _some(votes: Iterable[Vote], name: str = "votes") -> list[Vote]:
+    votes = checks.items(name, votes, "Vote")
     if not votes:
-        raise ValueError("There are no votes.")
-    if strange := [vote for vote in votes if not isinstance(vote, Vote)]:
-        raise ValueError(f"{strange[0]!r} is no Vote. `Vote(**row)` makes one of a row.")
+        raise BadValue(f"There are no votes in {name}.")
+    for vote in votes:
+        checks.a(f"a vote in {name}", vote, Vote, "a Vote; `Vote(**row)` makes one of a row")
     return votes
 
 
@@ -298,8 +321,8 @@ def _by_question(votes: list[Vote]) -> np.ndarray:
 
 def _draws(questions: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """How often each question is drawn, a row for each resample; none where there is but one."""
-    if resamples < 0:
-        raise ValueError(f"resamples is {resamples}; 0 or more are possible.")
+    checks.whole("resamples", resamples, least=0, most=10**6)
+    checks.whole("seed", seed, least=0)
     count = questions.max() + 1
     if count < 2:
         return np.zeros((0, count), dtype=int)
@@ -496,14 +519,23 @@ def elo(votes: Iterable[Vote], seed: int | None = None, *, k: float = 4.0) -> pd
         ValueError: no votes, something else than votes, systems that no votes connect, or a k that
             is not above 0.
     """
-    if not 0 < k < math.inf:
-        raise ValueError(f"k is {k}; a number above 0 is possible.")
+    checks.number("k", k, above=0)
+    if seed is not None:
+        checks.whole("seed", seed, least=0)
     votes = _some(votes)
     if seed is not None:
         random.Random(seed).shuffle(votes)
     table = _table(votes)
     found = evalica.elo(table.left, table.right, table.winners, index=table.systems, k=k)
     return found.scores.rename_axis("system")
+
+
+def _verdicts(name: str, given: Sequence[str | None]) -> list[str | None]:
+    found = checks.items(name, given, "verdicts")
+    for verdict in found:
+        if verdict is not None:
+            checks.text(f"a verdict in {name}", verdict)
+    return found
 
 
 def alpha(verdicts_a: Sequence[str | None], verdicts_b: Sequence[str | None]) -> float:
@@ -522,6 +554,8 @@ def alpha(verdicts_a: Sequence[str | None], verdicts_b: Sequence[str | None]) ->
     Raises:
         ValueError: lists of different lengths.
     """
+    verdicts_a = _verdicts("verdicts_a", verdicts_a)
+    verdicts_b = _verdicts("verdicts_b", verdicts_b)
     if len(verdicts_a) != len(verdicts_b):
         raise ValueError(f"There are {len(verdicts_a)} and {len(verdicts_b)} verdicts.")
     both = [v for v in zip(verdicts_a, verdicts_b, strict=True) if None not in v]
@@ -564,7 +598,7 @@ def agreement(votes_a: Iterable[Vote], votes_b: Iterable[Vote]) -> Agreement:
         ValueError: no votes, something else than votes, two votes on one pair in a list, or no pair
             that both voted on.
     """
-    sides = [_some(votes_a), _some(votes_b)]
+    sides = [_some(votes_a, "votes_a"), _some(votes_b, "votes_b")]
     with_answers = all(vote.answers for side in sides for vote in side)
     given: list[dict[tuple, str]] = [{}, {}]
     for side, votes in zip(given, sides, strict=True):
