@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 
 from course_utils import checks
+from course_utils.display import visible
 from course_utils.errors import CourseError
 from course_utils.running import PROMPT, Runner
 
@@ -34,8 +35,8 @@ class WithFallback(widgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         bundle = super()._repr_mimebundle_(**kwargs) or {}
-        bundle["text/plain"] = self._fallback
-        bundle["text/html"] = f"<p><em>{self._fallback}</em></p>"
+        bundle["text/plain"] = visible(self._fallback)
+        bundle["text/html"] = f"<p><em>{html.escape(visible(self._fallback))}</em></p>"
         return bundle
 
 
@@ -57,10 +58,6 @@ def _choices(name: str, given: Any, kind: str, one: Callable[[Any], bool]) -> di
     return dict(given)
 
 
-def _is_template(value: Any) -> bool:
-    return isinstance(value, bool) or (isinstance(value, str) and PROMPT in value)
-
-
 def playground(
     runners: dict[str, Runner],
     templates: dict[str, bool | str],
@@ -80,8 +77,9 @@ def playground(
         ValueError: nothing to choose from, or an argument that cannot be.
     """
     runners = _choices("runners", runners, "models, as runner(…) gives them", callable)
+    # A text without a place for the prompt is refused at the click, where the learner reads why.
     kind = f"templates (True, False, or a text with {PROMPT} in it)"
-    templates = _choices("templates", templates, kind, _is_template)
+    templates = _choices("templates", templates, kind, lambda value: isinstance(value, bool | str))
     checks.text("prompt", prompt)
     checks.whole("max_new_tokens", max_new_tokens, 1)
     wide = widgets.Layout(width="98%")
