@@ -571,8 +571,7 @@ def tune(rows, **options):
 # style.
 
 # %%
-trainer = make_trainer(train, validation=validation)
-report = preflight(trainer)
+report = preflight(make_trainer(train, validation=validation))
 print(report)
 
 assert report.ok
@@ -588,6 +587,7 @@ assert report.ok
 my_guess = 0.3
 
 # %% tags=["figure:06_losses"]
+trainer = make_trainer(train, validation=validation)
 _ = trainer.train()
 tuned = trainer.model.eval()
 
@@ -1180,6 +1180,12 @@ def loss_and_replies():
 
 
 before = loss_and_replies()  # the adapter is still zero: this is the untuned model
+
+# %% [markdown]
+# If you run the next cell a second time, it trains the same adapter further. To start over, first
+# run the cell that makes `real_trainer`, and the one above.
+
+# %%
 _ = real_trainer.train()
 after = loss_and_replies()
 
