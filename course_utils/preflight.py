@@ -34,6 +34,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from trl import SFTTrainer, is_conversational
 
 from course_utils import checks
+from course_utils.display import visible
 from course_utils.errors import CourseError
 from course_utils.hardware import detect, pick_dtype
 from course_utils.masks import IGNORED
@@ -63,7 +64,7 @@ class PreflightFailed(CourseError):
         self.report = report
         failed = [row for row in report.rows if row.status == FAIL]
         lines = [f"{row.name}: {row.found}. {row.cure}" for row in failed]
-        super().__init__("\n".join(["The training is not ready.", *lines]))
+        super().__init__(visible("\n".join(["The training is not ready.", *lines])))
 
 
 class Finding(NamedTuple):
@@ -116,7 +117,7 @@ class Report:
             head = f"{_SYMBOLS[row.status]} {row.status:<5}{row.name:<{left}}"
             text = row.found + (f"  → {row.cure}" if row.cure else "")
             lines += textwrap.wrap(
-                head + text,
+                visible(head + text),
                 100,
                 subsequent_indent=" " * (7 + left),
                 break_long_words=False,
@@ -137,11 +138,13 @@ class Report:
             status = f"{_SYMBOLS[row.status]} {row.status}"
             style = f"{cell}; white-space: nowrap; font-weight: bold; color: {colours[row.status]}"
             texts = "".join(
-                f'<td style="{cell}">{html.escape(text)}</td>'
+                f'<td style="{cell}">{html.escape(visible(text))}</td>'
                 for text in (row.name, row.found, row.cure)
             )
             rows.append(f'<tr><td style="{style}">{html.escape(status)}</td>{texts}</tr>')
-        notes = "".join(f"<p>{html.escape(line)}</p>" for line in [*self._notes(), self.verdict])
+        notes = "".join(
+            f"<p>{html.escape(visible(line))}</p>" for line in [*self._notes(), self.verdict]
+        )
         body = f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
         return f"<table>{body}</table>{notes}"
 

@@ -25,6 +25,7 @@ from transformers import (
 
 from course_utils import checks
 from course_utils.catalog import catalog
+from course_utils.display import visible
 from course_utils.errors import BadValue
 from course_utils.loading import load_model, load_tokenizer, resolve
 from course_utils.quantization import check_quantization
@@ -83,12 +84,24 @@ class Reply(str):
 class _CallbackStreamer(TextStreamer):
     """Hands each finished piece of text on, instead of printing it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, receive: Callable[[str], None]):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        receive: Callable[[str], None],
+        end: Callable[[], None] = lambda: None,
+    ):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.receive = receive
+        self.receive, self.finish = receive, end
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.receive(text)
+        if stream_end:
+            self.finish()
+
+
+def _print_piece(piece: str) -> None:
+    """A model may write what a terminal would obey."""
+    print(visible(piece), end="", flush=True)
 
 
 def _checked(template: Any) -> bool | str:
@@ -287,7 +300,7 @@ class Runner:
         if callable(stream):
             streamer = _CallbackStreamer(self.tokenizer, stream)
         elif stream:
-            streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+            streamer = _CallbackStreamer(self.tokenizer, _print_piece, print)
         start = time.perf_counter()
         output = self.model.generate(**batch, generation_config=config, streamer=streamer)
         seconds = time.perf_counter() - start

@@ -529,7 +529,7 @@ case(
         ),
         nothing,
     ),
-    report_every=(100, whole(1)),
+    report_every=(100, whole(0)),
 )  # fmt: skip
 
 case("progress.add", names=(["01.1"], lambda value: value in ([], ())))

@@ -16,6 +16,7 @@ from typing import Any
 
 from course_utils import progress
 from course_utils.checks import one_of
+from course_utils.display import visible
 from course_utils.errors import CourseError
 from course_utils.exercises.quizzes import quiz
 
@@ -133,7 +134,7 @@ def check(name: str, *answer: Any) -> None:
     Args and errors are those of `grade`.
     """
     verdict = grade(name, *answer)
-    print(f"Exercise {name}: {verdict.message}")
+    print(visible(f"Exercise {name}: {verdict.message}"))
     (_solved.add if verdict.solved else _solved.discard)(name)
     if verdict.solved:
         progress.add([name])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from course_utils import progress
 from course_utils.checks import a, course_file, one_of, shown
+from course_utils.display import visible
 
 FOLDER = Path(__file__).parent
 
@@ -81,5 +82,5 @@ def quiz(notebook: str, **answers: str) -> None:
     """
     graded = grade(notebook, answers)
     for name, (_, said) in graded.items():
-        print(f"{name}: {said}")
+        print(visible(f"{name}: {said}"))
     progress.add(f"quiz {notebook}.{name}" for name, (right, _) in graded.items() if right)
