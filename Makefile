@@ -34,7 +34,7 @@ test: ready ## check the code, run the unit tests, every notebook and the site
 	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 faults: ready ## break it on purpose: every fault of tests/faults, the slow ones too (about an hour)
-	@$(RUN) tools/faults.py --record -n 2
+	@$(RUN) tools/faults.py -n 2 --dist loadfile
 	@$(RUN) tools/readme.py build
 
 course: ready ## run every notebook in order, into build/course/*.html

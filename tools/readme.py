@@ -1,12 +1,13 @@
-"""The README's pictures and its table of notebooks, from what the saved notebooks say.
+"""The README's pictures, its table of notebooks and its count of faults, from what was saved.
 
-readme.py build     write docs/pictures/*.svg and the table's figures anew
+readme.py build     write docs/pictures/*.svg and the README's figures anew
 readme.py check     say which of them is not what it would be; status 1 if any
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import textwrap
@@ -24,7 +25,9 @@ from course_utils.display import BLUE  # noqa: E402
 
 README = ROOT / "README.md"
 PICTURES_DIR = ROOT / "docs" / "pictures"
+FAULTS = ROOT / "benchmarks" / "results" / "faults.json"
 _TABLE = re.compile(r"(<!-- notebooks -->\n).*?(<!-- end of notebooks -->)", re.S)
+_FAULTS = re.compile(r"(<!-- faults -->).*?(<!-- end of faults -->)", re.S)
 _LETTER = 11.0  # of the width of a letter
 _LINE = 27
 
@@ -163,11 +166,23 @@ def notebook_table(text: str) -> str:
     return site.table(["", "you learn", *heads], rows)
 
 
+def faults() -> str:
+    """How many faults were tried and survived, as `make faults` has recorded."""
+    parts = json.loads(FAULTS.read_text(encoding="utf-8")).values()
+    tried, survived = (sum(part[name] for part in parts) for name in ("tried", "survived"))
+    last = max(parts, key=lambda part: part["date"])
+    return (
+        f"{tried:,} faults tried, {survived:,} survived ({last['date']}, Python {last['python']}, "
+        f"{last['system']}, {last['cores']} cores)."
+    )
+
+
 def filled(text: str) -> str:
-    """The README with its table as it ought to be."""
-    if not _TABLE.search(text):
-        raise SystemExit(f"{README.name}: the marks of the table of notebooks are not there")
-    return _TABLE.sub(lambda match: f"{match[1]}{notebook_table(match[0])}\n{match[2]}", text)
+    """The README with its table and its count of faults as they ought to be."""
+    if not _TABLE.search(text) or not _FAULTS.search(text):
+        raise SystemExit(f"{README.name}: the marks of its table, or of its faults, are not there")
+    text = _TABLE.sub(lambda match: f"{match[1]}{notebook_table(match[0])}\n{match[2]}", text)
+    return _FAULTS.sub(lambda match: f"{match[1]}{faults()}{match[2]}", text)
 
 
 def stale() -> list[str]:
