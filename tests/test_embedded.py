@@ -51,7 +51,7 @@ def test_a_killed_conversion_leaves_nothing_and_two_at_once_make_one(
     models = tmp_path / "models"
     killed = _start(tmp_path, wheel)
     deadline = time.monotonic() + 120
-    while not list(models.glob("*.partial-*/converted/model.safetensors")):
+    while not list(models.glob("*.partial-*/new/model.safetensors")):
         assert killed.poll() is None, "the conversion ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.001)
