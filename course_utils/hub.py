@@ -509,8 +509,8 @@ def _explained(error: BaseException, repo_id: str, revision: str, has_token: boo
     if status == 401 and has_token:
         return HubUnreachable(
             f"{where} refuses this machine's token (401): it is wrong, or has expired. Make a new "
-            "one on https://huggingface.co/settings/tokens and run "
-            f"`{hf()} auth login`; or remove it with `{hf()} auth logout`, as public models need none."
+            f"one on https://huggingface.co/settings/tokens and run `{hf()} auth login`. Or remove "
+            f"it with `{hf()} auth logout`: public models need none."
         )
     if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
         return UnknownName(
