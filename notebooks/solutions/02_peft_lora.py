@@ -392,11 +392,11 @@ assert torch.equal(logits(tuned), base_logits)
 # %% [markdown]
 # **Guess first.** Sixteen steps with four sentences each: 64 examples, seen once. Enough to turn
 # the words round in sentences it has never seen?
-#
-# If you run the next cell a second time, `train` trains the same adapter further. To start over,
-# first run the cell above, which makes a new adapter.
 
 # %%
+model = load_model("chat", quiet=True)  # a fresh start, each time that this cell is run
+torch.manual_seed(0)
+tuned = get_peft_model(model, LoraConfig(**usual), adapter_name="yoda")
 train(tuned, training[:32])
 loss_after_8 = held_out_loss(tuned)
 train(tuned, training[32:])
