@@ -548,6 +548,13 @@ class Judge:
 _SWAPPED = {"first": "second", "second": "first", "tie": "tie", None: None}
 
 
+def _can(judge: Any, *methods: str) -> None:
+    """Refuse what lacks a judge's methods; whose class it is does not matter."""
+    for name in methods:
+        if not callable(getattr(judge, name, None)):
+            raise checks.refuse("judge", judge, f"a Judge, or anything else that has {name}(…)")
+
+
 def _both_orders(
     judge: Judge,
     questions: Sequence[str],
@@ -556,7 +563,7 @@ def _both_orders(
     references: Sequence[str] | None,
 ) -> list[tuple[str | None, str | None]]:
     """For each pair the verdicts as given and as swapped, both on the pair as given."""
-    checks.a("judge", judge, Judge, "a Judge")
+    _can(judge, "compare")
     _columns(questions=questions, firsts=firsts, seconds=seconds, references=references)
     verdicts = judge.compare(
         [*questions, *questions],
@@ -832,7 +839,7 @@ def self_agreement(
     Raises:
         ValueError: see `Judge.compare`.
     """
-    checks.a("judge", judge, Judge, "a Judge")
+    _can(judge, "compare", "but")
     for seed in (seeds := checks.items("seeds", seeds, "two seeds")):
         checks.whole("seeds", seed, least=0, most=2**32 - 1)
     if len(seeds) != 2:
