@@ -42,7 +42,7 @@ from transformers import PreTrainedModel  # noqa: E402
 from transformers.integrations import get_keys_to_not_convert  # noqa: E402
 
 from course_utils.memory import build, quantized_layers, stand_ins  # noqa: E402
-from course_utils.memory.quantized_layers import empty  # noqa: E402
+from course_utils.memory._quantized_layers import empty  # noqa: E402
 
 
 def _enable_flash(cls: Any, config: Any, *_: Any, hard_check_only: bool = False, **__: Any) -> Any:

@@ -20,11 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from course_utils.errors import CourseError, ImpossibleSetup
-from course_utils.memory.allocator import OutOfMemory
-from course_utils.memory.gpus import this_gpu
-from course_utils.memory.measure import NoGpu, measure
-from course_utils.memory.predict import predict
-from course_utils.memory.setup import Setup
+from course_utils.memory import Setup, measure, predict, this_gpu
+from course_utils.memory._allocator import OutOfMemory
+from course_utils.memory._measure import NoGpu
 from course_utils.results import append_row, whole_rows
 
 FOLDER = Path(__file__).parent / "results"
@@ -47,10 +45,9 @@ ON_ALL = {"lora": True, "lora_targets": "all-linear"}
 RECIPE = {
     "model": "meta-llama/Llama-3.1-8B",
     **ON_ALL,
-    "weights": "nf4-double",
-    "optimizer": "adam_8bit_paged",
-    "checkpointing": "reentrant",
-    "mixed_precision": True,
+    "quantization": "nf4-double",
+    "optimizer": "paged_adamw_8bit",
+    "mixed_precision": "bf16",
     "batch_size": 8,
     "accumulation": 4,
     "seq_len": 512,
@@ -64,24 +61,23 @@ def chosen() -> list[dict[str, Any]]:
         usual = {"model": model, "seq_len": 512, "batch_size": 2}
         combinations += [
             {**usual, **ON_ALL},
-            {**usual, **ON_ALL, "weights": "nf4-double", "optimizer": "adam_8bit_paged"},
-            {**usual, **ON_ALL, "weights": "8-bit", "checkpointing": "non-reentrant"},
+            {**usual, **ON_ALL, "quantization": "nf4-double", "optimizer": "paged_adamw_8bit"},
+            {**usual, **ON_ALL, "quantization": "8bit", "checkpointing": "non-reentrant"},
         ]
         if model not in LARGE:
             combinations.append(usual)
-    combinations.append({"model": MODELS[0], **ON_ALL, "weights": "fp4-double"})
+    combinations.append({"model": MODELS[0], **ON_ALL, "quantization": "fp4-double"})
     combinations.append(RECIPE)
     settings: dict[str, list[Any]] = {
         "attention": ["eager"],
-        "optimizer": ["adam", "adam_loop", "adam_8bit", "adam_8bit_paged", "sgd", "adafactor"],
-        "checkpointing": ["non-reentrant", "reentrant"],
+        "optimizer": ["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "sgd", "adafactor"],
+        "checkpointing": ["none", "reentrant"],
         "sequences": ["padded", "packed"],
         "accumulation": [4],
-        "mixed_precision": [True],
-        "weights": ["32-bit"],
-        "dtype": ["float16"],
-        "loop": ["handwritten"],
-        "prompt_masked": [True],
+        "mixed_precision": ["no"],
+        "dtype": ["float16", "float32"],
+        "trainer": ["trainer", "loop"],
+        "supervised_share": [0.5],
         "seq_len": [128, 2000],
         "batch_size": [8],
     }
@@ -100,22 +96,23 @@ def drawn(count: int = RANDOM, seed: int = 2026) -> list[dict[str, Any]]:
     while len(combinations) < count:
         model = chance.choice(MODELS)
         lora = model in LARGE or chance.random() < 0.5
-        weights = ["16-bit", "8-bit", "nf4", "nf4-double", "fp4"] if lora else ["16-bit", "32-bit"]
+        quantization = [None, "8bit", "nf4", "nf4-double", "fp4"] if lora else [None]
         options = {
             "model": model,
-            "weights": chance.choice(weights),
-            "dtype": chance.choice(["bfloat16", "bfloat16", "float16"]),
-            "attention": chance.choice(["sdpa", "sdpa", "eager"]),
+            "trainer": chance.choice(["sft", "sft", "trainer", "loop", "dpo"]),
+            "quantization": chance.choice(quantization),
+            "dtype": chance.choice(["bfloat16", "bfloat16", "float16", "float32"]),
+            "attention": chance.choice(["auto", "auto", "eager"]),
             "lora": lora,
             "lora_rank": chance.choice([4, 16, 64]),
             "lora_dropout": chance.choice([0.0, 0.05]),
             "lora_targets": chance.choice(["default", "all-linear"]),
             "optimizer": chance.choice(
-                ["adam", "adam_fused", "adam_8bit", "adam_8bit_paged", "sgd", "adafactor"]
+                ["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "sgd"]
             ),
-            "checkpointing": chance.choice(["none", "non-reentrant", "reentrant"]),
+            "checkpointing": chance.choice([None, "none", "non-reentrant", "reentrant"]),
             "accumulation": chance.choice([1, 1, 3]),
-            "mixed_precision": chance.random() < 0.3,
+            "mixed_precision": chance.choice([None, None, "no", "bf16"]),
             "batch_size": chance.choice([1, 2, 3, 8]),
             "seq_len": chance.choice([100, 256, 700, 1024, 2000]),
             "sequences": chance.choice(["full", "full", "padded", "packed"]),
@@ -132,8 +129,8 @@ def combinations() -> list[Setup]:
     """All of them, chosen and drawn in turn, so that a run cut short has some of each."""
     both = [[Setup(**options) for options in some] for some in (chosen(), drawn())]
     if importlib.util.find_spec("flash_attn"):
-        flash = [s.but(attention="flash_attention_2") for s in both[0] if s.attention == "sdpa"]
-        both[0] += [s for s in flash if s.weights != "32-bit"][:12]
+        flash = [s.replace(attention="flash_attention_2") for s in both[0] if s.attention == "auto"]
+        both[0] += [s for s in flash if s.compute_dtype != "float32"][:12]
     longest = max(map(len, both))
     mixed = [some[place] for place in range(longest) for some in both if place < len(some)]
     return list({str(setup.to_dict()): setup for setup in mixed}.values())

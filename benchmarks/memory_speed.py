@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from course_utils.hardware import detect
-from course_utils.memory.predict import predict, versions
-from course_utils.memory.setup import Setup
+from course_utils.memory import Setup
+from course_utils.memory._predict import predict, versions
 from course_utils.results import append_row, whole_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,11 +24,13 @@ LLAMA = Setup("meta-llama/Llama-3.1-8B", seq_len=2048)
 ON_ALL = {"lora": True, "lora_targets": "all-linear"}
 SETUPS = (
     OPT,
-    OPT.but(attention="eager", checkpointing="non-reentrant"),
-    OPT.but(weights="8-bit", lora=True),
+    OPT.replace(attention="eager", checkpointing="non-reentrant"),
+    OPT.replace(quantization="8bit", lora=True),
     LLAMA,
-    LLAMA.but(**ON_ALL, checkpointing="non-reentrant"),
-    LLAMA.but(**ON_ALL, weights="nf4-double", checkpointing="non-reentrant", accumulation=4),
+    LLAMA.replace(**ON_ALL, checkpointing="non-reentrant"),
+    LLAMA.replace(
+        **ON_ALL, quantization="nf4-double", checkpointing="non-reentrant", accumulation=4
+    ),
 )
 
 

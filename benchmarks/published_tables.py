@@ -17,10 +17,8 @@ if __name__ == "__main__":
     import libraries_of_2024  # noqa: F401  must come before the others
 
 from course_utils import catalog
-from course_utils.memory import formulas, grid
-from course_utils.memory.gpus import GPUS, MIB
-from course_utils.memory.predict import predict
-from course_utils.memory.setup import Setup
+from course_utils.memory import Setup, formulas, grid, predict
+from course_utils.memory._gpus import GPUS, MIB
 
 RESULTS = Path(__file__).parent / "results" / "published_tables.csv"
 GPU = GPUS["rtx4090"]  # about 24 GB and FlashAttention 2; which one it was is not published

@@ -59,9 +59,9 @@ def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     pretrain.add_argument("--threads", type=int, help="another number gives another model")
     pretrain.add_argument("--out", type=Path, help="where to save: an empty or a new folder")
     pretrain.add_argument("--ship", action="store_true", help="of `make pretrain`: the shipped one")
-    memory = command("memory", "memory.cli", "GPU memory: predict, measure, tables, what fits")
+    memory = command("memory", "memory._cli", "GPU memory: predict, measure, tables, what fits")
     if "memory" in arguments:
-        from course_utils.memory.cli import add_arguments
+        from course_utils.memory._cli import add_arguments
 
         add_arguments(memory)
     return top

@@ -51,6 +51,10 @@ class NotTrainable(CourseError, RuntimeError):
     """A training that the installed libraries cannot run; the text says where they stop."""
 
 
+class NotPredictable(CourseError, ValueError):
+    """A training whose memory cannot be told without running it; the text names what stops it."""
+
+
 class EndpointError(CourseError):
     """A server of a model that cannot be asked, or gave no answer; the text says what to do."""
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from course_utils.scoring.votes import Votes
 
 
+# What people choose between; `Setup` takes every optimizer that the Trainer has.
+_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "sgd")
 _LARGEST, _LONGEST = 4096, 10**6  # batch and tokens in a calculator's fields
 
 
@@ -238,12 +240,12 @@ def memory_calculator(
     """
     from course_utils.catalog import catalog
     from course_utils.display import MEMORY_COLOURS, PINK
-    from course_utils.memory import setup as setups
-    from course_utils.memory.allocator import OutOfMemory
-    from course_utils.memory.fit import CONTEXT_MIB, room, ways_to_fit
-    from course_utils.memory.gpus import GPUS, MIB
-    from course_utils.memory.gpus import gpu as gpu_by_name
-    from course_utils.memory.predict import predict
+    from course_utils.memory import GPUS, predict, usable_bytes, ways_to_fit
+    from course_utils.memory import _setup as setups
+    from course_utils.memory import gpu as gpu_by_name
+    from course_utils.memory._allocator import OutOfMemory
+    from course_utils.memory._fit import CONTEXT_MIB
+    from course_utils.memory._gpus import MIB
 
     setups.config_of(model)
     chosen_gpu = next(key for key, entry in GPUS.items() if entry == gpu_by_name(gpu))
@@ -263,13 +265,22 @@ def memory_calculator(
     names = [*catalog().own, *catalog().models]
     fields: dict[str, Any] = {
         "model": widgets.Combobox(options=names, value=model, description="Model"),
-        "weights": choice("Weights", setups.WEIGHTS, "16-bit"),
+        "quantization": choice(
+            "Quantization", [("none", None), *((name, name) for name in setups.QUANTIZATIONS)], None
+        ),
+        "trainer": choice("Trainer", list(setups.TRAINERS), "sft"),
         "lora": widgets.Checkbox(value=True, description="LoRA", indent=False),
-        "optimizer": choice("Optimizer", list(setups.OPTIMIZERS), "adam_fused"),
-        "attention": choice("Attention", setups.ATTENTIONS, "sdpa"),
-        "checkpointing": choice("Checkpointing", setups.CHECKPOINTING, "none"),
-        "mixed_precision": widgets.Checkbox(
-            value=False, description="Mixed precision", indent=False
+        "optimizer": choice("Optimizer", _OPTIMIZERS, _OPTIMIZERS[0]),
+        "attention": choice("Attention", setups.ATTENTIONS, "auto"),
+        "checkpointing": choice(
+            "Checkpointing",
+            [("the trainer's default", None), *((name, name) for name in setups.CHECKPOINTING)],
+            None,
+        ),
+        "mixed_precision": choice(
+            "Mixed precision",
+            [("the trainer's default", None), *((name, name) for name in setups.MIXED_PRECISION)],
+            None,
         ),
         "batch_size": widgets.BoundedIntText(batch_size, 1, _LARGEST, description="Batch"),
         "seq_len": widgets.BoundedIntText(seq_len, 1, _LONGEST, description="Tokens"),
@@ -304,7 +315,7 @@ def memory_calculator(
         parts = {**found.at_peak, "CUDA context": CONTEXT_MIB * MIB / 1e6}
         whole = chosen.memory_mib * MIB / 1e6
         need = found.peak_reserved_mb
-        fits = need <= room(chosen) / 1e6
+        fits = need <= usable_bytes(chosen) / 1e6
         scale = 100 / max(whole, sum(parts.values()))
         bars = "".join(
             f'<div title="{kind}: {size:,.0f} MB" style="width:{size * scale:.2f}%;'
@@ -335,10 +346,11 @@ def memory_calculator(
     box = WithFallback(
         [
             widgets.HBox([fields["model"], which]),
-            widgets.HBox([fields["weights"], fields["optimizer"]]),
+            widgets.HBox([fields["trainer"], fields["lora"]]),
+            widgets.HBox([fields["quantization"], fields["optimizer"]]),
             widgets.HBox([fields["attention"], fields["checkpointing"]]),
             widgets.HBox([fields["batch_size"], fields["seq_len"]]),
-            widgets.HBox([fields["lora"], fields["mixed_precision"]]),
+            fields["mixed_precision"],
             widgets.HBox([button, help_button]),
             shown,
         ],

@@ -12,8 +12,8 @@ from conftest import ROOT, load_tool
 
 from course_utils.errors import UnknownName
 from course_utils.loading import load_model, load_tokenizer
-from course_utils.memory.measure import NoGpu
-from course_utils.memory.setup import CHECKPOINTING, OPTIMIZERS, SEQUENCES, WEIGHTS, Setup
+from course_utils.memory._measure import NoGpu
+from course_utils.memory._setup import CHECKPOINTING, OPTIMIZERS, SEQUENCES, WEIGHTS, Setup
 from course_utils.results import append_row, whole_rows
 
 PROGRAM = ROOT / "benchmarks" / "pig_latin.py"
@@ -160,7 +160,7 @@ def test_memory_measures_and_predicts(tmp_path: Path, monkeypatch: pytest.Monkey
     """Each setup once, with its prediction; what is there is left alone. Tried on the CPU."""
     program = load_tool("memory", "benchmarks")
     small = Setup("course/pythia-3m", seq_len=32)
-    monkeypatch.setattr(program, "combinations", lambda: [small, small.but(optimizer="sgd")])
+    monkeypatch.setattr(program, "combinations", lambda: [small, small.replace(optimizer="sgd")])
     results = tmp_path / "rows.jsonl"
     arguments = ["memory", "--device", "cpu", "--results", str(results)]
     for limit, count in ((1, 1), (5, 2), (5, 2)):

@@ -17,8 +17,7 @@ from course_utils import exercises, load_tokenizer, runner
 from course_utils.data import load_data
 from course_utils.errors import UnknownName
 from course_utils.exercises import notebook_01, notebook_03_2
-from course_utils.memory.predict import predict
-from course_utils.memory.setup import Setup
+from course_utils.memory import Setup, predict
 from course_utils.scoring.contamination import contamination
 
 ALL = exercises.known()
@@ -594,7 +593,7 @@ def test_wrong_bits(wrong: Callable, said: str) -> None:
 
 def rise(setup: Setup, one: int, two: int) -> float:
     """The difference between the peaks of two numbers of micro-batches."""
-    peaks = [predict(setup.but(micro_batches=n)).peak_allocated_mb for n in (one, two)]
+    peaks = [predict(setup.replace(micro_batches=n)).peak_allocated_mb for n in (one, two)]
     return peaks[1] - peaks[0]
 
 
@@ -678,12 +677,12 @@ def test_done_knows_what_was_checked(capsys: pytest.CaptureFixture) -> None:
         ({"seq_len": 1900}, "with 1,900 tokens it reserves"),
         ({"seq_len": 1000}, "100 more would fit"),
         ({"seq_len": 1800, "attention": "sdpa"}, "besides the length"),
-        ({"optimizer": "adam_8bit"}, "besides the length"),
+        ({"optimizer": "adamw_bnb_8bit"}, "besides the length"),
     ],
 )
 def test_wrong_lengths(changes: dict, said: str) -> None:
     """Too long, too short, and by another way."""
-    verdict = exercises.grade("05.1", lambda setup: setup.but(**changes))
+    verdict = exercises.grade("05.1", lambda setup: setup.replace(**changes))
     assert verdict.tried
     assert not verdict.solved
     assert said in verdict.message.lower()
@@ -691,7 +690,7 @@ def test_wrong_lengths(changes: dict, said: str) -> None:
 
 def qwen_on_t4(**changes: object) -> Setup:
     """An answer to 05.2 that keeps all its wishes, but for what is changed."""
-    given = {"weights": "nf4-double", "dtype": "float16", "lora": True, "seq_len": 1024}
+    given = {"quantization": "nf4-double", "dtype": "float16", "lora": True, "seq_len": 1024}
     given |= {"lora_targets": "all-linear", "checkpointing": "non-reentrant", "accumulation": 8}
     return Setup(**{"model": "Qwen/Qwen2.5-7B", **given, **changes})
 
@@ -702,7 +701,7 @@ def qwen_on_t4(**changes: object) -> Setup:
         ({"model": "facebook/opt-350m"}, "the model should be Qwen"),
         ({"seq_len": 512}, "these have 512"),
         ({"sequences": "padded"}, "should be full"),
-        ({"prompt_masked": True}, "should be full"),
+        ({"supervised_share": 0.5}, "should be full"),
         ({"lora_rank": 8}, "rank 16 or more"),
         ({"lora_targets": "default"}, "all-linear"),
         ({"accumulation": 4}, "1 × 4"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course_utils.memory.allocator import MIB, Allocator, OutOfMemory, rounded, segment_size
+from course_utils.memory._allocator import MIB, Allocator, OutOfMemory, rounded, segment_size
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,9 @@ from conftest import ROOT
 from course_utils.__main__ import main
 from course_utils.catalog import catalog
 from course_utils.errors import UnknownName
+from course_utils.memory import GPUS, Gpu, Setup, grid, predict
 from course_utils.memory import fit as fitting
-from course_utils.memory import grid
-from course_utils.memory.gpus import GPUS, Gpu
-from course_utils.memory.measure import NoGpu, measure
-from course_utils.memory.predict import predict
-from course_utils.memory.setup import Setup
+from course_utils.memory._measure import NoGpu, measure
 from course_utils.results import whole_rows
 
 SMALL = "course/pythia-3m"
@@ -155,7 +152,7 @@ def test_killed_and_resumed_at_any_moment(tmp_path: Path) -> None:
     """SIGKILL twenty times at random moments: nothing lost, nothing twice, the same table."""
     out = tmp_path / "rows.jsonl"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["course_utils.memory.predict", "transformers", "peft"])
+    context.set_forkserver_preload(["course_utils.memory._predict", "transformers", "peft"])
     chance = random.Random(0)
     # A first process, killed when it has begun, so that the server's imports are not waited for.
     kills = 0
@@ -222,14 +219,14 @@ def test_measured_in_a_process_of_its_own() -> None:
     assert row["step_seconds"] > 0
     assert row["tokens_per_second"] > 0
     assert row["setup"] == setup.to_dict()
-    quantized = setup.but(weights="nf4", lora=True, optimizer="adam_8bit")
+    quantized = setup.replace(quantization="nf4", lora=True, optimizer="adamw_bnb_8bit")
     assert measure(quantized, device="cpu")["status"] == "ok"
     real = str(catalog().own[SMALL].path)
     assert measure(setup, weights=real, device="cpu")["status"] == "ok"
     assert measure(quantized, weights=real, device="cpu")["status"] == "ok"
     with pytest.raises(UnknownName, match=r"config\.json"):
         measure(setup, weights="none", device="cpu")
-    crash = measure(setup.but(lora=True, lora_targets="no_such_layer"), device="cpu")
+    crash = measure(setup.replace(lora=True, lora_targets="no_such_layer"), device="cpu")
     assert crash["status"] == "crash"
     assert "no_such_layer" in crash["error"]
     assert "/work" not in crash["error"]
@@ -265,15 +262,15 @@ def test_the_largest_batch_is_the_largest() -> None:
     setup = Setup(SMALL, seq_len=128)
     largest = fitting.largest_batch(setup, TINY_GPU)
     assert largest > 2
-    assert fitting.fits(setup.but(batch_size=largest), TINY_GPU)
-    assert fitting.fits(setup.but(batch_size=largest + 1), TINY_GPU) is None
+    assert fitting.fits(setup.replace(batch_size=largest), TINY_GPU)
+    assert fitting.fits(setup.replace(batch_size=largest + 1), TINY_GPU) is None
     none = Gpu("nearly nothing", fitting.CONTEXT_MIB + 10, (8, 9))
     assert fitting.largest_batch(setup, none) == 0
 
 
 def test_a_table_of_what_fits() -> None:
     """Rows are ways to train, columns lengths; what is impossible says so."""
-    ways = {"all weights": {}, "LoRA": {"lora": True}, "wrong": {"weights": "nf4"}}
+    ways = {"all weights": {}, "LoRA": {"lora": True}, "wrong": {"quantization": "nf4"}}
     table = fitting.fit(SMALL, TINY_GPU, lengths=[64, 256], ways=ways, progress=False)
     assert list(table.columns) == [64, 256]
     assert (table.loc["wrong"] == "–").all()
@@ -288,7 +285,7 @@ def test_a_table_of_what_fits() -> None:
 
 def test_a_misfit_is_made_to_fit() -> None:
     """The cheapest changes first, and each of them is enough."""
-    setup = Setup(SMALL, seq_len=256, batch_size=16, attention="eager", optimizer="adam")
+    setup = Setup(SMALL, seq_len=256, batch_size=16, attention="eager", optimizer="adamw_torch")
     assert fitting.fits(setup, TINY_GPU) is None
     answers = fitting.ways_to_fit(setup, TINY_GPU, progress=False)
     assert len(answers) == 3
@@ -298,7 +295,7 @@ def test_a_misfit_is_made_to_fit() -> None:
     assert counts.is_monotonic_increasing
     halved = [changed for changed in answers["setup"] if changed.batch_size == 8]
     assert all(changed.accumulation == 2 for changed in halved)
-    small = setup.but(batch_size=1, seq_len=32)
+    small = setup.replace(batch_size=1, seq_len=32)
     assert list(fitting.ways_to_fit(small, TINY_GPU, progress=False)["change"]) == ["nothing"]
     nowhere = Gpu("nearly nothing", fitting.CONTEXT_MIB + 10, (8, 9))
     assert fitting.ways_to_fit(small, nowhere, progress=False).empty

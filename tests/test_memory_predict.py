@@ -13,20 +13,12 @@ from hub_stand_in import HubStandIn, Repository
 from course_utils.__main__ import main
 from course_utils.catalog import catalog
 from course_utils.errors import ImpossibleSetup, NotTrainable, UnknownName
-from course_utils.memory import build, cuda
-from course_utils.memory.allocator import MIB, Allocator, OutOfMemory
-from course_utils.memory.gpus import GPUS, gpu
-from course_utils.memory.predict import predict
-from course_utils.memory.setup import (
-    ATTENTIONS,
-    CHECKPOINTING,
-    OPTIMIZERS,
-    SEQUENCES,
-    WEIGHTS,
-    Setup,
-)
-from course_utils.memory.step import train
-from course_utils.memory.tracker import DataDependent, Tracker
+from course_utils.memory import GPUS, Setup, _step, _trainers, gpu, predict
+from course_utils.memory import _build as build
+from course_utils.memory import _cuda as cuda
+from course_utils.memory._allocator import MIB, Allocator, OutOfMemory
+from course_utils.memory._setup import ATTENTIONS, CHECKPOINTING, QUANTIZATIONS, SEQUENCES, TRAINERS
+from course_utils.memory._tracker import DataDependent, Tracker
 
 LLAMA = {
     "model_type": "llama",
@@ -117,30 +109,153 @@ def test_integers_are_computed_beside_their_shapes() -> None:
             bool(meta(3).sum() > 0)
 
 
-def peaks(setup: Setup, device: str) -> tuple[int, dict[str, int], list[int]]:
-    """The peak of a real or a shapes-only training, by the same allocator."""
-    model = build.model(setup, device)
-    parameters = build.trained(model)
-    optimizer = build.optimizer(setup, parameters, device)
-    example = build.batch(setup, 500)
+def booked(device: str) -> tuple[Allocator, Tracker]:
+    """An allocator that is told of what happens on a device."""
     allocator = Allocator()
-    tracker = Tracker(allocator, device=device)
-    for tensor in (*model.parameters(), *model.buffers()):
-        tracker.hold(tensor)
+    return allocator, Tracker(allocator, device=device)
 
-    def batch() -> dict[str, torch.Tensor]:
-        given = {}
-        for name, values in example.items():
+
+def placed(tracker: Tracker, example: dict, device: str) -> dict:
+    """A batch on a device; on meta, its values are known beside it."""
+    given = {}
+    for name, values in example.items():
+        given[name] = values
+        if isinstance(values, torch.Tensor):
             given[name] = values.clone() if device == "cpu" else torch.empty_like(values).to(device)
             tracker.hold(given[name], None if device == "cpu" else values)
-        return given
+    return given
+
+
+def by_hand(setup: Setup, device: str) -> tuple[int, dict[str, int], int]:
+    """The peak of a real or a shapes-only loop, by the same allocator, and how many are trained."""
+    model = build.prepared_by_hand(setup, build.model(setup, device), device)
+    optimizer = _trainers.optimizer_by_hand(setup, model)
+    example = build.batch(setup, 500)
+    allocator, tracker = booked(device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tracker.hold(tensor)
 
     def phase(name: str) -> None:
         tracker.phase = name
 
     with tracker:
-        train(setup, model, optimizer, parameters, batch, phase, contextlib.nullcontext)
-    return allocator.peak_allocated, tracker.peaks, [p.numel() for p in parameters]
+        _step.by_hand(
+            setup,
+            model,
+            optimizer,
+            lambda: placed(tracker, example, device),
+            phase,
+            contextlib.nullcontext,
+        )
+    return allocator.peak_allocated, tracker.peaks, len(build.trained(model))
+
+
+class Batches:
+    """A dataloader that keeps no batch."""
+
+    def __init__(self, example: dict, count: int):
+        self.example, self.count = example, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self):
+        for _ in range(self.count):
+            yield {
+                name: values.clone() if isinstance(values, torch.Tensor) else values
+                for name, values in self.example.items()
+            }
+
+
+def a_real_training(setup: Setup) -> tuple[int, dict[str, int], int]:
+    """`trainer.train()` on the CPU: what is asked for in its steps, by the same allocator."""
+    trainer = _trainers.make(setup, build.model(setup, "cpu"), "cpu")
+    trainer.optimizer = None  # train() makes its own
+    example = _trainers.batch(setup, trainer)
+    allocator, tracker = booked("cpu")
+    for tensor in (*trainer.model.parameters(), *trainer.model.buffers()):
+        tracker.hold(tensor)
+    step, clip, backward = (
+        trainer.training_step,
+        trainer._clip_grad_norm,
+        trainer.accelerator.backward,
+    )
+
+    def training_step(model, inputs, items) -> torch.Tensor:
+        tracker.phase = "forward"
+        for values in inputs.values():
+            if isinstance(values, torch.Tensor):
+                tracker.hold(values)
+        tracker.hold(trainer._tr_loss)
+        if isinstance(items, torch.Tensor):
+            tracker.hold(items)
+        with tracker:
+            return step(model, inputs, items)
+
+    def noted(loss: torch.Tensor, **options) -> None:
+        tracker.phase = "backward"
+        backward(loss, **options)
+
+    def clipped(model) -> torch.Tensor:
+        tracker.phase = "optimizer"
+        update = trainer.optimizer.optimizer.step
+        if not hasattr(update, "tracked"):
+
+            def tracked(*args, **kwargs):
+                with tracker:
+                    return update(*args, **kwargs)
+
+            tracked.tracked = True
+            trainer.optimizer.optimizer.step = tracked
+        with tracker:
+            return clip(model)
+
+    trainer.training_step, trainer._clip_grad_norm = training_step, clipped
+    trainer.accelerator.backward = noted
+    trainer.args.max_steps = setup.runs // setup.accumulation
+    trainer.get_train_dataloader = lambda: Batches(example, setup.runs)
+    trainer.train()
+    return allocator.peak_allocated, tracker.peaks, len(build.trained(trainer.model))
+
+
+def as_predicted(setup: Setup) -> tuple[int, dict[str, int]]:
+    """What a prediction's training asks for, as on the CPU: no GPU's kernels are put in place."""
+    from course_utils.memory import _meta_patches
+    from course_utils.memory._gpus import DEFAULT
+    from course_utils.memory._predict import Simulation
+
+    simulation = Simulation(DEFAULT, None, None)
+    allocator, tracker = booked("meta")
+    simulation.tracker = tracker
+    with _trainers.undisturbed(), _meta_patches.devices_on_meta():
+        trainer = _trainers.make(setup, build.model(setup, "meta"), "meta")
+        example = _trainers.batch(setup, trainer)
+        for tensor in (*trainer.model.parameters(), *trainer.model.buffers()):
+            tracker.hold(tensor)
+        simulation.prepare(trainer, as_on_gpu=False)
+
+        def phase(name: str) -> None:
+            tracker.phase = name
+
+        with tracker:
+            _step.with_trainer(
+                trainer,
+                lambda: placed(tracker, example, "meta"),
+                phase,
+                setup.runs,
+                setup.accumulation,
+            )
+    return allocator.peak_allocated, tracker.peaks
+
+
+ON_CPU = {
+    "dtype": "float32",
+    "attention": "eager",
+    "optimizer": "adamw_torch",  # one tensor after the other, as torch does it on a CPU
+    "mixed_precision": "no",
+    "batch_size": 2,
+    "seq_len": 128,
+}
 
 
 @pytest.mark.parametrize("config", [LLAMA, OPT], ids=["llama", "opt"])
@@ -153,35 +268,54 @@ def peaks(setup: Setup, device: str) -> tuple[int, dict[str, int], list[int]]:
         {"checkpointing": "reentrant"},
         {"sequences": "padded", "batch_size": 3},
         {"sequences": "packed"},
-        {"accumulation": 2, "prompt_masked": True},
-        {"loop": "handwritten"},
+        {"accumulation": 2, "supervised_share": 0.5},
+        {"keep_outputs": False},
+        {"attention_mask": False},
         {"optimizer": "sgd"},
         {"optimizer": "adafactor"},
     ],
     ids=lambda options: ",".join(map(str, options.values())),
 )
-def test_a_training_without_values_asks_for_what_a_real_one_does(config, options) -> None:
+def test_a_loop_without_values_asks_for_what_a_real_one_does(config, options) -> None:
     """To the byte: the same loop, once with real tensors on the CPU and once without values.
 
     AdamW's step counters are the one thing that lies elsewhere: on the CPU, also on a GPU machine.
     """
-    setup = Setup(
-        config,
-        **{
-            "weights": "32-bit",
-            "attention": "eager",
-            "optimizer": "adam_loop",
-            "batch_size": 2,
-            "seq_len": 128,
-            **options,
-        },
-    )
-    predicted, by_phase, sizes = peaks(setup, "meta")
-    real, real_by_phase, _ = peaks(setup, "cpu")
-    counters = 512 * len(sizes) if setup.optimizer == "adam_loop" else 0
+    setup = Setup(config, **{**ON_CPU, "trainer": "loop", **options})
+    predicted, by_phase, count = by_hand(setup, "meta")
+    real, real_by_phase, _ = by_hand(setup, "cpu")
+    counters = 512 * count if setup.optimizer == "adamw_torch" else 0
     assert predicted == real - counters
     assert by_phase["weights"] == real_by_phase["weights"]
     assert 0 <= real_by_phase["optimizer"] - by_phase["optimizer"] <= counters + 4096
+
+
+@pytest.mark.parametrize("config", [LLAMA, OPT], ids=["llama", "opt"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trainer": "sft"},
+        {"trainer": "sft", "checkpointing": "none"},
+        {"trainer": "sft", "supervised_share": 0.25, "sequences": "padded", "batch_size": 3},
+        {"trainer": "sft", "sequences": "packed"},
+        {"trainer": "sft", "lora": True, "lora_dropout": 0.0},
+        {"trainer": "sft", "accumulation": 3},
+        {"trainer": "trainer"},
+        {"trainer": "trainer", "checkpointing": "reentrant", "lora": True, "lora_dropout": 0.0},
+        {"trainer": "trainer", "accumulation": 2, "supervised_share": 0.5},
+        {"trainer": "trainer", "sequences": "padded", "batch_size": 3},
+        {"trainer": "dpo", "lora": True, "lora_dropout": 0.0, "supervised_share": 0.5},
+        {"trainer": "dpo", "lora": True, "lora_dropout": 0.0, "checkpointing": "none"},
+    ],
+    ids=lambda options: ",".join(map(str, options.values())),
+)
+def test_a_trainer_without_values_asks_for_what_a_real_one_does(config, options) -> None:
+    """To the byte: a whole `trainer.train()` on the CPU, and the steps that a prediction runs."""
+    setup = Setup(config, **{**ON_CPU, **options})
+    predicted, by_phase = as_predicted(setup)
+    real, real_by_phase, count = a_real_training(setup)
+    assert predicted == real - 512 * count
+    assert by_phase["weights"] == real_by_phase["weights"]
 
 
 # ---- predictions
@@ -189,7 +323,7 @@ def test_a_training_without_values_asks_for_what_a_real_one_does(config, options
 
 def test_the_parts_of_a_prediction_by_hand() -> None:
     """Full training in 32 bits: weights, gradients and states are p, p and 2p."""
-    setup = Setup(SMALL, weights="32-bit", optimizer="adam_loop", attention="eager", seq_len=64)
+    setup = Setup(SMALL, dtype="float32", mixed_precision="no", attention="eager", seq_len=64)
     found = predict(setup)
     parameters = catalog().own[SMALL].parameters * 4 / 1e6
     assert found.phases["weights"] == pytest.approx(parameters, rel=0.01)
@@ -218,15 +352,15 @@ def test_a_shorter_training_has_the_same_peaks(accumulation, micro_batches) -> N
     """What is not run again would not have needed more, by the whole training's own count."""
     setup = Setup(
         LLAMA,
-        weights="32-bit",
+        dtype="float32",
         attention="eager",
-        optimizer="adam_loop",
+        optimizer="adamw_torch",
         seq_len=64,
         accumulation=accumulation,
         micro_batches=micro_batches,
     )
-    whole, by_phase, _ = peaks(setup, "meta")
-    short, by_phase_of_short, _ = peaks(setup.shortened(), "meta")
+    whole, by_phase, _ = by_hand(setup, "meta")
+    short, by_phase_of_short, _ = by_hand(setup.shortened(), "meta")
     assert setup.shortened().runs <= setup.runs
     assert short == whole
     assert by_phase_of_short == by_phase
@@ -242,21 +376,29 @@ def test_it_is_the_same_every_time() -> None:
 
 
 OPTIONS = [
-    *({"weights": weights, "lora": True} for weights in WEIGHTS),
-    *({"optimizer": optimizer} for optimizer in OPTIMIZERS),
+    *({"quantization": name, "lora": True} for name in QUANTIZATIONS),
+    *(
+        {"trainer": trainer, "quantization": name, "lora": True}
+        for trainer in TRAINERS
+        for name in (None, "8bit", "nf4")
+    ),
+    *({"trainer": "loop", "optimizer": optimizer} for optimizer in ("sgd", "paged_adamw_8bit")),
     *(
         {"attention": attention, "sequences": sequences, "checkpointing": checkpointing}
         for attention in ATTENTIONS
         for sequences in SEQUENCES
         for checkpointing in CHECKPOINTING
     ),
-    {"weights": "32-bit", "mixed_precision": True, "attention": "flash_attention_2"},
-    {"weights": "32-bit", "mixed_precision": True, "dtype": "float16"},
-    {"weights": "nf4-double", "lora": True, "mixed_precision": True, "attention": "eager"},
-    {"weights": "8-bit", "lora": True, "mixed_precision": True, "checkpointing": "reentrant"},
-    {"accumulation": 3, "prompt_masked": True},
-    {"loop": "handwritten", "micro_batches": 1},
+    {"dtype": "float32", "mixed_precision": True, "attention": "flash_attention_2"},
+    {"dtype": "float32", "mixed_precision": "fp16"},
+    {"dtype": "float16", "lora": True},
+    {"dtype": "float16", "lora": True, "quantization": "nf4"},
+    {"quantization": "nf4-double", "lora": True, "mixed_precision": "no", "attention": "eager"},
+    {"quantization": "8bit", "lora": True, "trainer": "trainer", "checkpointing": "reentrant"},
+    {"accumulation": 3, "supervised_share": 0.5},
+    {"trainer": "loop", "micro_batches": 1},
     {"lora": True, "lora_targets": "query_key_value, dense", "lora_dropout": 0.0},
+    {"peft": {"peft_type": "IA3", "task_type": "CAUSAL_LM"}},
 ]
 
 
@@ -269,6 +411,27 @@ def test_every_kind_of_setup_is_predicted(options) -> None:
     assert 10 < found.peak_allocated_mb < 200
     assert found.peak_reserved_mb >= found.peak_allocated_mb - 1e-6
     json.dumps(found.to_dict())
+
+
+def test_every_optimizer_of_the_trainer_is_predicted_or_refused() -> None:
+    """By its name; what is missing is named."""
+    from transformers.training_args import OptimizerNames
+
+    predicted = set()
+    for name in OptimizerNames:
+        try:
+            setup = Setup(SMALL, seq_len=32, optimizer=name.value)
+            assert predict(setup).peak_allocated_mb > 10
+            predicted.add(name.value)
+        except ImpossibleSetup as error:
+            assert "cannot be predicted" in str(error)
+        except NotTrainable as error:
+            assert "nstall" in str(error) or "need" in str(error), error
+    assert predicted >= {
+        *("adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad", "rmsprop"),
+        *("adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "ademamix_8bit"),
+        *("paged_ademamix_8bit",),
+    }
 
 
 @pytest.mark.parametrize("name", ["t4", "rtx4090", "h100"])
@@ -312,11 +475,13 @@ def test_what_the_libraries_cannot_train_is_refused() -> None:
     out = layer(torch.randn(1, 5, 64, requires_grad=True))
     with pytest.raises(RuntimeError, match="modified inplace"):
         out += 1
-    falcon = Setup("tiiuae/falcon-7b", weights="8-bit", lora=True, seq_len=64)
+    falcon = Setup("tiiuae/falcon-7b", quantization="8bit", lora=True, seq_len=64)
     with pytest.raises(NotTrainable, match="view"):
         predict(falcon)
-    assert predict(falcon.but(lora_targets="all-linear")).peak_allocated_mb > 7000
-    assert predict(falcon.but(attention="flash_attention_2", weights="nf4")).peak_allocated_mb
+    assert predict(falcon.replace(lora_targets="all-linear")).peak_allocated_mb > 7000
+    assert predict(
+        falcon.replace(attention="flash_attention_2", quantization="nf4")
+    ).peak_allocated_mb
 
 
 def test_nothing_of_a_prediction_stays() -> None:
@@ -341,21 +506,24 @@ def test_nothing_of_a_prediction_stays() -> None:
 
 def test_what_makes_a_training_smaller() -> None:
     """The order that notebook 05 teaches."""
-    base = Setup("facebook/opt-350m", seq_len=1024, attention="eager", optimizer="adam")
+    opt = Setup("facebook/opt-350m", seq_len=1024, attention="eager", optimizer="adamw_torch")
+    base = opt.replace(trainer="trainer")
 
     def size(**options) -> float:
-        return predict(base.but(**options)).peak_allocated_mb
+        return predict(base.replace(**options)).peak_allocated_mb
 
     plain = size()
     assert size(attention="sdpa") < plain
     assert size(checkpointing="non-reentrant") < plain
     assert size(lora=True) < plain
-    assert size(optimizer="adam_8bit") < size(optimizer="adam_fused") < 1.001 * plain
+    assert size(optimizer="adamw_bnb_8bit") < size(optimizer="adamw_torch_fused") < 1.001 * plain
     assert size(batch_size=2) > 1.3 * plain
     # Ten times the length is more than ten times the activations, unless attention is fused.
     for attention, least, most in (("eager", 25, 100), ("sdpa", 9, 11)):
         short, long = (
-            predict(base.but(lora=True, attention=attention, seq_len=length)).at_peak["activations"]
+            predict(base.replace(lora=True, attention=attention, seq_len=length)).at_peak[
+                "activations"
+            ]
             for length in (200, 2000)
         )
         assert least < long / short < most
@@ -388,19 +556,29 @@ def test_a_full_gpu() -> None:
         ({"micro_batches": 0}, ImpossibleSetup, "micro_batches"),
         ({"lora_rank": 0}, ImpossibleSetup, "lora_rank"),
         ({"lora_dropout": 1.0}, ImpossibleSetup, "lora_dropout"),
-        ({"weights": "nf4"}, ImpossibleSetup, "lora=True"),
-        ({"weights": "8-bit"}, ImpossibleSetup, "lora=True"),
+        ({"quantization": "nf4"}, ImpossibleSetup, "lora=True"),
+        ({"quantization": "8bit"}, ImpossibleSetup, "lora=True"),
         (
-            {"weights": "32-bit", "attention": "flash_attention_2"},
+            {
+                "dtype": "float32",
+                "attention": "flash_attention_2",
+                "mixed_precision": "no",
+                "seq_len": 64,
+            },
             ImpossibleSetup,
-            "mixed_precision=True",
+            'mixed_precision="bf16"',
         ),
         ({"dtype": "float16", "mixed_precision": True}, ImpossibleSetup, "gradient scaler"),
+        (
+            {"dtype": "float16", "mixed_precision": True, "lora": True, "quantization": "nf4"},
+            ImpossibleSetup,
+            "in bfloat16",
+        ),
         ({"seq_len": 4096}, ImpossibleSetup, "256 positions"),
         ({"sequences": "packed", "seq_len": 1}, ImpossibleSetup, "two tokens"),
-        ({"weights": "4-bit"}, UnknownName, "16-bit"),
+        ({"quantization": "4-bit"}, UnknownName, "quantization"),
         ({"attention": "flash"}, UnknownName, "flash_attention_2"),
-        ({"optimizer": "adamw"}, UnknownName, "adam"),
+        ({"optimizer": "adamw"}, UnknownName, "adamw_torch"),
         ({"checkpointing": "yes"}, UnknownName, "non-reentrant"),
         ({"model": "facebook/opt-350"}, UnknownName, "facebook/opt-350m"),
         ({"model": "nothing"}, UnknownName, "config.json"),
@@ -461,16 +639,16 @@ def test_decoders_of_other_kinds(kind: str) -> None:
     setup = Setup(config, seq_len=128, batch_size=2)
     assert 20 < predict(setup).peak_allocated_mb < 100
     if kind != "mixtral":  # peft has no 4-bit experts
-        tuned = setup.but(weights="nf4", lora=True, lora_targets="all-linear")
-        assert 20 < predict(tuned.but(checkpointing="non-reentrant")).peak_allocated_mb < 100
+        tuned = setup.replace(quantization="nf4", lora=True, lora_targets="all-linear")
+        assert 20 < predict(tuned.replace(checkpointing="non-reentrant")).peak_allocated_mb < 100
 
 
 def test_a_model_without_an_attention_is_refused() -> None:
     """With what transformers says of it."""
     bloom = {"model_type": "bloom", "hidden_size": 128, "n_layer": 2, "n_head": 4}
     with pytest.raises(NotTrainable, match="scaled_dot_product_attention"):
-        predict(Setup(bloom, seq_len=64))
-    assert predict(Setup(bloom, seq_len=64, attention="eager")).peak_allocated_mb > 20
+        predict(Setup(bloom, seq_len=64, attention="sdpa"))
+    assert predict(Setup(bloom, seq_len=64)).peak_allocated_mb > 20
     with pytest.raises(ImpossibleSetup, match="no FlashAttention"):
         predict(Setup(bloom, seq_len=64, attention="flash_attention_2"))
 
@@ -501,7 +679,7 @@ def test_unknown_gpu() -> None:
 def test_predict_from_the_shell(capsys: pytest.CaptureFixture) -> None:
     """The JSON keys that other programs read."""
     command = ["memory", "predict", "--model", SMALL, "--seq-len", "64", "--json", "--lora"]
-    assert main([*command, "--lora-rank", "4", "--checkpointing", "--optimizer", "adam_8bit"]) == 0
+    assert main([*command, "--lora-rank", "4", "--checkpointing", "--optimizer", "sgd"]) == 0
     told = json.loads(capsys.readouterr().out)
     keys = {"peak_allocated_mb", "peak_reserved_mb", "phases", "peak_op", "assumptions", "versions"}
     assert keys <= set(told)

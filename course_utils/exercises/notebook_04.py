@@ -7,8 +7,7 @@ from collections.abc import Callable
 import torch
 
 from course_utils.exercises import Wrong, call, exercise
-from course_utils.memory.predict import predict
-from course_utils.memory.setup import Setup
+from course_utils.memory import Setup, predict
 
 
 @exercise(
@@ -96,18 +95,18 @@ def _numbers(given: object, shape: tuple[int, ...], what: str) -> torch.Tensor:
 
 @exercise(
     "04.3",
-    "`setup.but(micro_batches=1)` is the same setup with one micro-batch.",
+    "`setup.replace(micro_batches=1)` is the same setup with one micro-batch.",
     "With accumulation, one micro-batch is not yet a step.",
     "`predict(...).peak_allocated_mb` is a peak; subtract two of them.",
 )
 def _second_step_costs(function: Callable[[Setup], float]) -> None:
-    base = Setup("course/pythia-3m", seq_len=256, batch_size=8, optimizer="adam_fused")
-    for setup in (base, base.but(optimizer="sgd"), base.but(accumulation=3)):
+    base = Setup("course/pythia-3m", seq_len=256, batch_size=8, optimizer="adamw_torch_fused")
+    for setup in (base, base.replace(optimizer="sgd"), base.replace(accumulation=3)):
         found = call(function, setup)
         if isinstance(found, bool) or not isinstance(found, (int, float)):
             raise Wrong(f"A number of MB is expected, and this is {type(found).__name__}.")
         one, two = (
-            predict(setup.but(micro_batches=steps * setup.accumulation)).peak_allocated_mb
+            predict(setup.replace(micro_batches=steps * setup.accumulation)).peak_allocated_mb
             for steps in (1, 2)
         )
         what = f"For {setup.optimizer} with accumulation over {setup.accumulation}"

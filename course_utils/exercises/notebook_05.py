@@ -19,25 +19,22 @@ OPT, GRAIN, SMALL_GPU = "facebook/opt-350m", 100, "rtx3060"
     "To explain it: which part of the peak grows with the square of the length (section 4)?",
 )
 def _just_fits(function: Callable[[Any], Any]) -> None:
-    from course_utils.memory.fit import fits, room
-    from course_utils.memory.gpus import gpu
-    from course_utils.memory.predict import predict
-    from course_utils.memory.setup import Setup
+    from course_utils.memory import Setup, fits, gpu, predict, usable_bytes
 
-    first = Setup(OPT, seq_len=2000, dtype="float16", attention="eager", optimizer="adam")
+    first = Setup(OPT, seq_len=2000, dtype="float16", attention="eager", optimizer="adamw_torch")
     setup = call(function, first)
     if not isinstance(setup, Setup):
         raise Wrong(f"A Setup is expected; this is {setup!r}.")
-    if setup.but(seq_len=first.seq_len) != first:
+    if setup.replace(seq_len=first.seq_len) != first:
         raise Wrong("Something besides the length has changed. Only `seq_len` should.")
     card = gpu(SMALL_GPU)
     if fits(setup, card) is None:
         needed = predict(setup, card).peak_reserved_mb
         raise Wrong(
             f"With {setup.seq_len:,} tokens it reserves {needed:,.0f} MB; "
-            f"there is room for {room(card) / 1e6:,.0f}."
+            f"there is room for {usable_bytes(card) / 1e6:,.0f}."
         )
-    if fits(setup.but(seq_len=setup.seq_len + GRAIN), card) is not None:
+    if fits(setup.replace(seq_len=setup.seq_len + GRAIN), card) is not None:
         raise Wrong(f"{setup.seq_len:,} tokens fit, but {GRAIN} more would fit as well.")
 
 
@@ -48,10 +45,7 @@ def _just_fits(function: Callable[[Any], Any]) -> None:
     "Eight examples a step need not be eight at once: `batch_size` times `accumulation`.",
 )
 def _fits_t4(function: Callable[[], Any]) -> None:
-    from course_utils.memory.fit import fits, room
-    from course_utils.memory.gpus import gpu
-    from course_utils.memory.predict import predict
-    from course_utils.memory.setup import Setup
+    from course_utils.memory import Setup, fits, gpu, predict, usable_bytes
 
     setup = call(function)
     if not isinstance(setup, Setup):
@@ -61,7 +55,7 @@ def _fits_t4(function: Callable[[], Any]) -> None:
         raise Wrong(f"The model should be {MODEL}; this is {setup.name}.")
     if setup.seq_len < TOKENS:
         raise Wrong(f"Examples of {TOKENS:,} tokens are wished for; these have {setup.seq_len:,}.")
-    if setup.sequences != "full" or setup.prompt_masked:
+    if setup.sequences != "full" or setup.supervised_share < 1:
         raise Wrong("The examples should be full, and trained on as a whole.")
     if not setup.lora or setup.lora_targets != "all-linear" or setup.lora_rank < RANK:
         raise Wrong(f'LoRA of rank {RANK} or more on "all-linear" is wished for.')
@@ -75,11 +69,11 @@ def _fits_t4(function: Callable[[], Any]) -> None:
     if setup.attention == "flash_attention_2":
         raise Wrong("FlashAttention 2 needs a GPU of capability 8.0; a T4 has 7.5.")
     # Two micro-batches a step need as much as eight, and are predicted sooner.
-    shorter = setup.but(accumulation=min(2, setup.accumulation), micro_batches=None, loop="trainer")
+    shorter = setup.replace(accumulation=min(2, setup.accumulation), micro_batches=None)
     if fits(shorter, t4) is None:
         needed = predict(shorter, t4).peak_reserved_mb
         raise Wrong(
-            f"It does not fit into the {room(t4) / 1e6:,.0f} MB that a T4 has for it: "
+            f"It does not fit into the {usable_bytes(t4) / 1e6:,.0f} MB that a T4 has for it: "
             f"it reserves {needed:,.0f} MB."
         )
 

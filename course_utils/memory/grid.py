@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from course_utils import checks
 from course_utils.errors import CourseError, ImpossibleSetup
-from course_utils.memory.allocator import OutOfMemory
-from course_utils.memory.gpus import DEFAULT, Gpu, this_gpu
-from course_utils.memory.setup import Setup, known_fields
+from course_utils.memory._allocator import OutOfMemory
+from course_utils.memory._gpus import DEFAULT, Gpu, this_gpu
+from course_utils.memory._setup import Setup, known_fields
 from course_utils.results import append_row, whole_rows
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ READINGS = {
     "accumulating over four micro-batches each",
 }
 AXES = ("seq_len", "grad_checkpointing", "lora", "optimizer", "grad_accumulation")
-WAYS = ("predict", "measure")
+ACTIONS = ("predict", "measure")
 
 
 def published(name: str) -> list[dict[str, str]]:
@@ -75,11 +75,11 @@ def as_setup(cell: dict[str, str], reading: str = "published") -> Setup:
     accumulates = cell["grad_accumulation"] == "yes"
     common = {
         "model": cell["model"],
-        "weights": cell["weights"],
+        "quantization": "8bit" if cell["weights"] == "8-bit" else None,
         "dtype": "float16",
         "attention": cell["attention"],
         "lora": cell["lora"] == "yes",
-        "mixed_precision": cell["mixed_precision"] == "yes",
+        "mixed_precision": "fp16" if cell["mixed_precision"] == "yes" else "no",
         "seq_len": int(cell["seq_len"]),
         "batch_size": int(cell["batch_size"]),
     }
@@ -89,14 +89,14 @@ def as_setup(cell: dict[str, str], reading: str = "published") -> Setup:
         return Setup(
             **common,
             checkpointing="reentrant" if cell["grad_checkpointing"] == "yes" else "none",
-            optimizer="adam_8bit_paged" if stateless and not common["lora"] else "adam",
-            loop="handwritten",
+            optimizer="paged_adamw_8bit" if stateless and not common["lora"] else "adamw_torch",
+            trainer="loop",
             micro_batches=1,
         )
     return Setup(
         **common,
         checkpointing="non-reentrant" if cell["grad_checkpointing"] == "yes" else "none",
-        optimizer="adam_8bit" if eight_bits else "adam",
+        optimizer="adamw_bnb_8bit" if eight_bits else "adamw_torch",
         accumulation=4 if accumulates else 1,
     )
 
@@ -126,7 +126,7 @@ def _key(row: dict[str, Any]) -> str:
 
 
 def _key_to_come(setup: dict[str, Any], how: str, gpu: str | None) -> str:
-    from course_utils.memory.predict import versions
+    from course_utils.memory._predict import versions
 
     word = "predicted" if how == "predict" else "measured"
     return _key({"setup": setup, "how": word, "gpu": gpu, "versions": versions()})
@@ -161,9 +161,9 @@ def run(
     """
     from tqdm.auto import tqdm
 
-    from course_utils.memory.predict import versions
+    from course_utils.memory._predict import versions
 
-    checks.one_of("how", how, WAYS)
+    checks.one_of("how", how, ACTIONS)
     combinations = checks.items("combinations", combinations, "setups")
     for given in combinations:
         possible = "a Setup, or a dictionary of its arguments, its model among them"
@@ -200,10 +200,10 @@ def run(
 
 def _row(setup: Setup, how: str, gpu: Gpu | None, timeout: float) -> dict[str, Any]:
     if how == "measure":
-        from course_utils.memory.measure import measure
+        from course_utils.memory import measure
 
         return measure(setup, timeout)
-    from course_utils.memory.predict import predict
+    from course_utils.memory._predict import predict
 
     try:
         prediction = predict(setup, gpu)

@@ -1328,14 +1328,12 @@ else:
 
 # %%
 from course_utils.display import MEMORY_COLOURS
-from course_utils.memory.predict import predict
-from course_utils.memory.setup import Setup
+from course_utils.memory import Setup, predict
 
 step = Setup(
     "HuggingFaceTB/SmolLM2-135M",
-    weights="16-bit",
     attention="sdpa",
-    optimizer="adam_fused",
+    optimizer="adamw_torch_fused",
     batch_size=4,
     seq_len=1024,
 )
@@ -1380,7 +1378,7 @@ def draw_timeline(prediction, axis):
 
 
 full = predict(step)
-lora = predict(step.but(lora=True, lora_targets="all-linear"))
+lora = predict(step.replace(lora=True, lora_targets="all-linear"))
 figure, axes = plt.subplots(2, 1, figsize=(8, 5.2), sharey=True)
 for axis, prediction, title in (
     (axes[0], full, "Two steps, all weights trained"),
@@ -1441,7 +1439,7 @@ assert abs(largest[0] / (tokens * vocabulary * 4) - 1) < 0.01
 
 # %%
 if torch.cuda.is_available():
-    from course_utils.memory.measure import measure
+    from course_utils.memory import measure
 
     rows = {"all weights": measure(step), "LoRA": measure(lora.setup)}
     by_phase = {f"{name}, measured": row.get("phases", {}) for name, row in rows.items()}
@@ -1494,9 +1492,9 @@ seven[columns].round(1)
 # and states, then the activations, all in MB.
 
 # %%
-opt = Setup("facebook/opt-350m", dtype="float16", optimizer="adam_loop", seq_len=2000)
+opt = Setup("facebook/opt-350m", dtype="float16", optimizer="adamw_torch", seq_len=2000)
 shape = formulas.Shape.of(opt.config())
-found = {name: predict(opt.but(attention=name)) for name in ("eager", "flash_attention_2")}
+found = {name: predict(opt.replace(attention=name)) for name in ("eager", "flash_attention_2")}
 parameters = catalog.model(opt.model).parameters
 states = formulas.states_bytes(parameters, item_bytes=2)
 timeline = found["eager"].timeline()
@@ -1546,9 +1544,9 @@ my_guess = "LoRA"
 # %%
 start = Setup(
     "HuggingFaceTB/SmolLM2-1.7B",
-    weights="32-bit",
+    dtype="float32",
     attention="eager",
-    optimizer="adam",
+    optimizer="adamw_torch",
     batch_size=2,
     seq_len=2048,
 )
@@ -1556,23 +1554,23 @@ on_all = {"lora": True, "lora_targets": "all-linear"}
 solutions = {
     "as it is": ("", {}),
     "16-bit weights": ("weights, gradients, states: half", {"weights": "16-bit"}),
-    "8-bit Adam": ("states: a quarter", {"optimizer": "adam_8bit"}),
+    "8-bit Adam": ("states: a quarter", {"optimizer": "adamw_bnb_8bit"}),
     "LoRA": ("gradients and states of an adapter only", on_all),
-    "QLoRA (nf4)": ("and the frozen weights in 4 bits", {**on_all, "weights": "nf4-double"}),
+    "QLoRA (nf4)": ("and the frozen weights in 4 bits", {**on_all, "quantization": "nf4-double"}),
     "checkpointing": ("activations of one layer at a time", {"checkpointing": "non-reentrant"}),
     "fused attention (sdpa)": ("no attention matrices", {"attention": "sdpa"}),
     "all of QLoRA, checkpointing, sdpa": (
         "",
         {
             **on_all,
-            "weights": "nf4-double",
+            "quantization": "nf4-double",
             "checkpointing": "non-reentrant",
             "attention": "sdpa",
-            "optimizer": "adam_8bit_paged",
+            "optimizer": "paged_adamw_8bit",
         },
     ),
 }
-predicted = {name: predict(start.but(**change)) for name, (_, change) in solutions.items()}
+predicted = {name: predict(start.replace(**change)) for name, (_, change) in solutions.items()}
 
 # %% tags=["figure:04_solutions"]
 figure, axis = plt.subplots(figsize=(8, 3.8))
@@ -1626,7 +1624,7 @@ memory_calculator()
 
 # %%
 # The same without widgets:
-from course_utils.memory.fit import fits
+from course_utils.memory import fits
 
 mine = Setup("HuggingFaceTB/SmolLM2-1.7B", dtype="float16", lora=True, seq_len=1024)
 print("fits a T4" if fits(mine, "t4") else "does not fit a T4")
@@ -1748,10 +1746,10 @@ check("04.2", affine)
 def second_step_costs(setup):
     """MB by which the peak of two optimizer steps lies above that of one."""
     ### BEGIN SOLUTION
-    from course_utils.memory.predict import predict
+    from course_utils.memory import predict
 
     one, two = (
-        predict(setup.but(micro_batches=steps * setup.accumulation)).peak_allocated_mb
+        predict(setup.replace(micro_batches=steps * setup.accumulation)).peak_allocated_mb
         for steps in (1, 2)
     )
     return two - one

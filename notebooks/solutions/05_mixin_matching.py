@@ -20,7 +20,7 @@ import pandas as pd
 import transformers
 
 from course_utils import describe
-from course_utils.memory.gpus import GPUS, this_gpu
+from course_utils.memory import GPUS, this_gpu
 
 # Inside the libraries, of no concern here: an argument's old name; remarks on casts to float16.
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
@@ -63,12 +63,11 @@ my_guess = {"largest (MB)": 10_000, "smallest (MB)": 5_000, "matters most": "...
 
 # %%
 from course_utils import catalog
-from course_utils.memory.predict import predict
-from course_utils.memory.setup import Setup
+from course_utils.memory import Setup, predict
 
 OPT = "facebook/opt-350m"
 assert round(catalog.model(OPT).parameters / 1e6) == 331
-first = Setup(OPT, seq_len=2000, dtype="float16", attention="eager", optimizer="adam")
+first = Setup(OPT, seq_len=2000, dtype="float16", attention="eager", optimizer="adamw_torch")
 told = predict(first, GPU)
 
 print(f"peak: {told.peak_allocated_mb:,.0f} MB allocated, {told.peak_reserved_mb:,.0f} reserved")
@@ -333,13 +332,13 @@ step = Setup(
     seq_len=2000,
     dtype="float16",
     checkpointing="reentrant",
-    optimizer="adam",
-    loop="handwritten",
+    optimizer="adamw_torch",
+    trainer="loop",
     micro_batches=1,
 )
 kinds = ("weights", "gradients", "optimizer")
 held = {
-    name: {kind: predict(step.but(optimizer=name), GPU).at_peak[kind] for kind in kinds}
+    name: {kind: predict(step.replace(optimizer=name), GPU).at_peak[kind] for kind in kinds}
     for name in ("adam", "adam_8bit")
 }
 held = pd.DataFrame(held).T
@@ -367,12 +366,12 @@ assert (held["sum"] > block["SDPA"].iloc[1]).all()
 # %%
 trials = {
     "Adam, one step": step,
-    "8-bit Adam, one step": step.but(optimizer="adam_8bit"),
-    "paged 8-bit Adam, one step": step.but(optimizer="adam_8bit_paged"),
-    "accumulation, and no step": step.but(accumulation=4),
-    "accumulation, a true step": step.but(accumulation=4, micro_batches=4),
-    "Adam, two steps": step.but(micro_batches=2),
-    "accumulation, two true steps": step.but(accumulation=4, micro_batches=8),
+    "8-bit Adam, one step": step.replace(optimizer="adamw_bnb_8bit"),
+    "paged 8-bit Adam, one step": step.replace(optimizer="paged_adamw_8bit"),
+    "accumulation, and no step": step.replace(accumulation=4),
+    "accumulation, a true step": step.replace(accumulation=4, micro_batches=4),
+    "Adam, two steps": step.replace(micro_batches=2),
+    "accumulation, two true steps": step.replace(accumulation=4, micro_batches=8),
 }
 tried = {name: predict(setup, GPU) for name, setup in trials.items()}
 peaks = {name: each.peak_allocated_mb for name, each in tried.items()}
@@ -475,7 +474,7 @@ long = Setup(OPT, dtype="float16", lora=True, micro_batches=1)
 activations = pd.DataFrame(
     {
         attention: {
-            length: predict(long.but(seq_len=length, attention=attention), GPU).at_peak[
+            length: predict(long.replace(seq_len=length, attention=attention), GPU).at_peak[
                 "activations"
             ]
             for length in LENGTHS
@@ -533,7 +532,7 @@ assert activations["sdpa"].equals(activations["flash_attention_2"]) or here
 # at each token, in float32, in more than one copy when the loss is computed. Where was the peak?
 
 # %%
-print("peak at:", predict(long.but(seq_len=2000), GPU).peak_op)
+print("peak at:", predict(long.replace(seq_len=2000), GPU).peak_op)
 for name in (OPT, "meta-llama/Llama-2-7b-hf", "Qwen/Qwen2.5-7B"):
     words = Setup(name).config().vocab_size
     print(f"{name}: {words:,} words, so {4 * words * 2000 / 1e6:,.0f} MB a copy for 2,000 tokens")
@@ -552,12 +551,12 @@ for name in (OPT, "meta-llama/Llama-2-7b-hf", "Qwen/Qwen2.5-7B"):
 my_guess = {"most": "...", "nothing": "..."}
 
 # %%
-lora_8bit = {"weights": "8-bit", "lora": True}
-lora_4bit = {"weights": "nf4-double", "lora": True}
+lora_8bit = {"quantization": "8bit", "lora": True}
+lora_4bit = {"quantization": "nf4-double", "lora": True}
 SINGLE = {
     "the base": {},
-    "fused Adam": {"optimizer": "adam_fused"},
-    "8-bit Adam": {"optimizer": "adam_8bit"},
+    "fused Adam": {"optimizer": "adamw_torch_fused"},
+    "8-bit Adam": {"optimizer": "adamw_bnb_8bit"},
     "LoRA": {"lora": True},
     "LoRA on 8-bit weights": lora_8bit,
     "LoRA on 4-bit weights": lora_4bit,
@@ -567,14 +566,14 @@ SINGLE = {
 STACK = {
     "SDPA + checkpointing": {"attention": "sdpa", "checkpointing": "non-reentrant"},
     "… + LoRA": {"lora": True},
-    "… + 4-bit weights": {"weights": "nf4-double"},
-    "… + 8-bit Adam": {"optimizer": "adam_8bit"},
+    "… + 4-bit weights": {"quantization": "nf4-double"},
+    "… + 8-bit Adam": {"optimizer": "adamw_bnb_8bit"},
 }
-alone = {name: predict(first.but(**changes), GPU) for name, changes in SINGLE.items()}
+alone = {name: predict(first.replace(**changes), GPU) for name, changes in SINGLE.items()}
 together, merged = {}, {}
 for name, changes in STACK.items():
     merged |= changes
-    together[name] = predict(first.but(**merged), GPU)
+    together[name] = predict(first.replace(**merged), GPU)
 saved = {
     name: alone["the base"].peak_allocated_mb - each.peak_allocated_mb
     for name, each in alone.items()
@@ -654,9 +653,9 @@ assert last.at_peak["activations"] > 2 * logits
 # %%
 formats = {}
 for weights in ("16-bit", "nf4-double", "32-bit"):
-    setup = first.but(weights=weights, lora=True)
+    setup = first.replace(weights=weights, lora=True)
     formats[weights] = {
-        attention: predict(setup.but(attention=attention), GPU).at_peak["activations"]
+        attention: predict(setup.replace(attention=attention), GPU).at_peak["activations"]
         for attention in ("eager", "sdpa")
     }
 formats = pd.DataFrame(formats).T.rename_axis("activations (MB) with LoRA on")
@@ -680,17 +679,17 @@ assert formats.loc["nf4-double", "sdpa"] > 1.2 * formats.loc["16-bit", "sdpa"]
 # its own process each time, with and without, three times in turn.
 
 # %%
-from course_utils.memory.measure import measure
+from course_utils.memory import measure
 
-small = Setup("course/pythia-3m", weights="32-bit", seq_len=256, batch_size=4, micro_batches=4)
+small = Setup("course/pythia-3m", dtype="float32", seq_len=256, batch_size=4, micro_batches=4)
 device = "cuda" if here else "cpu"
 ways = ("none", "non-reentrant")
 pairs = [
-    {way: measure(small.but(checkpointing=way), device=device)["step_seconds"] for way in ways}
+    {way: measure(small.replace(checkpointing=way), device=device)["step_seconds"] for way in ways}
     for _ in range(3)
 ]
 ratios = sorted(pair["non-reentrant"] / pair["none"] for pair in pairs)
-memory = {way: predict(small.but(checkpointing=way), GPU).peak_allocated_mb for way in ways}
+memory = {way: predict(small.replace(checkpointing=way), GPU).peak_allocated_mb for way in ways}
 
 print("memory, predicted:", {way: f"{peak:,.0f} MB" for way, peak in memory.items()})
 print(
@@ -786,13 +785,13 @@ assert len(refused) in (0, len(rows))
 
 # %%
 everywhere = Setup(
-    "tiiuae/falcon-7b", weights="8-bit", dtype="float16", lora=True, lora_targets="all-linear"
+    "tiiuae/falcon-7b", quantization="8bit", dtype="float16", lora=True, lora_targets="all-linear"
 )
 cases = [(500, "sdpa"), (2000, "sdpa"), (2000, "flash_attention_2")]
 found = {}
 for length, attention in cases:
     for checkpointing in ways:
-        setup = everywhere.but(seq_len=length, attention=attention, checkpointing=checkpointing)
+        setup = everywhere.replace(seq_len=length, attention=attention, checkpointing=checkpointing)
         each = predict(setup, GPU)
         found[length, attention, checkpointing] = {"peak": each.peak_allocated_mb, **each.at_peak}
 falcon_today = pd.DataFrame(found).T.rename_axis(["tokens", "attention", "checkpointing"])
@@ -840,7 +839,7 @@ pd.DataFrame(
             "name": name,
             "GPU": known.name,
             "memory (MiB)": known.memory_mib,
-            "room for training (MB)": round(fit.room(known) / 1e6),
+            "room for training (MB)": round(fit.usable_bytes(known) / 1e6),
             "bfloat16": "yes" if known.computes_bfloat16 else "no",
         }
         for name, known in GPUS.items()
@@ -882,7 +881,7 @@ text_table(answers.drop(columns="setup").astype(str))
 # %%
 assert len(answers) == 2
 assert answers["change"].str.contains("checkpointing").all()
-assert (answers["peak reserved (MB)"] <= fit.room("rtx4090") / 1e6).all()
+assert (answers["peak reserved (MB)"] <= fit.usable_bytes("rtx4090") / 1e6).all()
 
 # %% [markdown]
 # In the shell: `python -m course_utils memory fit --model Qwen/Qwen2.5-7B --gpu t4`.
@@ -945,7 +944,7 @@ quiz("05", a="...", b="...", c="...", d="...")
 # much. Change its length, and nothing else, until it just fits; steps of 100 tokens are fine enough.
 # **Guess first:** to make the memory a seventh less, do you need a seventh of the tokens less, too?
 #
-# `just_fits(setup)` gets that training and hands back the shorter one: `setup.but(seq_len=...)`.
+# `just_fits(setup)` gets that training and hands back the shorter one: `setup.replace(seq_len=...)`.
 # Then explain what you see.
 
 
@@ -953,7 +952,7 @@ quiz("05", a="...", b="...", c="...", d="...")
 def just_fits(setup):
     """The training of section 1, with the longest examples that fit on an RTX 3060."""
     ### BEGIN SOLUTION
-    return setup.but(seq_len=1800)
+    return setup.replace(seq_len=1800)
     ### END SOLUTION
 
 
@@ -971,17 +970,17 @@ check("05.1", just_fits)
 # %% tags=["exercise"]
 def fits_t4():
     """A Setup for Qwen2.5-7B that fits on a T4."""
-    from course_utils.memory.setup import Setup
+    from course_utils.memory import Setup
 
     model = "Qwen/Qwen2.5-7B"
     ### BEGIN SOLUTION
     return Setup(
         model,
-        weights="nf4-double",
+        quantization="nf4-double",
         dtype="float16",
         lora=True,
         lora_targets="all-linear",
-        optimizer="adam_8bit",
+        optimizer="adamw_bnb_8bit",
         checkpointing="non-reentrant",
         batch_size=1,
         accumulation=8,
@@ -1028,12 +1027,12 @@ from course_utils.exercises import done
 
 if done("05.3"):
     asked = []
-    modest = Setup("course/pythia-3m", weights="32-bit", seq_len=256)
+    modest = Setup("course/pythia-3m", dtype="float32", seq_len=256)
 
     def fits(batch):
         """Ask the predictor, and note that it was asked."""
         asked.append(batch)
-        return fit.fits(modest.but(batch_size=batch), "rtx3060") is not None
+        return fit.fits(modest.replace(batch_size=batch), "rtx3060") is not None
 
     print(largest_batch(fits), "examples; asked for", asked)
 
@@ -1048,10 +1047,10 @@ from pathlib import Path
 
 own = {
     "eager": first,
-    "SDPA": first.but(attention="sdpa"),
-    "SDPA, checkpointing": first.but(attention="sdpa", checkpointing="non-reentrant"),
-    "LoRA": first.but(attention="sdpa", lora=True),
-    "QLoRA": first.but(attention="sdpa", **lora_4bit),
+    "SDPA": first.replace(attention="sdpa"),
+    "SDPA, checkpointing": first.replace(attention="sdpa", checkpointing="non-reentrant"),
+    "LoRA": first.replace(attention="sdpa", lora=True),
+    "QLoRA": first.replace(attention="sdpa", **lora_4bit),
 }
 if here:
     rows = grid.run(own.values(), how="measure", out=Path("my_gpu.jsonl"), progress=False)

@@ -159,18 +159,16 @@ my_guess_gb = 12
 
 # %%
 from course_utils.data import folder
-from course_utils.memory.fit import room
-from course_utils.memory.predict import predict
-from course_utils.memory.setup import Setup
+from course_utils.memory import Setup, predict, usable_bytes
 from course_utils.results import whole_rows
 
 llama = Setup(
     "meta-llama/Llama-3.1-8B",
-    weights="nf4-double",
+    quantization="nf4-double",
     lora=True,
     lora_rank=16,
     lora_targets="all-linear",
-    optimizer="adam_8bit_paged",
+    optimizer="paged_adamw_8bit",
     checkpointing="reentrant",
     mixed_precision=True,
     batch_size=8,
@@ -195,7 +193,7 @@ pd.Series(found.at_peak).sort_values(ascending=False).map("{:,.0f} MB".format).t
 )
 
 # %%
-assert found.peak_reserved_mb * 1e6 < room("rtx4090")
+assert found.peak_reserved_mb * 1e6 < usable_bytes("rtx4090")
 
 # %% [markdown]
 # More than you thought? Two things are easily forgotten. Not all weights are in 4 bits: the

@@ -12,9 +12,8 @@ import torch
 from conftest import ROOT
 
 from course_utils.errors import CourseError, ImpossibleSetup
-from course_utils.memory import build
-from course_utils.memory.predict import predict
-from course_utils.memory.setup import MOST, Setup
+from course_utils.memory import build, predict
+from course_utils.memory._setup import MOST, Setup
 
 LLAMA = {
     "model_type": "llama",
@@ -39,8 +38,8 @@ OPT = {
 MOST_MB = 700
 MEASURED = """
 import json, resource, sys
-from course_utils.memory.predict import predict
-from course_utils.memory.setup import Setup
+from course_utils.memory import predict
+from course_utils.memory import Setup
 def taken():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 options = json.loads(sys.argv[1])
@@ -77,9 +76,7 @@ def test_what_has_to_be_built_is_refused_when_large(sequences: str) -> None:
         predict(Setup(LLAMA, batch_size=4096, seq_len=32768, sequences=sequences))
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"attention": "flash_attention_2"}, {"loop": "handwritten"}]
-)
+@pytest.mark.parametrize("options", [{}, {"attention": "flash_attention_2"}, {"trainer": "loop"}])
 def test_an_outline_gives_the_same_figures(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the byte: nothing goes by the values that an outline leaves out."""
     setup = Setup(OPT, batch_size=3, seq_len=48, **options)

@@ -16,7 +16,7 @@ from packaging.version import Version
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from course_utils.memory.gpus import Gpu
+from course_utils.memory._gpus import Gpu
 
 _aten = torch.ops.aten
 HALF = (torch.float16, torch.bfloat16)

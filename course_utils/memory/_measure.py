@@ -15,7 +15,7 @@ from typing import Any
 
 from course_utils import checks
 from course_utils.errors import CourseError, UnknownName
-from course_utils.memory.setup import Setup
+from course_utils.memory._setup import Setup
 
 MB = 1e6
 _LONGEST = 10**6  # seconds; a wait of the operating system takes no more than about twice as many
@@ -93,7 +93,7 @@ def _processes() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["course_utils.memory.build", "transformers", "peft"])
+    context.set_forkserver_preload(["course_utils.memory._trainers", "transformers", "peft", "trl"])
     return context
 
 
@@ -117,19 +117,12 @@ def measure_here(setup: Setup, weights: str | None, device: str) -> dict[str, An
 
     import torch
 
-    from course_utils.memory import build
-    from course_utils.memory.predict import versions
-    from course_utils.memory.step import train
+    from course_utils.memory import _build as build
+    from course_utils.memory import _step, _trainers
+    from course_utils.memory._predict import versions
 
     cuda = torch.cuda if device == "cuda" else None
     torch.manual_seed(0)
-    made = build.model(setup, device, weights)
-    parameters = build.trained(made)
-    optimizer = build.optimizer(setup, parameters, device)
-    example = build.batch(setup, setup.config().vocab_size)
-    dtype = build.DTYPES[setup.dtype]
-    scaled = setup.mixed_precision and setup.dtype == "float16" and cuda is not None
-    scaler = torch.amp.GradScaler("cuda") if scaled else None
     peaks: dict[str, float] = {}
     reserved = [0.0]
     current = ["weights"]
@@ -143,16 +136,35 @@ def measure_here(setup: Setup, weights: str | None, device: str) -> dict[str, An
             cuda.reset_peak_memory_stats()
         current[0] = name
 
-    def autocast() -> Any:
-        if not setup.mixed_precision:
-            return contextlib.nullcontext()
-        return torch.autocast(device, dtype=dtype)
+    def batch() -> dict[str, Any]:
+        return {
+            name: values.to(device) if isinstance(values, torch.Tensor) else values
+            for name, values in example.items()
+        }
 
-    def batch() -> dict[str, torch.Tensor]:
-        return {name: values.to(device) for name, values in example.items()}
+    made = build.model(setup, device, weights)
+    if setup.trainer == "loop":
+        made = build.prepared_by_hand(setup, made, device)
+        optimizer = _trainers.optimizer_by_hand(setup, made)
+        example: dict[str, Any] = build.batch(setup, setup.config().vocab_size)
+        dtype = build.DTYPES[setup.autocast] if setup.autocast else None
+        scaled = dtype == torch.float16 and cuda is not None
+        scaler = torch.amp.GradScaler("cuda") if scaled else None
 
-    def run(tell: Any) -> None:
-        train(setup, made, optimizer, parameters, batch, tell, autocast, scaler)
+        def autocast() -> Any:
+            return torch.autocast(device, dtype=dtype) if dtype else contextlib.nullcontext()
+
+        def run(tell: Any) -> None:
+            _step.by_hand(setup, made, optimizer, batch, tell, autocast, scaler)
+
+    else:
+        with _trainers.undisturbed(keep_state=False):
+            trainer = _trainers.make(setup, made, device)
+            _trainers.prepare(trainer)
+        example = _trainers.batch(setup, trainer)
+
+        def run(tell: Any) -> None:
+            _step.with_trainer(trainer, batch, tell, setup.runs, setup.accumulation)
 
     if cuda is not None:
         cuda.empty_cache()

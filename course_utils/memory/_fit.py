@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from course_utils import checks
 from course_utils.errors import ImpossibleSetup, NotTrainable
-from course_utils.memory.allocator import OutOfMemory
-from course_utils.memory.gpus import MIB, Gpu
-from course_utils.memory.gpus import gpu as gpu_by_name
-from course_utils.memory.predict import Prediction, predict
-from course_utils.memory.setup import MOST, Setup, config_of, known_fields
+from course_utils.memory._allocator import OutOfMemory
+from course_utils.memory._gpus import MIB, Gpu
+from course_utils.memory._gpus import gpu as gpu_by_name
+from course_utils.memory._predict import Prediction, predict
+from course_utils.memory._setup import MOST, Setup, config_of, known_fields
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,35 +21,35 @@ if TYPE_CHECKING:
 CONTEXT_MIB = 600
 LARGEST_BATCH = 1024
 
-# Ways to train that people choose between, from the largest to the smallest.
-WAYS: dict[str, dict[str, Any]] = {
-    "all weights, 32-bit with mixed precision": {"weights": "32-bit", "mixed_precision": True},
+# What people choose between, from the largest to the smallest.
+METHODS: dict[str, dict[str, Any]] = {
+    "all weights, 32-bit with mixed precision": {"dtype": "float32", "mixed_precision": True},
     "all weights, 16-bit": {},
-    "all weights, 16-bit, 8-bit Adam": {"optimizer": "adam_8bit"},
+    "all weights, 16-bit, 8-bit Adam": {"optimizer": "adamw_bnb_8bit"},
     "LoRA on 16-bit": {"lora": True, "lora_targets": "all-linear"},
-    "LoRA on 8-bit": {"lora": True, "lora_targets": "all-linear", "weights": "8-bit"},
+    "LoRA on 8-bit": {"lora": True, "lora_targets": "all-linear", "quantization": "8bit"},
     "QLoRA": {
         "lora": True,
         "lora_targets": "all-linear",
-        "weights": "nf4-double",
-        "optimizer": "adam_8bit_paged",
+        "quantization": "nf4-double",
+        "optimizer": "paged_adamw_8bit",
     },
 }
 
 # What makes a training smaller, from what costs least: what is changed, and what it costs.
 CHANGES: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("attention", {"attention": "sdpa"}, "nothing: the same results, faster"),
-    ("fused optimizer", {"optimizer": "adam_fused"}, "nothing: the same results, faster"),
-    ("8-bit Adam", {"optimizer": "adam_8bit"}, "a rounding of the optimizer's states"),
+    ("fused optimizer", {"optimizer": "adamw_torch_fused"}, "nothing: the same results, faster"),
+    ("8-bit Adam", {"optimizer": "adamw_bnb_8bit"}, "a rounding of the optimizer's states"),
     ("smaller micro-batches", {"batch_size": "half"}, "more of them for the same step"),
     ("checkpointing", {"checkpointing": "non-reentrant"}, "about a third more computing"),
     ("LoRA", {"lora": True, "lora_targets": "all-linear"}, "fewer trained weights"),
-    ("4-bit weights", {"weights": "nf4-double"}, "rounded weights; needs LoRA"),
+    ("4-bit weights", {"quantization": "nf4-double"}, "rounded weights; needs LoRA"),
     ("half the length", {"seq_len": "half"}, "longer examples are cut"),
 )
 
 
-def room(gpu: Gpu | str) -> int:
+def usable_bytes(gpu: Gpu | str) -> int:
     """Bytes that PyTorch's allocator may take on a GPU: all but the CUDA context's share."""
     gpu = gpu_by_name(gpu)
     return (gpu.memory_mib - CONTEXT_MIB) * MIB
@@ -63,7 +63,7 @@ def fits(setup: Setup, gpu: Gpu | str) -> Prediction | None:
     """
     gpu = gpu_by_name(gpu)
     try:
-        return predict(setup, gpu, room(gpu))
+        return predict(setup, gpu, usable_bytes(gpu))
     except OutOfMemory:
         return None
 
@@ -79,20 +79,20 @@ def largest_batch(setup: Setup, gpu: Gpu | str) -> int:
     """
     gpu = gpu_by_name(gpu)
     checks.a("setup", setup, Setup, "a Setup")
-    first = fits(setup.but(batch_size=1), gpu)
+    first = fits(setup.replace(batch_size=1), gpu)
     if first is None:
         return 0
     good, bad = 1, LARGEST_BATCH + 1
     known = [(1, first.peak_reserved_mb)]
     guess = 2
     while bad - good > 1:
-        found = fits(setup.but(batch_size=guess), gpu)
+        found = fits(setup.replace(batch_size=guess), gpu)
         if found is None:
             bad = guess
         else:
             good = guess
             known = [*known[-1:], (guess, found.peak_reserved_mb)]
-        guess = _next_guess(known, room(gpu) / 1e6, good, bad)
+        guess = _next_guess(known, usable_bytes(gpu) / 1e6, good, bad)
     return good
 
 
@@ -108,7 +108,7 @@ def fit(
     model: str,
     gpu: Gpu | str,
     lengths: Iterable[int] = (512, 2048),
-    ways: dict[str, dict[str, Any]] | None = None,
+    methods: dict[str, dict[str, Any]] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """The largest batch size for each way of training a model, by length of its examples.
@@ -117,7 +117,7 @@ def fit(
         model: as in `Setup`.
         gpu: a GPU, or its name.
         lengths: tokens an example.
-        ways: names and arguments of `Setup`; `WAYS` if None. Each is tried without and with
+        methods: names and arguments of `Setup`; `METHODS` if None. Each is tried without and with
             checkpointing.
         progress: show a bar.
 
@@ -127,7 +127,7 @@ def fit(
 
     Raises:
         UnknownName: a model or GPU that is not known.
-        ValueError: a length that no example has, or ways that are none.
+        ValueError: a length that no example has, or methods that are none.
     """
     import pandas as pd
     from tqdm.auto import tqdm
@@ -139,16 +139,18 @@ def fit(
         for length in checks.items("lengths", lengths, "numbers of tokens", empty=False)
     ]
     checks.flag("progress", progress)
-    ways = WAYS if ways is None else ways
+    methods = METHODS if methods is None else methods
     possible = "a dictionary of names and, for each, a dictionary of Setup's arguments"
     if not (
-        isinstance(ways, dict) and ways and all(isinstance(way, dict) for way in ways.values())
+        isinstance(methods, dict)
+        and methods
+        and all(isinstance(method, dict) for method in methods.values())
     ):
-        raise checks.refuse("ways", ways, possible)
-    for way in ways.values():
-        known_fields(way)
+        raise checks.refuse("methods", methods, possible)
+    for method in methods.values():
+        known_fields(method)
     config_of(model)  # an unknown model is an error now, and not in a cell of the table
-    cases = list(itertools.product(ways.items(), ("none", "non-reentrant"), lengths))
+    cases = list(itertools.product(methods.items(), ("none", "non-reentrant"), lengths))
     cells: dict[str, dict[int, int | str]] = {}
     for (name, options), checkpointing, length in tqdm(cases, disable=not progress, leave=False):
         label = name if checkpointing == "none" else f"{name}, checkpointing"
@@ -165,21 +167,30 @@ def fit(
     return table
 
 
+def _now(setup: Setup, name: str) -> Any:
+    """A field's value, with what None and "auto" stand for."""
+    if name == "checkpointing":
+        return setup.checkpoints
+    value = getattr(setup, name)
+    return "sdpa" if name == "attention" and value == "auto" else value
+
+
 def _changed(setup: Setup, changes: dict[str, Any]) -> Setup | None:
     """The setup with some changes made; None where they change nothing or are impossible."""
     values = {}
     for name, value in changes.items():
-        now = getattr(setup, name)
+        now = _now(setup, name)
         values[name] = now // 2 if value == "half" else value
         if value == "half" and now < 2:
             return None
+    if all(_now(setup, name) == value for name, value in values.items()):
+        return None
     if "batch_size" in values:
         values["accumulation"] = setup.accumulation * 2
     try:
-        changed = setup.but(**values)
+        return setup.replace(**values)
     except ImpossibleSetup:
         return None
-    return None if changed == setup else changed
 
 
 def ways_to_fit(
@@ -245,7 +256,7 @@ def ways_to_fit(
 def _idle(setup: Setup, changes: dict[str, Any], merged: dict[str, Any]) -> bool:
     """Whether a change does nothing here, or another one overrules it."""
     return any(merged[name] != value for name, value in changes.items()) or all(
-        getattr(setup, name) == value for name, value in changes.items()
+        _now(setup, name) == value for name, value in changes.items()
     )
 
 

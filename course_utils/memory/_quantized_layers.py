@@ -18,6 +18,20 @@ BLOCK = 64  # values that share a scale in 4 bits
 NESTED_BLOCK = 256  # scales that share a scale in double quantization
 
 
+def quantized(layer: nn.Module, name: str, dtype: torch.dtype) -> nn.Module:
+    """The layer that takes a linear layer's place on meta.
+
+    Args:
+        layer: `nn.Linear`, or GPT-2's `Conv1D`.
+        name: the quantization, as in `Setup`.
+        dtype: what 4-bit weights are expanded to.
+    """
+    if name == "8bit":
+        return Linear8bit(layer)
+    kind, _, double = name.partition("-")
+    return Linear4bit(layer, kind, bool(double), dtype)
+
+
 def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
@@ -80,7 +94,7 @@ class Linear8bit(bnb.nn.Linear8bitLt):
         self.bias = layer.bias
         self.scales = empty(rows, dtype=torch.float32)
 
-    def held(self) -> list[torch.Tensor]:
+    def extra_tensors(self) -> list[torch.Tensor]:
         """What it holds beside its parameters."""
         return [self.scales]
 
@@ -137,7 +151,7 @@ class Linear4bit(bnb.nn.Linear4bit):
             self.scales.append(empty(blocks, dtype=torch.float32))
         self.double, self.blocks = double, blocks
 
-    def held(self) -> list[torch.Tensor]:
+    def extra_tensors(self) -> list[torch.Tensor]:
         """What it holds beside its parameters."""
         return self.scales
 

@@ -17,11 +17,11 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from course_utils.errors import CourseError
-from course_utils.memory.allocator import Allocator
+from course_utils.memory._allocator import Allocator
 
 # Integers of more bytes than this are not followed; a mask of 8,192 by 8,192 is.
 MOST_INTEGERS = 2**27
-PHASES = ("weights", "forward", "backward", "optimizer")
+PHASES = ("weights", "forward", "backward", "optimizer", "evaluation")
 
 
 class DataDependent(CourseError):
@@ -78,6 +78,10 @@ class Tracker(TorchDispatchMode):
             self._book(storage, "hold")
         return self._keys[storage]
 
+    def know(self, tensor: torch.Tensor) -> None:
+        """Let code read a number that is only shown to people: it reads ones."""
+        self._integers.setdefault(tensor, torch.ones(tensor.shape, dtype=tensor.dtype))
+
     def key(self, tensor: torch.Tensor) -> int | None:
         """The key of a tensor's memory in the log."""
         return self._keys.get(tensor.untyped_storage())
@@ -117,6 +121,8 @@ class Tracker(TorchDispatchMode):
             return self._read(args[0])
         if func in _SIZED_BY_VALUES and args[0].device.type == "meta":
             return self._sized_by_values(func, args, kwargs)
+        if func in _INDEXED and args[0].device.type == "meta":
+            args = self._with_places(args)
         out = func(*args, **kwargs)
         name = str(func)
         for tensor in tree_flatten(out)[0]:
@@ -141,13 +147,39 @@ class Tracker(TorchDispatchMode):
 
     def _sized_by_values(self, func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
         """Such as nonzero: what it gives is as long as its input's values say."""
-        values = self._integers.get(args[0])
-        if values is None:
-            raise DataDependent(f"{func} needs values that only real weights could give.")
-        found = func(values, *args[1:], **kwargs)
+        if func is _aten.masked_select.default:
+            shape = (int(self._values(func, args[1]).expand(args[0].shape).sum()),)
+            out = torch.empty(shape, dtype=args[0].dtype, device="meta")
+            self.hold(out)
+            return out
+        found = func(self._values(func, args[0]), *args[1:], **kwargs)
         out = torch.empty(found.shape, dtype=found.dtype, device="meta")
         self.hold(out, found)
         return out
+
+    def _values(self, func: Any, tensor: torch.Tensor) -> torch.Tensor:
+        values = self._integers.get(tensor)
+        if values is None:
+            raise DataDependent(f"{func} needs values that only real weights could give.")
+        return values
+
+    def _with_places(self, args: tuple) -> tuple:
+        """Masks among an indexing's indices become the places that they mark, as CUDA does it.
+
+        Source: `aten/src/ATen/native/IndexingUtils.h`, `expandTensors`.
+        """
+        places: list[torch.Tensor | None] = []
+        for index in args[1]:
+            if index is None or index.dtype not in (torch.bool, torch.uint8):
+                places.append(index)
+                continue
+            found = self._values(_aten.nonzero.default, index).nonzero().t().contiguous()
+            out = torch.empty(found.shape, dtype=found.dtype, device="meta")
+            self.hold(out, found)
+            for row, values in zip(out.unbind(0), found.unbind(0), strict=True):
+                self._integers[row] = values
+                places.append(row)
+        return (args[0], places, *args[2:])
 
     def _follow_integers(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
         """Compute an operation's integers and truth values on the CPU, where its inputs are."""
@@ -156,7 +188,7 @@ class Tracker(TorchDispatchMode):
             for tensor in tree_flatten(out)[0]
             if isinstance(tensor, torch.Tensor)
             and tensor.device.type == "meta"
-            and not (tensor.is_floating_point() or tensor.is_complex())
+            and (tensor.numel() == 1 or not (tensor.is_floating_point() or tensor.is_complex()))
             and tensor.numel() * tensor.element_size() <= MOST_INTEGERS
         ]
         if not wanted:
@@ -183,5 +215,13 @@ class Tracker(TorchDispatchMode):
 
 _aten = torch.ops.aten
 _SIZED_BY_VALUES = {_aten.nonzero.default, _aten.masked_select.default}
+_INDEXED = {
+    _aten.index.Tensor,
+    _aten.index_put.default,
+    _aten.index_put_.default,
+    _aten._index_put_impl_.default,
+    _aten._unsafe_index.Tensor,
+    _aten._unsafe_index_put.default,
+}
 # Memory without values in it.
 _UNDEFINED = {_aten.empty.memory_format, _aten.empty_like.default, _aten.new_empty.default}

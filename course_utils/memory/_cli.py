@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 
 from course_utils import checks
-from course_utils.memory import setup as setups
-from course_utils.memory.gpus import DEFAULT, GPUS, this_gpu
-from course_utils.memory.gpus import gpu as gpu_by_name
+from course_utils.memory import Setup
+from course_utils.memory import _optimizers as optimizers
+from course_utils.memory import _setup as setups
+from course_utils.memory._gpus import DEFAULT, GPUS, this_gpu
+from course_utils.memory._gpus import gpu as gpu_by_name
 from course_utils.memory.grid import NAMED, READINGS
-from course_utils.memory.setup import Setup
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,11 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_setup(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, help="a model's id, or a folder with its config.json")
-    add("--weights", default="16-bit", help=", ".join(setups.WEIGHTS))
+    add("--quantization", help=", ".join(setups.QUANTIZATIONS))
     add("--dtype", help=f"{', '.join(setups.DTYPES)}; by default what the GPU computes in")
-    add("--attention", default="sdpa", help=", ".join(setups.ATTENTIONS))
+    add("--attention", default="auto", help=", ".join(setups.ATTENTIONS))
+    add("--trainer", default="sft", help=", ".join(setups.TRAINERS))
+    add("--no-attention-mask", action="store_true", help="of a loop written by hand")
+    add("--outputs-dropped", action="store_true", help="in a loop by hand, before its backward")
     add("--seq-len", type=int, default=512)
     add("--batch-size", type=int, default=1)
+    add("--supervised-share", type=float, default=1.0, help="of an example's tokens, at its end")
     add("--lora", action="store_true")
     add("--lora-rank", type=int, default=16)
     add("--lora-dropout", type=float, default=0.05)
@@ -55,20 +60,29 @@ def _add_setup(parser: argparse.ArgumentParser) -> None:
         "--checkpointing",
         nargs="?",
         const="non-reentrant",
-        default="none",
-        help=", ".join(setups.CHECKPOINTING),
+        help=f"{', '.join(setups.CHECKPOINTING)}; by default what the trainer does",
     )
-    add("--optimizer", default="adam_fused", help=", ".join(setups.OPTIMIZERS))
+    add(
+        "--optimizer",
+        default="adamw_torch_fused",
+        help="as the Trainer's `optim`: " + ", ".join(optimizers.known()),
+    )
     add("--accumulation", type=int, default=1)
-    add("--mixed-precision", action="store_true")
+    add(
+        "--mixed-precision",
+        nargs="?",
+        const=True,
+        help=f"{', '.join(setups.MIXED_PRECISION)}; by default what the trainer does",
+    )
     add("--sequences", default="full", help=", ".join(setups.SEQUENCES))
-    add("--prompt-masked", action="store_true")
-    add("--loop", default="trainer", help=", ".join(setups.LOOPS))
     add("--micro-batches", type=int, help="how many to run; by default two optimizer steps")
 
 
 def _setup(args: argparse.Namespace) -> Setup:
-    given = {name: getattr(args, name) for name in Setup.__dataclass_fields__}
+    names = Setup.__dataclass_fields__.keys() & vars(args).keys()
+    given = {name: getattr(args, name) for name in names}
+    given["attention_mask"] = not args.no_attention_mask
+    given["keep_outputs"] = not args.outputs_dropped
     if given["dtype"] is None:
         asked = getattr(args, "gpu", None)
         gpu = (this_gpu() or DEFAULT) if asked is None else gpu_by_name(asked)
@@ -84,7 +98,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from course_utils.memory.predict import predict
+    from course_utils.memory import predict
 
     found = predict(_setup(args), None if args.gpu is None else gpu_by_name(args.gpu))
     if args.json:
@@ -103,7 +117,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from course_utils.memory.measure import measure
+    from course_utils.memory import measure
 
     row = measure(_setup(args), args.timeout)
     if args.json or row["status"] != "ok":
@@ -133,7 +147,7 @@ def _grid(args: argparse.Namespace) -> int:
 
 
 def _fit(args: argparse.Namespace) -> int:
-    from course_utils.memory.fit import fit, ways_to_fit
+    from course_utils.memory._fit import fit, ways_to_fit
 
     if args.lengths:
         shortest = min(checks.whole("lengths", length, 1, setups.MOST) for length in args.lengths)

@@ -1,0 +1,324 @@
+"""From a `Setup` to what is trained: model, adapter, optimizer, batch, on meta or on a GPU.
+
+The same functions serve prediction and measurement, so that both do the same work. Introduced in
+notebook 05.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from course_utils.errors import ImpossibleSetup
+from course_utils.memory import _meta_patches
+from course_utils.memory._setup import Setup
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+LEARNING_RATE = 1e-5
+MOST_TOKENS = 2**23  # in a micro-batch whose values a prediction looks at
+
+
+class Backend:
+    """What of the libraries' ways depends on their versions; this one is for those installed."""
+
+    def from_config(self, config: Any, attention: str | None, dtype: torch.dtype) -> nn.Module:
+        """A model without weights; None for the attention that transformers takes by itself."""
+        from transformers import AutoModelForCausalLM
+
+        chosen = {} if attention is None else {"attn_implementation": attention}
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, **chosen)
+
+    def flash_attention(self) -> contextlib.AbstractContextManager:
+        """While it is entered, models can be made with FlashAttention 2 without its package."""
+        return _meta_patches.flash_attention_chosen()
+
+    def kept_whole(self, made: nn.Module) -> list[str]:
+        """The modules that are not quantized: the output layer and what is tied to it."""
+        from transformers.quantizers.base import get_keys_to_not_convert
+
+        return get_keys_to_not_convert(made)
+
+    def quantized_layer(self, layer: nn.Module, name: str, dtype: torch.dtype) -> nn.Module:
+        """The layer that takes a linear layer's place on meta."""
+        from course_utils.memory import _quantized_layers
+
+        return _quantized_layers.quantized(layer, name, dtype)
+
+
+def model(
+    setup: Setup, device: str, weights: str | None = None, backend: Backend | None = None
+) -> nn.Module:
+    """The model, quantized where it is to be; adapter and checkpointing are the trainer's part.
+
+    Args:
+        setup: which model, and how.
+        device: "meta", "cuda" or "cpu".
+        weights: a folder of a saved model, in safetensors; None for random weights.
+        backend: what makes it on meta; the installed libraries if None.
+    """
+    backend = backend or Backend()
+    attention = None if setup.attention == "auto" else setup.attention
+    dtype = DTYPES[setup.dtype]
+    if weights:
+        made = _saved(setup, device, weights, attention)
+    else:
+        flash = attention == "flash_attention_2" and device == "meta"
+        without_package = backend.flash_attention() if flash else contextlib.nullcontext()
+        with torch.device(device), quiet(), without_package:
+            made = backend.from_config(setup.config(), attention, dtype)
+    if setup.trainer != "loop" or setup.checkpoints != "none":
+        made.config.use_cache = False
+    made.train()
+    if setup.quantization and not weights:
+        _quantize(made, setup, device, backend)
+    return made
+
+
+def _saved(setup: Setup, device: str, weights: str, attention: str | None) -> nn.Module:
+    """A model with real weights, quantized by transformers where it is to be."""
+    from transformers import AutoModelForCausalLM
+
+    from course_utils.quantization import quantization_config
+
+    dtype = DTYPES[setup.dtype]
+    given: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    if setup.quantization:
+        given["quantization_config"] = quantization_config(setup.quantization, dtype)
+    with quiet():
+        return AutoModelForCausalLM.from_pretrained(
+            weights,
+            device_map={"": device},
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            **given,
+        )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' remarks, which are about real trainings."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _quantize(made: nn.Module, setup: Setup, device: str, backend: Backend) -> None:
+    """Replace linear layers by bitsandbytes' ones, or on meta by what stands for them."""
+    from transformers.pytorch_utils import Conv1D
+
+    dtype = DTYPES[setup.dtype]
+    whole = backend.kept_whole(made)
+    for name, module in list(made.named_modules()):
+        if not isinstance(module, (nn.Linear, Conv1D)):
+            continue
+        if any(name == key or name.startswith(f"{key}.") for key in whole):
+            continue
+        if device == "meta":
+            new = backend.quantized_layer(module, setup.quantization, dtype)
+        else:
+            new = _quantized_here(module, setup.quantization, dtype).to(device)
+        made.set_submodule(name, new)
+    # As from_pretrained leaves it; peft and TRL ask for these.
+    eight_bits = setup.quantization == "8bit"
+    made.is_loaded_in_8bit, made.is_loaded_in_4bit = eight_bits, not eight_bits
+    made.config._is_quantized = True
+    made.config._pre_quantization_dtype = dtype
+    made.quantization_method = "bitsandbytes"
+
+
+def _quantized_here(module: nn.Module, name: str, dtype: torch.dtype) -> nn.Module:
+    """bitsandbytes' layer with a linear layer's weight, to be moved to its device."""
+    import bitsandbytes as bnb
+
+    weight = module.weight.data if isinstance(module, nn.Linear) else module.weight.data.T
+    rows, columns = weight.shape
+    if name == "8bit":
+        new = bnb.nn.Linear8bitLt(
+            columns, rows, has_fp16_weights=False, threshold=6.0, device="meta"
+        )
+        new.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+    else:
+        kind, _, double = name.partition("-")
+        new = bnb.nn.Linear4bit(
+            columns,
+            rows,
+            compute_dtype=dtype,
+            compress_statistics=bool(double),
+            quant_type=kind,
+            device="meta",
+        )
+        new.weight = bnb.nn.Params4bit(
+            weight, requires_grad=False, compress_statistics=bool(double), quant_type=kind
+        )
+    new.bias = module.bias
+    return new
+
+
+def adapter(setup: Setup) -> Any:
+    """peft's configuration of the setup's adapter; None where the weights are trained."""
+    import peft
+
+    if setup.peft is not None:
+        kind = setup.peft["peft_type"]
+        made = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)]
+        names = made.__dataclass_fields__
+        config = made(**{name: value for name, value in setup.peft.items() if name in names})
+        # What reads weights to begin with (PiSSA, OLoRA, …) makes tensors of the same sizes.
+        if isinstance(getattr(config, "init_lora_weights", None), str):
+            config.init_lora_weights = True
+        return config
+    if not setup.lora:
+        return None
+    targets: Any = setup.lora_targets
+    if targets == "default":
+        targets = None
+    elif targets != "all-linear":
+        targets = [name.strip() for name in targets.split(",")]
+    return peft.LoraConfig(
+        r=setup.lora_rank,
+        lora_alpha=2 * setup.lora_rank,
+        lora_dropout=setup.lora_dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+
+
+def prepared_by_hand(setup: Setup, made: nn.Module, device: str) -> nn.Module:
+    """Adapter and checkpointing as one adds them without TRL, which has its own order."""
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    reentrant = {"use_reentrant": setup.checkpoints == "reentrant"}
+    checkpointed = setup.checkpoints != "none"
+    with quiet():
+        if setup.quantization:
+            made = prepare_model_for_kbit_training(
+                made,
+                use_gradient_checkpointing=checkpointed,
+                gradient_checkpointing_kwargs=reentrant if checkpointed else None,
+            )
+        elif checkpointed:
+            made.gradient_checkpointing_enable(gradient_checkpointing_kwargs=reentrant)
+            if setup.adapter and reentrant["use_reentrant"]:
+                made.enable_input_require_grads()
+        if (config := adapter(setup)) is not None:
+            with torch.device(device):
+                made = get_peft_model(made, config)
+    return made
+
+
+@contextlib.contextmanager
+def shared_state_kept() -> Iterator[None]:
+    """Put accelerate's state back afterwards: a new trainer's arguments reset it for all others."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    states = [kind._shared_state for kind in (AcceleratorState, GradientState, PartialState)]
+    saved = [dict(state) for state in states]
+    try:
+        yield
+    finally:
+        for state, before in zip(states, saved, strict=True):
+            state.clear()
+            state.update(before)
+
+
+def trained(made: nn.Module) -> list[nn.Parameter]:
+    """The parameters that the optimizer gets."""
+    return [parameter for parameter in made.parameters() if parameter.requires_grad]
+
+
+def lengths(setup: Setup) -> list[int]:
+    """Tokens of each example: all the same, or from the whole length down to half of it."""
+    if setup.sequences != "padded" or setup.batch_size == 1:
+        return [setup.seq_len] * setup.batch_size
+    most, steps = setup.seq_len, setup.batch_size - 1
+    return [most - number * (most // 2) // steps for number in range(setup.batch_size)]
+
+
+def examples(setup: Setup, vocabulary: int) -> list[dict[str, Any]]:
+    """A micro-batch of random tokens, before a collator; packed, each is four texts in a row."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for length in lengths(setup):
+        tokens = torch.randint(min(vocabulary, 1000), (length,), generator=generator).tolist()
+        prompt = length - max(1, round(length * setup.supervised_share))
+        if setup.trainer == "dpo":
+            answer = tokens[prompt:]
+            rows.append(
+                {"prompt_ids": tokens[:prompt], "chosen_ids": answer, "rejected_ids": answer}
+            )
+            continue
+        row: dict[str, Any] = {"input_ids": tokens, "labels": [-100] * prompt + tokens[prompt:]}
+        if setup.sequences == "packed":
+            each = max(1, -(-length // 4))
+            row["seq_lengths"] = [min(each, length - start) for start in range(0, length, each)]
+        rows.append(row)
+    return rows
+
+
+def batch(setup: Setup, vocabulary: int) -> dict[str, torch.Tensor]:
+    """A micro-batch for a loop by hand, on the CPU, int64, each (batch size, length).
+
+    Packed, positions begin anew with each text, and there is no mask.
+    """
+    rows = examples(setup, vocabulary)
+    ids = torch.zeros((len(rows), setup.seq_len), dtype=torch.int64)
+    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        used = len(row["input_ids"])
+        ids[number, :used] = torch.tensor(row["input_ids"])
+        labels[number, :used] = torch.tensor(row["labels"])
+        mask[number, :used] = 1
+    given = {"input_ids": ids, "labels": labels}
+    if setup.sequences == "packed":
+        each = max(1, -(-setup.seq_len // 4))
+        positions = torch.arange(setup.seq_len) % each
+        given["position_ids"] = positions.expand(ids.shape).clone()
+        labels[:, ::each] = -100  # an example's first token is not predicted from the one before
+    elif setup.attention_mask:
+        given["attention_mask"] = mask
+    return given
+
+
+def too_large_to_look_at(setup: Setup) -> bool:
+    """Whether a prediction goes by the batch's shape alone, as it must where it would be huge.
+
+    Raises:
+        ImpossibleSetup: so many tokens, padded, packed or partly supervised; what code does depends
+            on where.
+    """
+    if setup.batch_size * setup.seq_len <= MOST_TOKENS:
+        return False
+    if setup.sequences != "full" or setup.supervised_share < 1 or setup.trainer == "dpo":
+        raise ImpossibleSetup(
+            f"batch_size is {setup.batch_size:,} and seq_len is {setup.seq_len:,}. Unless every "
+            "example is full and wholly supervised, a prediction takes up to "
+            f"{MOST_TOKENS:,} tokens in a micro-batch. Take a smaller batch."
+        )
+    return True
+
+
+def outline(setup: Setup) -> dict[str, torch.Tensor]:
+    """`batch` by its shape alone: no code goes by the values of tokens, and the mask is ones."""
+    shape = (setup.batch_size, setup.seq_len)
+    tokens = torch.empty(shape, dtype=torch.int64, device="meta")
+    given = {"input_ids": tokens, "labels": tokens}
+    if setup.attention_mask:
+        given["attention_mask"] = torch.ones((), dtype=torch.int64).expand(shape)
+    return given

@@ -1,0 +1,372 @@
+"""`predict`: the GPU memory of a training, without a GPU and without weights.
+
+The model is made on PyTorch's meta device, where tensors have shapes and no values, and trained
+there for two steps with the installed libraries' own code. Every tensor's beginning and end goes
+to a simulated CUDA allocator. Introduced in notebook 04.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten
+
+from course_utils import checks
+from course_utils.errors import CourseError, NotTrainable
+from course_utils.memory import _build as build
+from course_utils.memory import _cuda as cuda
+from course_utils.memory import _meta_patches, _step, _trainers
+from course_utils.memory import _optimizers as optimizers
+from course_utils.memory._allocator import Allocator, OutOfMemory
+from course_utils.memory._gpus import DEFAULT, Gpu, this_gpu
+from course_utils.memory._gpus import gpu as gpu_by_name
+from course_utils.memory._setup import Setup
+from course_utils.memory._tracker import PHASES, Tracker
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MB = 1e6
+KINDS = ("weights", "optimizer", "gradients", "activations", "workspaces")
+LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a training will need. Sizes are in MB = 10^6 bytes.
+
+    Attributes:
+        setup: what was predicted.
+        gpu: for which GPU.
+        peak_allocated_mb, peak_reserved_mb: the largest values that `torch.cuda`'s
+            `max_memory_allocated` and `max_memory_reserved` will give; the CUDA context, some
+            hundred MB that belong to no allocator, comes on top of them.
+        phases: the peak in each phase of the training.
+        at_peak: what the memory was full of at the peak, by kind.
+        peak_op: the operation at the peak.
+        assumptions: what was taken for granted.
+        versions: of the libraries it speaks for.
+        seconds: how long the prediction took.
+    """
+
+    setup: Setup
+    gpu: Gpu
+    peak_allocated_mb: float
+    peak_reserved_mb: float
+    phases: dict[str, float]
+    at_peak: dict[str, float]
+    peak_op: str
+    assumptions: list[str]
+    versions: dict[str, str]
+    seconds: float
+    log: list[tuple[str, int, int]] = field(repr=False, default_factory=list)
+    kinds: dict[int, str] = field(repr=False, default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: all but the log."""
+        return {
+            "setup": self.setup.to_dict(),
+            "gpu": self.gpu.name,
+            "peak_allocated_mb": round(self.peak_allocated_mb, 1),
+            "peak_reserved_mb": round(self.peak_reserved_mb, 1),
+            "phases": {name: round(size, 1) for name, size in self.phases.items()},
+            "at_peak": {name: round(size, 1) for name, size in self.at_peak.items()},
+            "peak_op": self.peak_op,
+            "assumptions": self.assumptions,
+            "versions": self.versions,
+            "seconds": round(self.seconds, 2),
+        }
+
+    def timeline(self) -> pd.DataFrame:
+        """Allocated MB after each request and release: a column a kind, and the phase."""
+        import pandas as pd
+
+        now = dict.fromkeys(KINDS, 0.0)
+        rows = []
+        for phase, key, size in self.log:
+            now[self.kinds[key]] += size / MB
+            rows.append({**now, "phase": phase})
+        return pd.DataFrame(rows)
+
+
+def versions() -> dict[str, str]:
+    """The installed versions that decide about memory."""
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def predict(setup: Setup, gpu: Gpu | str | None = None, capacity: int | None = None) -> Prediction:
+    """Predict the memory of a training.
+
+    Args:
+        setup: what is trained, and how.
+        gpu: on which GPU, or its name in `GPUS`; None for this machine's own, else an RTX 4090. It
+            decides about kernels and workspaces, not about what fits.
+        capacity: bytes that the allocator may reserve; None for any number.
+
+    Raises:
+        UnknownName: a GPU that is not in `GPUS`.
+        OutOfMemory: more than `capacity` would be needed.
+        DataDependent: the model's code goes a way that depends on its weights.
+        NotTrainable: the installed libraries cannot run this training, on a GPU neither.
+        ImpossibleSetup: a micro-batch of so many padded or packed tokens cannot be predicted.
+        ValueError: no setup, or a capacity below 1.
+    """
+    checks.a("setup", setup, Setup, "a Setup")
+    return predict_with(build.Backend(), setup, gpu, capacity)
+
+
+def predict_with(
+    backend: build.Backend,
+    setup: Setup,
+    gpu: Gpu | str | None = None,
+    capacity: int | None = None,
+) -> Prediction:
+    """`predict`, for libraries whose ways are those of `backend`."""
+    gpu = (this_gpu() or DEFAULT) if gpu is None else gpu_by_name(gpu)
+    if capacity is not None:
+        checks.whole("capacity", capacity, 1)
+    start = time.perf_counter()
+    simulation = Simulation(gpu, setup.autocast, capacity)
+    by_hand = setup.trainer == "loop"
+    short = setup.shortened()
+    with simulation.patched(), _refusing(setup):
+        made = build.model(setup, "meta", backend=backend)
+        if by_hand:
+            made = build.prepared_by_hand(setup, made, "meta")
+            optimizer = _trainers.optimizer_by_hand(setup, made)
+        else:
+            trainer = _trainers.make(setup, made, "meta")
+            made, optimizer = trainer.model, trainer.optimizer
+        if build.too_large_to_look_at(setup):
+            example: dict[str, Any] = build.outline(setup)
+        elif by_hand:
+            example = build.batch(setup, setup.config().vocab_size)
+        else:
+            example = _trainers.batch(setup, trainer)
+        simulation.hold(made, optimizer)
+        with simulation.running():
+            if by_hand:
+                _step.by_hand(
+                    short,
+                    made,
+                    optimizer,
+                    lambda: simulation.put(example),
+                    simulation.phase,
+                    simulation.autocasting,
+                )
+            else:
+                simulation.prepare(trainer)
+                _step.with_trainer(
+                    trainer,
+                    lambda: simulation.put(example),
+                    simulation.phase,
+                    short.runs,
+                    short.accumulation,
+                    setup.accumulation - short.accumulation,
+                )
+    simulation.label(optimizer=optimizer)
+    return simulation.prediction(setup, _assumptions(setup, gpu), start)
+
+
+class Simulation:
+    """A GPU that is not there: what it holds while a training runs on meta tensors.
+
+    Args:
+        gpu: which one.
+        autocast: the dtype of mixed precision, or None.
+        capacity: bytes that the allocator may reserve; None for any number.
+    """
+
+    def __init__(self, gpu: Gpu, autocast: str | None, capacity: int | None):
+        self.gpu = gpu
+        self.allocator = Allocator(capacity)
+        self.tracker = Tracker(self.allocator, cuda.scratch)
+        self.autocast = autocast
+        self.on_gpu = cuda.OnGpu(gpu, build.DTYPES[autocast] if autocast else None)
+        self.kinds: dict[int, str] = {}
+        self.workspaces: dict[str, Any] = {}
+        self.parameters: list[nn.Parameter] = []
+
+    @contextlib.contextmanager
+    def patched(self) -> Iterator[None]:
+        """While models and trainers are made, and run."""
+        with (
+            _trainers.undisturbed(),
+            _meta_patches.as_on_gpu(self.on_gpu),
+            _meta_patches.devices_on_meta(),
+            optimizers.without_kernels(),
+        ):
+            yield
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """While what is asked for is booked."""
+        with self.tracker:
+            yield
+
+    def hold(self, made: nn.Module, optimizer: Any) -> None:
+        """Book a model's tensors, and states that an optimizer has from the beginning."""
+        self.parameters = build.trained(made)
+        for tensor in _all_tensors(made):
+            self.kinds[self.tracker.hold(tensor)] = "weights"
+        for tensor in _on_meta(list(optimizer.state.values())):
+            self.kinds[self.tracker.hold(tensor)] = "optimizer"
+
+    def put(self, example: dict[str, Any]) -> dict[str, Any]:
+        """A batch on the GPU: what is no tensor stays as it is."""
+
+        def on_gpu(values: Any) -> Any:
+            if not isinstance(values, torch.Tensor):
+                return values
+            made = torch.empty_like(values, device="meta", memory_format=torch.contiguous_format)
+            self.tracker.hold(made, None if values.device.type == "meta" else values)
+            return made
+
+        return {name: on_gpu(values) for name, values in example.items()}
+
+    def phase(self, name: str) -> None:
+        """What begins now, one of the tracker's phases."""
+        self.tracker.phase = name
+        if name == "optimizer":
+            self.label(gradients=self.parameters)
+        if name in ("forward", "backward") and name not in self.workspaces:
+            # Each of the two threads has a cuBLAS handle with a workspace of its own.
+            self.workspaces[name] = self.tracker.take(self.gpu.workspace, "cuBLAS workspace")
+            self.kinds[self.tracker.log[-1][1]] = "workspaces"
+
+    @contextlib.contextmanager
+    def autocasting(self) -> Iterator[None]:
+        """The forward pass: functions act as on the GPU, and cast where mixed precision does."""
+        with self.on_gpu.active(), self.on_gpu.casting():
+            yield
+
+    def prepare(self, trainer: Any, as_on_gpu: bool = True) -> None:
+        """What accelerate does to a trainer's model, and to numbers that are only logged.
+
+        Args:
+            trainer: whose steps will be run.
+            as_on_gpu: whether the model's functions act as on a GPU, or as on meta.
+        """
+        from accelerate.utils.operations import convert_to_fp32
+
+        model = trainer.model
+        forward = model.forward
+
+        @functools.wraps(forward)
+        def prepared(*args: Any, **kwargs: Any) -> Any:
+            with self.autocasting():
+                outputs = forward(*args, **kwargs)
+            return convert_to_fp32(outputs) if self.autocast else outputs
+
+        def known(value: Any) -> Any:
+            for tensor in _on_meta(value):
+                self.tracker.know(tensor)
+            return value
+
+        if as_on_gpu:
+            model.forward = prepared
+        trainer.model_wrapped = model
+        for name in ("gather", "gather_for_metrics"):
+            setattr(trainer.accelerator, name, known)
+
+    def label(self, gradients: list[nn.Parameter] | None = None, optimizer: Any = None) -> None:
+        """Tell what pieces of memory are gradients or states, which their requests do not show."""
+        for parameter in gradients or []:
+            if parameter.grad is not None:
+                self.kinds[self.tracker.key(parameter.grad)] = "gradients"
+        states = [] if optimizer is None else optimizer.state.values()
+        for value in _on_meta(list(states)):
+            key = self.tracker.key(value)
+            if key is not None:
+                self.kinds[key] = "optimizer"
+
+    def prediction(self, setup: Setup, assumptions: list[str], start: float) -> Prediction:
+        """What was found."""
+        log = list(self.tracker.log)  # what is released later belongs to no step
+        for _, key, _ in log:
+            self.kinds.setdefault(key, "activations")
+        peaks = self.tracker.peaks
+        return Prediction(
+            setup,
+            self.gpu,
+            self.allocator.peak_allocated / MB,
+            self.allocator.peak_reserved / MB,
+            {name: peaks[name] / MB for name in PHASES if peaks[name]},
+            _at_peak(log, self.kinds),
+            self.tracker.peak_op,
+            assumptions,
+            versions(),
+            time.perf_counter() - start,
+            log,
+            self.kinds,
+        )
+
+
+@contextlib.contextmanager
+def _refusing(setup: Setup) -> Iterator[None]:
+    """What the libraries raise, said as a refusal of this setup."""
+    try:
+        yield
+    except (CourseError, OutOfMemory):
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {str(error).split('. ')[0]}"
+        raise NotTrainable(f"{setup}: the installed libraries stop at this with {said}.") from error
+
+
+def _all_tensors(made: nn.Module) -> Iterator[torch.Tensor]:
+    yield from made.parameters()
+    yield from made.buffers()
+    for module in made.modules():
+        if hasattr(module, "extra_tensors"):
+            yield from module.extra_tensors()
+
+
+def _on_meta(values: Any) -> list[torch.Tensor]:
+    """The tensors on meta anywhere in lists and dictionaries."""
+    flat = tree_flatten(values)[0]
+    return [
+        value for value in flat if isinstance(value, torch.Tensor) and value.device.type == "meta"
+    ]
+
+
+def _at_peak(log: list[tuple[str, int, int]], kinds: dict[int, str]) -> dict[str, float]:
+    now, most, found = dict.fromkeys(KINDS, 0), 0, {}
+    total = 0
+    for _, key, size in log:
+        now[kinds[key]] += size
+        total += size
+        if total > most:
+            most, found = total, dict(now)
+    return {kind: size / MB for kind, size in found.items()}
+
+
+def _assumptions(setup: Setup, gpu: Gpu) -> list[str]:
+    made = [
+        f"the kernels that PyTorch takes on a {gpu.name} (capability {gpu.capability[0]}."
+        f"{gpu.capability[1]})",
+        "two cuBLAS workspaces of their default size",
+        "an allocator with its default settings, and no other program on the GPU",
+        "weights are there already; what loading holds for a moment is not counted",
+    ]
+    if setup.runs // setup.accumulation >= 2:
+        made.append("two optimizer steps, the second of which has the optimizer's states beside it")
+    else:
+        made.append(f"{setup.runs} micro-batches, {setup.runs // setup.accumulation} steps")
+    if setup.quantization == "8bit":
+        made.append("no outliers in the activations, which int8 layers would treat by themselves")
+    if optimizers.is_paged(setup.optimizer):
+        made.append("paged states lie outside PyTorch's allocator and are not counted")
+    return made

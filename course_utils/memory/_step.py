@@ -1,0 +1,101 @@
+"""The training steps whose memory is predicted and measured. Introduced in notebook 05."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from course_utils.memory._setup import Setup
+
+Batch = Callable[[], dict[str, Any]]
+Phase = Callable[[str], None]
+
+
+def with_trainer(
+    trainer: Any, batch: Batch, phase: Phase, runs: int, accumulation: int, waiting: int = 0
+) -> None:
+    """Run micro-batches with a trainer's own `training_step`, in the order of `Trainer._run_epoch`.
+
+    Args:
+        trainer: with its optimizer made; its model may be wrapped.
+        batch: gives the next micro-batch, on the model's device.
+        phase: told what begins: "forward", "backward" or "optimizer".
+        runs: how many micro-batches.
+        accumulation: micro-batches between two optimizer steps.
+        waiting: micro-batches that are on the device beside those that are run, since all of a
+            step's are fetched before its first.
+    """
+    model = trainer.model_wrapped
+    backward = trainer.accelerator.backward
+
+    def noted(loss: torch.Tensor, **options: Any) -> None:
+        phase("backward")
+        backward(loss, **options)
+
+    trainer.accelerator.backward = noted
+    trainer.current_gradient_accumulation_steps = accumulation
+    try:
+        phase("forward")
+        total = torch.zeros((), device=trainer.args.device)
+        for first in range(0, runs, accumulation):
+            phase("forward")
+            batches = [batch() for _ in range(min(accumulation, runs - first) + waiting)]
+            items = trainer._get_num_items_in_batch(batches, trainer.args.device)
+            for inputs in batches[: len(batches) - waiting]:
+                phase("forward")
+                loss = trainer.training_step(model, inputs, items)
+                total += loss
+            if len(batches) - waiting < accumulation:
+                return
+            phase("optimizer")
+            if trainer.args.max_grad_norm > 0:
+                norm = trainer._clip_grad_norm(model)  # noqa: F841  the Trainer keeps it, too
+            trainer.optimizer.step()
+            model.zero_grad()
+    finally:
+        del trainer.accelerator.backward
+
+
+def by_hand(
+    setup: Setup,
+    model: nn.Module,
+    optimizer: Any,
+    batch: Batch,
+    phase: Phase,
+    autocast: Callable[[], AbstractContextManager],
+    scaler: Any = None,
+) -> None:
+    """Run micro-batches in a loop as one writes it by hand, without clipping.
+
+    Args:
+        setup: what is trained.
+        model, optimizer: to train.
+        batch, phase: as in `with_trainer`.
+        autocast: a context for the forward pass.
+        scaler: a gradient scaler, for mixed precision in float16 on a GPU.
+    """
+    for number in range(1, setup.runs + 1):
+        phase("forward")
+        with autocast():
+            outputs = model(**batch())
+        loss = outputs["loss"]
+        if not setup.keep_outputs:
+            del outputs
+        if setup.accumulation > 1:
+            loss = loss / setup.accumulation
+        phase("backward")
+        (scaler.scale(loss) if scaler else loss).backward()
+        if not setup.keep_outputs:
+            del loss
+        if number % setup.accumulation == 0:
+            phase("optimizer")
+            if scaler:
+                scaler.step(optimizer)
+                scaler.update()
+            else:
+                optimizer.step()
+            optimizer.zero_grad()
