@@ -33,6 +33,7 @@ from course_utils.memory._tracker import PHASES, Tracker
 
 if TYPE_CHECKING:
     import pandas as pd
+    from transformers import Trainer
 
 MB = 1e6
 KINDS = ("weights", "optimizer", "gradients", "activations", "workspaces")
@@ -106,11 +107,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def predict(setup: Setup, gpu: Gpu | str | None = None, capacity: int | None = None) -> Prediction:
+def predict(
+    training: Setup | Trainer, gpu: Gpu | str | None = None, capacity: int | None = None
+) -> Prediction:
     """Predict the memory of a training.
 
     Args:
-        setup: what is trained, and how.
+        training: a setup, or a trainer that is built: `Trainer`, `SFTTrainer` or `DPOTrainer` with
+            a causal language model, on this machine, with its longest batch.
         gpu: on which GPU, or its name in `GPUS`; None for this machine's own, else an RTX 4090. It
             decides about kernels and workspaces, not about what fits.
         capacity: bytes that the allocator may reserve; None for any number.
@@ -121,10 +125,19 @@ def predict(setup: Setup, gpu: Gpu | str | None = None, capacity: int | None = N
         DataDependent: the model's code goes a way that depends on its weights.
         NotTrainable: the installed libraries cannot run this training, on a GPU neither.
         ImpossibleSetup: a micro-batch of so many padded or packed tokens cannot be predicted.
-        ValueError: no setup, or a capacity below 1.
+        NotPredictable: a trainer, model or argument that is not followed.
+        ValueError: neither a setup nor a trainer, or a capacity below 1.
     """
-    checks.a("setup", setup, Setup, "a Setup")
-    return predict_with(build.Backend(), setup, gpu, capacity)
+    if capacity is not None:
+        checks.whole("capacity", capacity, 1)
+    if isinstance(training, Setup):
+        return predict_with(build.Backend(), training, gpu, capacity)
+    from transformers import Trainer
+
+    from course_utils.memory._from_trainer import predict_trainer
+
+    checks.a("training", training, Trainer, "a Setup, or a Trainer of transformers or TRL")
+    return predict_trainer(training, gpu, capacity)
 
 
 def predict_with(
@@ -135,8 +148,6 @@ def predict_with(
 ) -> Prediction:
     """`predict`, for libraries whose ways are those of `backend`."""
     gpu = (this_gpu() or DEFAULT) if gpu is None else gpu_by_name(gpu)
-    if capacity is not None:
-        checks.whole("capacity", capacity, 1)
     start = time.perf_counter()
     simulation = Simulation(gpu, setup.autocast, capacity)
     by_hand = setup.trainer == "loop"

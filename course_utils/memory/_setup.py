@@ -200,6 +200,9 @@ class Setup:
                 f"seq_len is {self.seq_len}, but {self.name} has {longest} positions."
             )
 
+    def _shown(self, name: str) -> Any:
+        return self.peft["peft_type"] if name == "peft" and self.peft else getattr(self, name)
+
     @property
     def adapter(self) -> bool:
         """Whether an adapter is trained, and not the weights."""
@@ -304,7 +307,7 @@ class Setup:
     def __str__(self) -> str:
         """The model and what differs from the defaults."""
         changed = [
-            f"{field.name}={getattr(self, field.name)}"
+            f"{field.name}={self._shown(field.name)}"
             for field in fields(self)
             if field.name != "model" and getattr(self, field.name) != field.default
         ]

@@ -1,0 +1,345 @@
+"""From a trainer that is built: its setup, and its training on meta tensors.
+
+Introduced in notebook 05.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from course_utils import checks
+from course_utils.errors import NotPredictable
+from course_utils.memory import _build as build
+from course_utils.memory import _quantized_layers, _step, _trainers
+from course_utils.memory._gpus import DEFAULT, Gpu, this_gpu
+from course_utils.memory._gpus import gpu as gpu_by_name
+from course_utils.memory._setup import Setup
+
+if TYPE_CHECKING:
+    from course_utils.memory._predict import Prediction
+
+_LOOKED_AT = 500  # batches of a dataset whose rows have no lengths until they are collated
+# Arguments of a trainer that change what is asked for in ways that are not followed.
+_REFUSED = {
+    "torch_compile": "compiled code plans its memory by itself",
+    "use_liger_kernel": "Liger's kernels need a GPU",
+    "deepspeed": "DeepSpeed spreads a model over several GPUs",
+    "activation_offloading": "activations move to the CPU and back while others are computed",
+}
+
+
+def kind_of(trainer: Any) -> str:
+    """Which of `TRAINERS` a trainer is.
+
+    Raises:
+        BadValue: no trainer.
+        NotPredictable: a trainer, model or argument that is not followed, by name.
+    """
+    from transformers import AutoModelForCausalLM, Trainer
+
+    checks.a("trainer", trainer, Trainer, "a Trainer of transformers or TRL")
+    names = [kind.__name__ for kind in type(trainer).__mro__]
+    known = {"SFTTrainer": "sft", "DPOTrainer": "dpo"}
+    kind = next((kind for name, kind in known.items() if name in names), "trainer")
+    from_trl = any(each.__module__.startswith("trl.") for each in type(trainer).__mro__)
+    if kind == "trainer" and (from_trl or "Seq2SeqTrainer" in names):
+        raise NotPredictable(
+            f"{type(trainer).__name__} is not predicted. SFTTrainer, DPOTrainer and transformers' "
+            "Trainer are."
+        )
+    model = _base(trainer.model)
+    config = getattr(model, "config", None)
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise NotPredictable(
+            f"{type(model).__name__} is no causal language model of transformers; others are not "
+            "predicted."
+        )
+    args = trainer.args
+    for name, why in _REFUSED.items():
+        if getattr(args, name, None):
+            raise NotPredictable(f"{name} is set, which is not predicted: {why}.")
+    if getattr(trainer, "is_fsdp_enabled", False):
+        raise NotPredictable("FSDP is on, which is not predicted: one GPU is.")
+    if getattr(trainer, "ref_model", None) is not None:
+        raise NotPredictable(
+            "A reference model beside the trained one is not predicted; with an adapter, DPO needs "
+            "none."
+        )
+    return kind
+
+
+def _base(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+# ---- the longest batch
+
+
+def longest_examples(trainer: Any) -> list[Any]:
+    """As many examples as a micro-batch has, the longest ones of the training set.
+
+    Raises:
+        NotPredictable: no dataset, or an empty one.
+    """
+    data, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
+    if data is None or (hasattr(data, "__len__") and len(data) == 0):
+        raise NotPredictable("The trainer has no training examples, which decide about memory.")
+    columns = getattr(data, "column_names", None) or []
+    wanted = [name for name in ("input_ids", "prompt_ids") if name in columns]
+    if wanted and hasattr(data, "__len__"):
+        names = ["prompt_ids", "chosen_ids", "rejected_ids"] if "prompt_ids" in wanted else wanted
+        lengths = [sum(map(len, row)) for row in zip(*(data[name] for name in names), strict=True)]
+        order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+        loader = trainer.get_train_dataloader()
+        return [loader.dataset[place] for place in order[:size]]
+    return []
+
+
+def longest_batch(trainer: Any) -> dict[str, Any]:
+    """The micro-batch with the most tokens: the longest examples together, if one can tell.
+
+    Otherwise the largest of the first `_LOOKED_AT` batches.
+    """
+    loader = trainer.get_train_dataloader()
+    if examples := longest_examples(trainer):
+        return dict(loader.collate_fn(examples))
+    batches: Iterable[Any] = itertools.islice(iter(loader), _LOOKED_AT)
+    return dict(max(batches, key=lambda batch: batch["input_ids"].numel()))
+
+
+# ---- the setup
+
+
+def setup_of(trainer: Any) -> Setup:
+    """See `Setup.from_trainer`."""
+    kind = kind_of(trainer)
+    args, model = trainer.args, _base(trainer.model)
+    batch = longest_batch(trainer)
+    rows, length = batch["input_ids"].shape
+    packed = "position_ids" in batch and "attention_mask" not in batch
+    if packed:  # all examples of the micro-batch in one row
+        length, rows = max(1, length // args.per_device_train_batch_size), 1
+    padded = "attention_mask" in batch and not bool(batch["attention_mask"].all())
+    labels = batch.get("labels")
+    share = 1.0
+    if kind == "dpo":
+        share = float(batch["completion_mask"].float().mean())
+    elif labels is not None:
+        share = float((labels != -100).float().mean())
+    config = model.config.to_diff_dict()
+    return Setup(
+        {**config, "model_type": model.config.model_type},
+        quantization=_quantization(model),
+        dtype=str(_dtype(model)).removeprefix("torch."),
+        attention=_attention(model),
+        **_adapter(trainer.model),
+        trainer=kind,
+        optimizer=getattr(args.optim, "value", args.optim),
+        checkpointing=_checkpointing(trainer),
+        accumulation=args.gradient_accumulation_steps,
+        mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
+        batch_size=args.per_device_train_batch_size,
+        seq_len=length,
+        sequences="packed" if packed else "padded" if padded else "full",
+        supervised_share=min(1.0, max(share, 1 / length)),
+    )
+
+
+def _quantization(model: nn.Module) -> str | None:
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear8bitLt):
+            return "8bit"
+        if isinstance(module, bnb.nn.Linear4bit):
+            weight = module.weight
+            state = getattr(weight, "quant_state", None)
+            double = state.nested if state is not None else weight.compress_statistics
+            return weight.quant_type + ("-double" if double else "")
+    return None
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """Of what is neither trained as an adapter nor quantized."""
+    frozen = [p for name, p in model.named_parameters() if "lora_" not in name]
+    floating = [p for p in frozen if p.is_floating_point()]
+    sizes: dict[torch.dtype, int] = defaultdict(int)
+    for parameter in floating:
+        sizes[parameter.dtype] += parameter.numel()
+    found = max(sizes, key=sizes.__getitem__)
+    if found not in build.DTYPES.values():
+        raise NotPredictable(f"The model's weights are in {found}, which is not predicted.")
+    return found
+
+
+def _attention(model: nn.Module) -> str:
+    found = model.config._attn_implementation
+    if found not in ("eager", "sdpa", "flash_attention_2"):
+        raise NotPredictable(f"attn_implementation is {found!r}, which is not predicted.")
+    return found
+
+
+def _adapter(model: nn.Module) -> dict[str, Any]:
+    """The fields of `Setup` for an adapter: LoRA's own, where they say all, else `peft`."""
+    from peft import LoraConfig
+
+    if not hasattr(model, "peft_config"):
+        return {}
+    config = model.peft_config[model.active_adapter]
+    if type(config) is LoraConfig and isinstance(config.target_modules, set | list):
+        targets = sorted(config.target_modules)
+        plain = LoraConfig(r=config.r, lora_dropout=config.lora_dropout, target_modules=targets)
+        told, usual = config.to_dict(), plain.to_dict()
+        # What has no weight in memory, and what only says where the adapter came from.
+        silent = ("lora_alpha", "task_type", "base_model_name_or_path", "revision", "peft_version")
+        silent += ("target_modules", "inference_mode", "auto_mapping", "exclude_modules")
+        if all(told[name] == usual[name] for name in told if name not in silent):
+            return {
+                "lora": True,
+                "lora_rank": config.r,
+                "lora_dropout": config.lora_dropout,
+                "lora_targets": ",".join(targets),
+            }
+    return {"peft": config.to_dict()}
+
+
+def _checkpointing(trainer: Any) -> str:
+    args = trainer.args
+    on = args.gradient_checkpointing or getattr(
+        _base(trainer.model), "is_gradient_checkpointing", 0
+    )
+    if not on:
+        return "none"
+    kwargs = args.gradient_checkpointing_kwargs or {}
+    return "reentrant" if kwargs.get("use_reentrant") else "non-reentrant"
+
+
+# ---- the same training on meta tensors
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy of a model whose tensors have shapes and no values; the model stays as it is."""
+    import bitsandbytes as bnb
+
+    known: dict[int, Any] = {}
+
+    def without_values(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in known:
+            made = torch.empty_like(tensor, device="meta")
+            if isinstance(tensor, nn.Parameter):
+                made = nn.Parameter(made, requires_grad=tensor.requires_grad)
+            known[id(tensor)] = made
+        return known[id(tensor)]
+
+    for module in model.modules():
+        own = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+        if isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)):
+            known[id(module)] = _quantized_on_meta(module, without_values)
+            own = []
+        for value in own:
+            if isinstance(value, torch.Tensor):
+                without_values(value)
+    made = copy.deepcopy(model, known)
+    for module in made.modules():
+        if "_original_forward" in vars(module):  # as accelerate has wrapped it
+            vars(module)["forward"] = vars(module).pop("_original_forward")
+    _fused_head_anew(_base(made))
+    return made
+
+
+def _quantized_on_meta(module: nn.Module, without_values: Any) -> nn.Module:
+    with torch.device("meta"):
+        layer = nn.Linear(module.in_features, module.out_features, bias=False)
+    layer.bias = None if module.bias is None else without_values(module.bias)
+    dtype = getattr(module, "compute_dtype", None) or torch.float32
+    wrapped = nn.Module()
+    wrapped.layer = module
+    made = _quantized_layers.quantized(layer, _quantization(wrapped), dtype)
+    return made.train(module.training)
+
+
+def _fused_head_anew(base: nn.Module) -> None:
+    """TRL's fused LM head holds on to the forward of the model that it was added to."""
+    forward = vars(base).get("forward")
+    function = getattr(forward, "__func__", None)
+    cells = dict(
+        zip(
+            getattr(getattr(function, "__code__", None), "co_freevars", ()),
+            getattr(function, "__closure__", None) or (),
+            strict=True,
+        )
+    )
+    if "original_forward" not in cells:
+        return
+    from trl.trainer.utils import add_fused_lm_head
+
+    del base.forward
+    wanted = ("temperature", "cast_lm_head_to_fp32", "outputs")
+    add_fused_lm_head(base, **{name: cells[name].cell_contents for name in wanted if name in cells})
+
+
+def copied(trainer: Any) -> Any:
+    """A trainer of the same class, with the same arguments and collator, on meta tensors."""
+    made = copy.copy(trainer)
+    made.args, made.accelerator = copy.copy(trainer.args), copy.copy(trainer.accelerator)
+    made.accelerator.scaler = None
+    made.model = made.model_wrapped = on_meta(trainer.model)
+    made.lr_scheduler = None
+    made._mixed_mesh_grads = None
+    if "_metrics" in vars(made):
+        made._metrics = defaultdict(lambda: defaultdict(list))
+    _trainers.begin(made)
+    return made
+
+
+def predict_trainer(trainer: Any, gpu: Gpu | str | None, capacity: int | None) -> Prediction:
+    """`predict`, for a trainer."""
+    import time
+
+    from course_utils.memory._predict import Simulation, _assumptions, _refusing
+
+    gpu = (this_gpu() or DEFAULT) if gpu is None else gpu_by_name(gpu)
+    start = time.perf_counter()
+    setup = setup_of(trainer)
+    short = setup.shortened()
+    simulation = Simulation(gpu, setup.autocast, capacity)
+    example = {
+        name: values for name, values in longest_batch(trainer).items() if values is not None
+    }
+    with simulation.patched(), _refusing(setup):
+        made = copied(trainer)
+        simulation.hold(made.model, made.optimizer)
+        with simulation.running():
+            simulation.prepare(made)
+            put = functools.partial(simulation.put, example)
+            waiting = setup.accumulation - short.accumulation
+            _step.with_trainer(made, put, simulation.phase, short.runs, short.accumulation, waiting)
+            _evaluate(trainer, made, simulation)
+    simulation.label(optimizer=made.optimizer)
+    assumptions = [*_assumptions(setup, gpu), "the longest examples meet in one batch"]
+    return simulation.prediction(setup, assumptions, start)
+
+
+def _evaluate(trainer: Any, made: Any, simulation: Any) -> None:
+    """One batch of the evaluation, if there is one: the first that its dataloader gives."""
+    data = trainer.eval_dataset
+    wanted = str(getattr(trainer.args.eval_strategy, "value", trainer.args.eval_strategy)) != "no"
+    if data is None or not wanted:
+        return
+    if isinstance(data, dict):
+        data = next(iter(data.values()))
+    loader = trainer.get_eval_dataloader(data)
+    batches = itertools.islice(iter(loader), _LOOKED_AT)
+    largest: Mapping[str, Any] = max(batches, key=lambda batch: batch["input_ids"].numel())
+    simulation.phase("evaluation")
+    made.model.eval()
+    loss_only = trainer.args.prediction_loss_only or trainer.compute_metrics is None
+    made.prediction_step(made.model_wrapped, simulation.put(dict(largest)), loss_only)
