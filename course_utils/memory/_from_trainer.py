@@ -123,10 +123,10 @@ def setup_of(trainer: Any) -> Setup:
     kind = kind_of(trainer)
     args, model = trainer.args, _base(trainer.model)
     batch = longest_batch(trainer)
-    rows, length = batch["input_ids"].shape
+    length = batch["input_ids"].shape[1]
     packed = "position_ids" in batch and "attention_mask" not in batch
     if packed:  # all examples of the micro-batch in one row
-        length, rows = max(1, length // args.per_device_train_batch_size), 1
+        length = max(1, length // args.per_device_train_batch_size)
     padded = "attention_mask" in batch and not bool(batch["attention_mask"].all())
     labels = batch.get("labels")
     share = 1.0

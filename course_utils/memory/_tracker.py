@@ -154,7 +154,14 @@ class Tracker(TorchDispatchMode):
         out = func(*args, **kwargs)
         kind = type(out) if isinstance(out, (tuple, list)) else None
         flat = [out] if kind is None else list(out)
-        if all(t is None or _is_dense(t) for t in flat):
+        inputs = {
+            value.untyped_storage()._cdata
+            for value in (*args, *kwargs.values())
+            if isinstance(value, torch.Tensor)
+        }
+        if any(isinstance(t, torch.Tensor) and t.untyped_storage()._cdata in inputs for t in flat):
+            _PURE[func] = False  # a view that its schema does not tell of, such as _unsafe_view
+        elif all(t is None or _is_dense(t) for t in flat):
             if len(_SEEN) >= _MOST_SEEN:
                 _SEEN.clear()
             _SEEN[key] = (kind, [t if t is None else (t.shape, t.stride(), t.dtype) for t in flat])
