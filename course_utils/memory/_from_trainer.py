@@ -66,6 +66,9 @@ def kind_of(trainer: Any) -> str:
     for name, why in _REFUSED.items():
         if getattr(args, name, None):
             raise NotPredictable(f"{name} is set, which is not predicted: {why}.")
+    data = trainer.train_dataset
+    if data is None or (hasattr(data, "__len__") and len(data) == 0):
+        raise NotPredictable("The trainer has no training examples, which decide about memory.")
     if getattr(trainer, "is_fsdp_enabled", False):
         raise NotPredictable("FSDP is on, which is not predicted: one GPU is.")
     if getattr(trainer, "ref_model", None) is not None:
@@ -83,24 +86,17 @@ def _base(model: nn.Module) -> nn.Module:
 # ---- the longest batch
 
 
-def longest_examples(trainer: Any) -> list[Any]:
-    """As many examples as a micro-batch has, the longest ones of the training set.
-
-    Raises:
-        NotPredictable: no dataset, or an empty one.
-    """
+def _longest_examples(trainer: Any, loader: Any) -> list[Any]:
+    """As many examples as a micro-batch has, the longest of all; none where no lengths are told."""
     data, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
-    if data is None or (hasattr(data, "__len__") and len(data) == 0):
-        raise NotPredictable("The trainer has no training examples, which decide about memory.")
     columns = getattr(data, "column_names", None) or []
-    wanted = [name for name in ("input_ids", "prompt_ids") if name in columns]
-    if wanted and hasattr(data, "__len__"):
-        names = ["prompt_ids", "chosen_ids", "rejected_ids"] if "prompt_ids" in wanted else wanted
-        lengths = [sum(map(len, row)) for row in zip(*(data[name] for name in names), strict=True)]
-        order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-        loader = trainer.get_train_dataloader()
-        return [loader.dataset[place] for place in order[:size]]
-    return []
+    names = [name for name in ("prompt_ids", "chosen_ids", "rejected_ids") if name in columns]
+    names = names or [name for name in ("input_ids",) if name in columns]
+    if not names or not hasattr(data, "__len__"):
+        return []
+    lengths = [sum(map(len, row)) for row in zip(*(data[name] for name in names), strict=True)]
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    return [loader.dataset[place] for place in order[:size]]
 
 
 def longest_batch(trainer: Any) -> dict[str, Any]:
@@ -109,7 +105,7 @@ def longest_batch(trainer: Any) -> dict[str, Any]:
     Otherwise the largest of the first `_LOOKED_AT` batches.
     """
     loader = trainer.get_train_dataloader()
-    if examples := longest_examples(trainer):
+    if examples := _longest_examples(trainer, loader):
         return dict(loader.collate_fn(examples))
     batches: Iterable[Any] = itertools.islice(iter(loader), _LOOKED_AT)
     return dict(max(batches, key=lambda batch: batch["input_ids"].numel()))

@@ -21,6 +21,7 @@ from course_utils.memory._allocator import Allocator
 
 # Integers of more bytes than this are not followed; a mask of 8,192 by 8,192 is.
 MOST_INTEGERS = 2**27
+MOST_REALS = 2**16  # numbers that are not whole: masks of adapters, and what is only logged
 PHASES = ("weights", "forward", "backward", "optimizer", "evaluation")
 
 
@@ -244,7 +245,8 @@ class Tracker(TorchDispatchMode):
             for tensor in tree_flatten(out)[0]
             if isinstance(tensor, torch.Tensor)
             and tensor.device.type == "meta"
-            and (tensor.numel() == 1 or not (tensor.is_floating_point() or tensor.is_complex()))
+            and (tensor.numel() <= MOST_REALS or not tensor.is_floating_point())
+            and not tensor.is_complex()
             and tensor.numel() * tensor.element_size() <= MOST_INTEGERS
         ]
         if not wanted:
