@@ -57,7 +57,8 @@ def kind_of(trainer: Any) -> str:
         )
     model = _base(trainer.model)
     config = getattr(model, "config", None)
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    mapping = AutoModelForCausalLM._model_mapping
+    if type(config) not in mapping or not isinstance(model, mapping[type(config)]):
         raise NotPredictable(
             f"{type(model).__name__} is no causal language model of transformers; others are not "
             "predicted."
