@@ -38,6 +38,9 @@ from course_utils.display import visible
 from course_utils.errors import CourseError
 from course_utils.hardware import detect, pick_dtype
 from course_utils.masks import IGNORED
+from course_utils.memory import Gpu, Prediction, predict, this_gpu, usable_bytes, ways_to_fit
+from course_utils.memory import gpu as gpu_by_name
+from course_utils.memory._allocator import OutOfMemory
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
 _SYMBOLS = {PASS: "✓", WARN: "!", FAIL: "✗"}
@@ -45,6 +48,8 @@ _NOT_JUDGED = ""
 
 _EXAMPLES = 64
 _TRUNCATED_SHARE = 0.05
+# So much of a GPU's memory is left, or it is a warning.
+_CLOSE = 0.1
 # Adam's usual rates: LoRA 1e-4 to 2e-3, all weights 1e-6 to 1e-4.
 _LORA_RATES = (1e-5, 1e-2)
 _FULL_RATE = 1e-3
@@ -232,8 +237,11 @@ def _rows(batch: Mapping[str, Any], sources: list[Any], pad: int | None) -> Iter
 class Evidence:
     """What the checks look at: the trainer, some of its batches, and one step when asked for."""
 
-    def __init__(self, trainer: Trainer, limit: int):
+    def __init__(self, trainer: Trainer, limit: int, gpu: Gpu | str | None = None):
         self.trainer, self.args, self.model = trainer, trainer.args, trainer.model
+        self.gpu = gpu_by_name(gpu) if gpu is not None else None
+        if self.gpu is None and trainer.args.device.type == "cuda":
+            self.gpu = this_gpu()
         tool = trainer.processing_class
         tool = getattr(tool, "tokenizer", tool)
         self.tokenizer = tool if isinstance(tool, PreTrainedTokenizerBase) else None
@@ -1189,6 +1197,42 @@ def _minutes(ev: Evidence) -> Finding:
     )
 
 
+def _phase(found: Prediction) -> str:
+    """The phase with the peak, in words."""
+    name = max(found.phases, key=found.phases.__getitem__)
+    return {"optimizer": "optimizer's step", "evaluation": "evaluation"}.get(name, f"{name} pass")
+
+
+def _memory(ev: Evidence) -> Finding:
+    """The peak that is predicted, against the GPU; without one there is nothing to hold it to."""
+    if ev.gpu is None or ev.error or not ev.batches:
+        return Finding(_NOT_JUDGED, "")
+    usable = usable_bytes(ev.gpu)
+    try:
+        found = predict(ev.trainer, ev.gpu)
+    except CourseError as error:
+        return Finding(_NOT_JUDGED, _shorten(str(error), 200))
+    need = found.peak_reserved_mb * 1e6
+    told = (
+        f"about {need / 1e6:,.0f} of the {usable / 1e6:,.0f} MB that a {ev.gpu.name} has for it; "
+        f"{found.peak_allocated_mb:,.0f} MB in tensors, at the peak in the {_phase(found)}"
+    )
+    if need <= (1 - _CLOSE) * usable:
+        return Finding(PASS, told)
+    close = "Predictions can be off by a few percent: leave more room, or watch the first steps."
+    if need <= usable:
+        return Finding(WARN, told, close)
+    try:
+        predict(ev.trainer, ev.gpu, usable)
+    except OutOfMemory:
+        answers = ways_to_fit(found.setup, ev.gpu, wanted=1, together=2, progress=False)
+        way = "No one or two of the usual changes are enough: take a smaller model."
+        if not answers.empty:
+            way = f"The cheapest change: {answers['change'][0]} (costs {answers['cost'][0]})."
+        return Finding(FAIL, told, way)
+    return Finding(WARN, f"{told}; it fits by giving cached memory back", close)
+
+
 # In the order of the report.
 CHECKS: dict[str, Callable[[Evidence], Finding]] = {
     "batches": _batches,
@@ -1205,11 +1249,18 @@ CHECKS: dict[str, Callable[[Evidence], Finding]] = {
     "4-bit weights on a CPU": _quantized,
     "loss and gradients": _step,
     "batch and steps": _steps,
+    "memory": _memory,
     "expected minutes": _minutes,
 }
 
 
-def preflight(trainer: Trainer, *, strict: bool = False, examples: int | None = None) -> Report:
+def preflight(
+    trainer: Trainer,
+    *,
+    strict: bool = False,
+    examples: int | None = None,
+    gpu: Gpu | str | None = None,
+) -> Report:
     """Check a training run before it starts, on its own batches, and change nothing.
 
     Up to `examples` examples, drawn evenly over the training set, go through the trainer's
@@ -1219,6 +1270,8 @@ def preflight(trainer: Trainer, *, strict: bool = False, examples: int | None = 
         trainer: a transformers `Trainer` or one of TRL's, as `train` will be called on it.
         strict: raise if a check fails.
         examples: how many to look at, by default 64.
+        gpu: a GPU, or its name, that the memory is predicted for; by default this machine's, and
+            without one there is no row about memory.
 
     Returns:
         The report, with a row for each check of `CHECKS`: pass, warn or fail, and the cure. What
@@ -1227,6 +1280,7 @@ def preflight(trainer: Trainer, *, strict: bool = False, examples: int | None = 
 
     Raises:
         PreflightFailed: a check failed, and `strict` is set.
+        UnknownName: a GPU that the course does not know.
         ValueError: `examples` is below 1, or `trainer` is none.
 
     Introduced in notebook 03. A training set that can be iterated only once is used up by it.
@@ -1237,11 +1291,12 @@ def preflight(trainer: Trainer, *, strict: bool = False, examples: int | None = 
     rows: list[Check] = []
     not_judged: dict[str, str] = {}
     with _left_as_found(trainer):
-        evidence = Evidence(trainer, limit)
+        evidence = Evidence(trainer, limit, gpu)
         for name, check in CHECKS.items():
             finding = check(evidence)
             if finding.status == _NOT_JUDGED:
-                not_judged[name] = finding.found
+                if finding.found:
+                    not_judged[name] = finding.found
             else:
                 rows.append(Check(name, *finding))
     report = Report(rows, not_judged)

@@ -197,7 +197,7 @@ def results() -> Any:
 
 
 def setup() -> Any:
-    return _course("memory.setup").Setup("course/pythia-3m", seq_len=16)
+    return _course("memory").Setup("course/pythia-3m", seq_len=16)
 
 
 def votes() -> Any:
@@ -338,25 +338,26 @@ case("masks.examples", batch=(Made(batch), nothing), tokenizer=TOKENIZER)
 case("masks.show", batch=(Made(batch), nothing), tokenizer=TOKENIZER)
 
 GPU = ("t4", nothing)
-case("memory.fit.room", gpu=GPU)
-case("memory.fit.fits", slow=True, setup=SETUP, gpu=GPU)
-case("memory.fit.largest_batch", slow=True, setup=SETUP, gpu=GPU)
+case("memory.usable_bytes", gpu=GPU)
+case("memory.fits", slow=True, setup=SETUP, gpu=GPU)
+case("memory.largest_batch", slow=True, setup=SETUP, gpu=GPU)
 case(
-    "memory.fit.fit",
+    "memory.fit",
     slow=True,
     model=("course/pythia-3m", nothing),
     gpu=GPU,
     lengths=([8], lambda value: wholes(value) and bool(value) and min(value) > 0),
-    ways=({"LoRA": {"lora": True}}, or_none(nothing)),
+    methods=({"LoRA": {"lora": True}}, or_none(nothing)),
     progress=(False, flag),
 )
 case(
-    "memory.fit.ways_to_fit",
+    "memory.ways_to_fit",
     slow=True,
     setup=SETUP,
     gpu=GPU,
     wanted=(1, whole(1)),
     progress=(False, flag),
+    together=(1, whole(1)),
 )
 
 
@@ -403,12 +404,12 @@ case(
     item_bytes=(2, number(above=0)),
 )
 case(
-    "memory.gpus.Gpu",
+    "memory.Gpu",
     name=("T4", text),
     memory_mib=(15360, whole(1)),
     capability=((7, 5), lambda value: False),
 )
-case("memory.gpus.gpu", name=GPU)
+case("memory.gpu", name=GPU)
 TABLE = ("opt-350m-8bit", nothing)
 READING = ("published", one_of("published", "today"))
 case("memory.grid.published", name=TABLE)
@@ -424,7 +425,7 @@ case(
     combinations=(Made(lambda: [setup()]), lambda value: value in ([], ())),
     how=("predict", one_of("predict", "measure")),
     out=(None, or_none(path)),
-    gpu=(None, or_none(a("memory.gpus", "Gpu"))),
+    gpu=(None, or_none(a("memory", "Gpu"))),
     timeout=(600, number(above=0)),
     progress=(False, flag),
 )
@@ -440,7 +441,7 @@ case(
     limit_mb=(None, or_none(number(above=0))),
 )
 case(
-    "memory.measure.measure",
+    "memory.measure",
     slow=True,
     setup=SETUP,
     timeout=(600, number(above=0)),
@@ -448,34 +449,37 @@ case(
     device=("cpu", nothing),
 )
 case(
-    "memory.predict.predict",
-    setup=SETUP,
+    "memory.predict",
+    training=SETUP,
     gpu=(None, or_none(nothing)),
     capacity=(None, or_none(whole(1))),
 )
 case(
-    "memory.setup.Setup",
+    "memory.Setup",
     model=("course/pythia-3m", nothing),
-    weights=("16-bit", nothing),
+    quantization=("nf4", or_none(nothing)),
     dtype=("float16", nothing),
     attention=("sdpa", nothing),
     lora=(True, flag),
     lora_rank=(8, whole(1)),
     lora_dropout=(0.0, lambda value: number(0)(value) and value < 1),
     lora_targets=("default", text),
-    optimizer=("adam", nothing),
-    checkpointing=("none", nothing),
+    peft=(None, or_none(nothing)),
+    trainer=("loop", nothing),
+    optimizer=("adamw_torch", nothing),
+    checkpointing=("none", or_none(nothing)),
     accumulation=COUNT,
-    mixed_precision=(True, flag),
+    mixed_precision=("no", lambda value: value in (None, "no") or flag(value)),
     batch_size=COUNT,
     seq_len=COUNT,
     sequences=("full", nothing),
-    prompt_masked=(False, flag),
-    loop=("trainer", nothing),
+    supervised_share=(0.5, lambda value: number(above=0)(value) and value <= 1),
+    attention_mask=(True, flag),
+    keep_outputs=(True, flag),
     micro_batches=(1, or_none(whole(1))),
 )
-case("memory.setup.Setup.but", self=SETUP, lora_rank=(8, whole(1)), weights=("16-bit", nothing))
-case("memory.setup.config_of", model=("course/pythia-3m", nothing))
+case("memory.Setup.replace", self=SETUP, lora_rank=(8, whole(1)), dtype=("float16", nothing))
+case("memory.Setup.from_trainer", trainer=(Made(trainer), nothing))
 
 case(
     "preflight.preflight",
@@ -483,6 +487,7 @@ case(
     trainer=(Made(trainer), nothing),
     strict=(False, flag),
     examples=(1, or_none(whole(1))),
+    gpu=(None, or_none(nothing)),
 )
 
 case("pretraining.corpus.Corpus", seed=(0, whole()), without=((), texts))
@@ -832,13 +837,12 @@ case(
 
 _RECORD = "a record that the course makes and hands out"
 _DATA = "makes the course's own data; reached through data.rows and load_data"
-_MEMORY = "reached only through Setup, predict, fit and measure"
 WITHOUT: dict[str, str] = {
     **dict.fromkeys(
         (
             *(f"catalog.{name}" for name in ("Model", "Dataset", "Embedded", "Own", "Role")),
             *("catalog.Catalog", "exercises.Verdict", "doctor.Finding", "loading.Origin"),
-            *("masks.Token", "masks.Example", "masks.Drawing", "memory.predict.Prediction"),
+            *("masks.Token", "masks.Example", "masks.Drawing", "memory.Prediction"),
             *("hardware.Choice", "hardware.Hardware", "pretraining.facts.Relation"),
             *("pretraining.facts.Domain", "scoring.harness.Benchmark", "scoring.harness.Cost"),
             *(f"scoring.intervals.{name}" for name in ("Interval", "PairedTest", "ItemsNeeded")),
@@ -869,14 +873,6 @@ WITHOUT: dict[str, str] = {
     "hub.": "reached through load_model, load_tokenizer, load_data and Setup",
     "loading.weight_bytes": "reached through load_model",
     "loading.check_memory": "reached through load_model",
-    **dict.fromkeys(
-        (
-            *("memory.allocator.", "memory.build.", "memory.cuda.", "memory.optimizers."),
-            *("memory.quantized_layers.", "memory.stand_ins.", "memory.step.", "memory.tracker."),
-            *("memory.measure.measure_here", "memory.cli.", "memory.setup.known_fields"),
-        ),
-        _MEMORY,
-    ),
     "preflight.Evidence": "reached through preflight",
     "pretraining.train.": "reached through pretrain",
     "training.LiveLosses": "called by transformers' Trainer",
@@ -904,8 +900,11 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
             continue
         module = importlib.import_module(info.name)
         short = info.name.removeprefix("course_utils.")
-        for name, value in vars(module).items():
-            if name.startswith("_") or getattr(value, "__module__", None) != info.name:
+        offered = {name: getattr(module, name) for name in getattr(module, "__all__", vars(module))}
+        for name, value in offered.items():
+            where = getattr(value, "__module__", None) or ""
+            own = where == info.name or where.startswith(f"{info.name}._")
+            if name.startswith("_") or not own:
                 continue
             if not inspect.isclass(value):
                 if callable(value):
@@ -939,7 +938,7 @@ NAME = ["nope", "", "NOPE/nope", LONG, "\udcff"]
 FILE = ["", ".", "/proc/nope/out"]  # no name, a folder, and where nothing can be written
 SETUP_OPTIONS = {
     "--model": [*NAME, "damaged", "damaged-list", "no-model"],
-    "--weights": NAME,
+    "--quantization": NAME,
     "--dtype": NAME,
     "--attention": NAME,
     "--seq-len": INTEGER,
@@ -951,7 +950,9 @@ SETUP_OPTIONS = {
     "--optimizer": NAME,
     "--accumulation": INTEGER,
     "--sequences": NAME,
-    "--loop": NAME,
+    "--trainer": NAME,
+    "--supervised-share": [*REAL, "0", "1.1"],
+    "--mixed-precision": NAME,
     "--micro-batches": INTEGER,
 }
 SMALL = ["--model=course/pythia-3m", "--seq-len=8", "--lora"]

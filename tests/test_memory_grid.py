@@ -19,7 +19,7 @@ from course_utils.__main__ import main
 from course_utils.catalog import catalog
 from course_utils.errors import UnknownName
 from course_utils.memory import GPUS, Gpu, Setup, grid, predict
-from course_utils.memory import fit as fitting
+from course_utils.memory import _fit as fitting
 from course_utils.memory._measure import NoGpu, measure
 from course_utils.results import whole_rows
 
@@ -131,7 +131,7 @@ def test_products() -> None:
         "lora": False,
         "checkpointing": "reentrant",
     }
-    rows = grid.run(grid.product(SMALL, seq_len=32, weights=["16-bit", "nf4"]), progress=False)
+    rows = grid.run(grid.product(SMALL, seq_len=32, quantization=[None, "nf4"]), progress=False)
     assert [row["status"] for row in rows] == ["ok", "refused"]
     assert "lora=True" in rows[1]["error"]
     assert grid.peak(rows[1]) == "refused"
@@ -270,8 +270,8 @@ def test_the_largest_batch_is_the_largest() -> None:
 
 def test_a_table_of_what_fits() -> None:
     """Rows are ways to train, columns lengths; what is impossible says so."""
-    ways = {"all weights": {}, "LoRA": {"lora": True}, "wrong": {"quantization": "nf4"}}
-    table = fitting.fit(SMALL, TINY_GPU, lengths=[64, 256], ways=ways, progress=False)
+    methods = {"all weights": {}, "LoRA": {"lora": True}, "wrong": {"quantization": "nf4"}}
+    table = fitting.fit(SMALL, TINY_GPU, lengths=[64, 256], methods=methods, progress=False)
     assert list(table.columns) == [64, 256]
     assert (table.loc["wrong"] == "–").all()
     for way in ("all weights", "LoRA"):
@@ -285,7 +285,8 @@ def test_a_table_of_what_fits() -> None:
 
 def test_a_misfit_is_made_to_fit() -> None:
     """The cheapest changes first, and each of them is enough."""
-    setup = Setup(SMALL, seq_len=256, batch_size=16, attention="eager", optimizer="adamw_torch")
+    plain = {"attention": "eager", "optimizer": "adamw_torch", "trainer": "trainer"}
+    setup = Setup(SMALL, seq_len=256, batch_size=16, **plain)
     assert fitting.fits(setup, TINY_GPU) is None
     answers = fitting.ways_to_fit(setup, TINY_GPU, progress=False)
     assert len(answers) == 3

@@ -166,7 +166,8 @@ def _found(report: Report) -> dict[str, str]:
 def _assert_quiet(report: Report) -> None:
     assert [row for row in report.rows if row.status != "pass"] == [], str(report)
     assert report.not_judged == {}
-    assert [row.name for row in report.rows] == list(CHECKS)
+    # Without a GPU there is none to hold the memory against.
+    assert [row.name for row in report.rows] == [name for name in CHECKS if name != "memory"]
     assert report.ok
 
 
@@ -782,8 +783,8 @@ def test_a_check_is_easily_added(
 ) -> None:
     """A function in `CHECKS` is a row of the report."""
     check = course_utils.preflight.Finding("warn", "little memory", "Buy some.")
-    monkeypatch.setitem(CHECKS, "memory", lambda evidence: check)
-    assert preflight(sft()).rows[-1] == Check("memory", *check)
+    monkeypatch.setitem(CHECKS, "one of my own", lambda evidence: check)
+    assert preflight(sft()).rows[-1] == Check("one of my own", *check)
 
 
 def test_the_module_can_be_called(sft: Callable[..., SFTTrainer]) -> None:

@@ -104,7 +104,7 @@ def test_memory_calculator() -> None:
     controls["repair"].click()
     assert "nothing" in controls["shown"].value
     controls["lora"].value = False
-    controls["weights"].value = "nf4"
+    controls["quantization"].value = "nf4"
     controls["predict"].click()
     assert "lora=True" in controls["shown"].value
     controls["lora"].value = True

@@ -273,23 +273,22 @@ def examples(setup: Setup, vocabulary: int) -> list[dict[str, Any]]:
 
 
 def batch(setup: Setup, vocabulary: int) -> dict[str, torch.Tensor]:
-    """A micro-batch for a loop by hand, on the CPU, int64, each (batch size, length).
+    """A micro-batch on the CPU, int64, each (batch size, length).
 
     Packed, positions begin anew with each text, and there is no mask.
     """
-    rows = examples(setup, vocabulary)
-    ids = torch.zeros((len(rows), setup.seq_len), dtype=torch.int64)
-    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-    for number, row in enumerate(rows):
-        used = len(row["input_ids"])
-        ids[number, :used] = torch.tensor(row["input_ids"])
-        labels[number, :used] = torch.tensor(row["labels"])
-        mask[number, :used] = 1
-    given = {"input_ids": ids, "labels": labels}
+    shape = (setup.batch_size, setup.seq_len)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(min(vocabulary, 1000), shape, generator=generator)
+    used = torch.tensor(lengths(setup))[:, None]
+    prompt = used - (used * setup.supervised_share).round().clamp(min=1).long()
+    places = torch.arange(setup.seq_len)
+    mask = (places < used).long()
+    labels = ids.masked_fill((places < prompt) | (places >= used), -100)
+    given = {"input_ids": ids * mask, "labels": labels}
     if setup.sequences == "packed":
         each = max(1, -(-setup.seq_len // 4))
-        positions = torch.arange(setup.seq_len) % each
-        given["position_ids"] = positions.expand(ids.shape).clone()
+        given["position_ids"] = (places % each).expand(shape).clone()
         labels[:, ::each] = -100  # an example's first token is not predicted from the one before
     elif setup.attention_mask:
         given["attention_mask"] = mask
@@ -300,16 +299,15 @@ def too_large_to_look_at(setup: Setup) -> bool:
     """Whether a prediction goes by the batch's shape alone, as it must where it would be huge.
 
     Raises:
-        ImpossibleSetup: so many tokens, padded, packed or partly supervised; what code does depends
-            on where.
+        ImpossibleSetup: so many tokens, and what code does depends on where labels or padding are.
     """
     if setup.batch_size * setup.seq_len <= MOST_TOKENS:
         return False
-    if setup.sequences != "full" or setup.supervised_share < 1 or setup.trainer == "dpo":
+    if setup.sequences != "full" or setup.supervised_share < 1 or setup.from_trl:
         raise ImpossibleSetup(
-            f"batch_size is {setup.batch_size:,} and seq_len is {setup.seq_len:,}. Unless every "
-            "example is full and wholly supervised, a prediction takes up to "
-            f"{MOST_TOKENS:,} tokens in a micro-batch. Take a smaller batch."
+            f"batch_size is {setup.batch_size:,} and seq_len is {setup.seq_len:,}. With TRL's "
+            "trainers, and with examples that are not full or not wholly supervised, a prediction "
+            f"takes up to {MOST_TOKENS:,} tokens in a micro-batch. Take a smaller batch."
         )
     return True
 

@@ -194,7 +194,11 @@ def _changed(setup: Setup, changes: dict[str, Any]) -> Setup | None:
 
 
 def ways_to_fit(
-    setup: Setup, gpu: Gpu | str, wanted: int = 3, progress: bool = True
+    setup: Setup,
+    gpu: Gpu | str,
+    wanted: int = 3,
+    progress: bool = True,
+    together: int = len(CHANGES),
 ) -> pd.DataFrame:
     """The cheapest changes with which a training fits: single ones first, then more together.
 
@@ -203,6 +207,7 @@ def ways_to_fit(
         gpu: a GPU, or its name.
         wanted: how many answers are enough.
         progress: show a bar.
+        together: how many changes are made at once, at most.
 
     Returns:
         A row an answer: what to change, what it costs, the peak in MB that the allocator reserves;
@@ -211,13 +216,14 @@ def ways_to_fit(
 
     Raises:
         UnknownName: a GPU's name that is not known.
-        ValueError: `wanted` is below 1.
+        ValueError: `wanted` or `together` is below 1.
     """
     import pandas as pd
     from tqdm.auto import tqdm
 
     gpu = gpu_by_name(gpu)
     checks.whole("wanted", wanted, 1)
+    checks.whole("together", together, 1)
     checks.flag("progress", progress)
     found = fits(setup, gpu)
     if found is not None:
@@ -226,7 +232,7 @@ def ways_to_fit(
     enough: list[frozenset[str]] = []
     combinations = [
         combination
-        for size in range(1, len(CHANGES) + 1)
+        for size in range(1, min(together, len(CHANGES)) + 1)
         for combination in itertools.combinations(CHANGES, size)
     ]
     for combination in tqdm(combinations, disable=not progress, leave=False):

@@ -87,6 +87,14 @@ def _base(model: nn.Module) -> nn.Module:
 # ---- the longest batch
 
 
+def _looking(trainer: Any) -> Any:
+    """A trainer whose dataloaders nobody remembers."""
+    made = copy.copy(trainer)
+    made.accelerator = copy.copy(trainer.accelerator)
+    made.accelerator._dataloaders = []
+    return made
+
+
 def _longest_examples(trainer: Any, loader: Any) -> list[Any]:
     """As many examples as a micro-batch has, the longest of all; none where no lengths are told."""
     data, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
@@ -105,7 +113,7 @@ def longest_batch(trainer: Any) -> dict[str, Any]:
 
     Otherwise the largest of the first `_LOOKED_AT` batches.
     """
-    loader = trainer.get_train_dataloader()
+    loader = _looking(trainer).get_train_dataloader()
     if examples := _longest_examples(trainer, loader):
         return dict(loader.collate_fn(examples))
     batches: Iterable[Any] = itertools.islice(iter(loader), _LOOKED_AT)
@@ -317,8 +325,8 @@ def predict_trainer(trainer: Any, gpu: Gpu | str | None, capacity: int | None) -
         with simulation.running():
             simulation.prepare(made)
             put = functools.partial(simulation.put, example)
-            waiting = setup.accumulation - short.accumulation
-            _step.with_trainer(made, put, simulation.phase, short.runs, short.accumulation, waiting)
+            simulation.wait(example, setup.accumulation - short.accumulation)
+            _step.with_trainer(made, put, simulation.phase, short.runs, short.accumulation)
             _evaluate(trainer, made, simulation)
     simulation.label(optimizer=made.optimizer)
     assumptions = [*_assumptions(setup, gpu), "the longest examples meet in one batch"]
@@ -333,7 +341,7 @@ def _evaluate(trainer: Any, made: Any, simulation: Any) -> None:
         return
     if isinstance(data, dict):
         data = next(iter(data.values()))
-    loader = trainer.get_eval_dataloader(data)
+    loader = _looking(trainer).get_eval_dataloader(data)
     batches = itertools.islice(iter(loader), _LOOKED_AT)
     largest: Mapping[str, Any] = max(batches, key=lambda batch: batch["input_ids"].numel())
     simulation.phase("evaluation")

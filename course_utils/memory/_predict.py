@@ -25,7 +25,7 @@ from course_utils.memory import _build as build
 from course_utils.memory import _cuda as cuda
 from course_utils.memory import _meta_patches, _step, _trainers
 from course_utils.memory import _optimizers as optimizers
-from course_utils.memory._allocator import Allocator, OutOfMemory
+from course_utils.memory._allocator import Allocator, OutOfMemory, rounded
 from course_utils.memory._gpus import DEFAULT, Gpu, this_gpu
 from course_utils.memory._gpus import gpu as gpu_by_name
 from course_utils.memory._setup import Setup
@@ -179,13 +179,13 @@ def predict_with(
                 )
             else:
                 simulation.prepare(trainer)
+                simulation.wait(example, setup.accumulation - short.accumulation)
                 _step.with_trainer(
                     trainer,
                     lambda: simulation.put(example),
                     simulation.phase,
                     short.runs,
                     short.accumulation,
-                    setup.accumulation - short.accumulation,
                 )
     simulation.label(optimizer=optimizer)
     return simulation.prediction(setup, _assumptions(setup, gpu), start)
@@ -246,6 +246,16 @@ class Simulation:
             return made
 
         return {name: on_gpu(values) for name, values in example.items()}
+
+    def wait(self, example: dict[str, Any], count: int) -> None:
+        """Book micro-batches that are not run: all of a step's are fetched before its first."""
+        size = sum(
+            rounded(values.numel() * values.element_size())
+            for values in example.values()
+            if isinstance(values, torch.Tensor)
+        )
+        if count:
+            self.tracker.take(count * size, "micro-batches that wait")
 
     def phase(self, name: str) -> None:
         """What begins now, one of the tracker's phases."""

@@ -15,9 +15,7 @@ Batch = Callable[[], dict[str, Any]]
 Phase = Callable[[str], None]
 
 
-def with_trainer(
-    trainer: Any, batch: Batch, phase: Phase, runs: int, accumulation: int, waiting: int = 0
-) -> None:
+def with_trainer(trainer: Any, batch: Batch, phase: Phase, runs: int, accumulation: int) -> None:
     """Run micro-batches with a trainer's own `training_step`, in the order of `Trainer._run_epoch`.
 
     Args:
@@ -26,8 +24,6 @@ def with_trainer(
         phase: told what begins: "forward", "backward" or "optimizer".
         runs: how many micro-batches.
         accumulation: micro-batches between two optimizer steps.
-        waiting: micro-batches that are on the device beside those that are run, since all of a
-            step's are fetched before its first.
     """
     model = trainer.model_wrapped
     backward = trainer.accelerator.backward
@@ -43,13 +39,13 @@ def with_trainer(
         total = torch.zeros((), device=trainer.args.device)
         for first in range(0, runs, accumulation):
             phase("forward")
-            batches = [batch() for _ in range(min(accumulation, runs - first) + waiting)]
+            batches = [batch() for _ in range(min(accumulation, runs - first))]
             items = trainer._get_num_items_in_batch(batches, trainer.args.device)
-            for inputs in batches[: len(batches) - waiting]:
+            for inputs in batches:
                 phase("forward")
                 loss = trainer.training_step(model, inputs, items)
                 total += loss
-            if len(batches) - waiting < accumulation:
+            if len(batches) < accumulation:
                 return
             phase("optimizer")
             if trainer.args.max_grad_norm > 0:

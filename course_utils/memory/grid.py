@@ -98,6 +98,7 @@ def as_setup(cell: dict[str, str], reading: str = "published") -> Setup:
         checkpointing="non-reentrant" if cell["grad_checkpointing"] == "yes" else "none",
         optimizer="adamw_bnb_8bit" if eight_bits else "adamw_torch",
         accumulation=4 if accumulates else 1,
+        trainer="trainer",
     )
 
 

@@ -12,7 +12,8 @@ import torch
 from conftest import ROOT
 
 from course_utils.errors import CourseError, ImpossibleSetup
-from course_utils.memory import build, predict
+from course_utils.memory import _build as build
+from course_utils.memory import predict
 from course_utils.memory._setup import MOST, Setup
 
 LLAMA = {
@@ -54,7 +55,8 @@ print(json.dumps([taken() - before, found.peak_allocated_mb]))
 @pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
 def test_a_large_batch_is_not_built(model: dict, attention: str) -> None:
     """4,096 examples of 32,768 tokens, a gigabyte for each of their tensors, are only outlined."""
-    options = {"model": model, "attention": attention, "batch_size": 4096, "seq_len": 32768}
+    large = {"trainer": "trainer", "batch_size": 4096, "seq_len": 32768}
+    options = {"model": model, "attention": attention, **large}
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, json.dumps(options)],
         cwd=ROOT,
@@ -76,13 +78,21 @@ def test_what_has_to_be_built_is_refused_when_large(sequences: str) -> None:
         predict(Setup(LLAMA, batch_size=4096, seq_len=32768, sequences=sequences))
 
 
-@pytest.mark.parametrize("options", [{}, {"attention": "flash_attention_2"}, {"trainer": "loop"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trainer": "trainer"},
+        {"trainer": "trainer", "attention": "flash_attention_2"},
+        {"trainer": "loop"},
+        {"trainer": "loop", "attention_mask": False},
+    ],
+)
 def test_an_outline_gives_the_same_figures(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the byte: nothing goes by the values that an outline leaves out."""
     setup = Setup(OPT, batch_size=3, seq_len=48, **options)
     whole = predict(setup)
     monkeypatch.setattr(build, "MOST_TOKENS", 1)
-    assert build.outline(setup, 500)["input_ids"].device.type == "meta"
+    assert build.outline(setup)["input_ids"].device.type == "meta"
     outlined = predict(setup)
     assert outlined.log == whole.log
     assert outlined.peak_op == whole.peak_op
@@ -96,7 +106,7 @@ def test_padding_as_before(rows: int, length: int) -> None:
         "attention_mask"
     ]
     wanted = [length - row * (length // 2) // max(1, rows - 1) for row in range(rows)]
-    assert mask.sum(1).tolist() == (wanted if rows > 1 else [max(1, length // 2)])
+    assert mask.sum(1).tolist() == (wanted if rows > 1 else [length])
     assert torch.equal(mask.cummin(1).values, mask)
 
 
