@@ -369,9 +369,12 @@ SHAPE, COUNT = (Made(shape), nothing), (2, whole(1))
 case(
     "memory.formulas.Shape",
     **dict.fromkeys(("layers", "hidden", "heads", "key_value_heads", "head_width"), COUNT),
+    mlp_width=(8, or_none(whole(1))),
+    mlp_matrices=COUNT,
 )
 case("memory.formulas.Shape.of", config=(Made(config), nothing))
 case("memory.formulas.block_parameters", shape=SHAPE)
+case("memory.formulas.block_weights", shape=SHAPE)
 KIND = ("eager", one_of("eager", "flash_attention_2"))
 case(
     "memory.formulas.activation_bytes",
@@ -389,6 +392,7 @@ case(
     attention=KIND,
     compute_bytes=(2, number(above=0)),
     weight_bytes=(2, number(above=0)),
+    exact=(True, flag),
 )
 case(
     "memory.formulas.states_bytes",
@@ -465,6 +469,7 @@ case(
     lora_dropout=(0.0, lambda value: number(0)(value) and value < 1),
     lora_targets=("default", text),
     peft=(None, or_none(nothing)),
+    kbit_preparation=(True, or_none(flag)),
     trainer=("loop", nothing),
     optimizer=("adamw_torch", nothing),
     checkpointing=("none", or_none(nothing)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from course_utils import catalog
@@ -12,6 +14,7 @@ from course_utils.memory.formulas import (
     activation_bytes,
     activations_to_weights,
     block_parameters,
+    block_weights,
     key_value_cache_bytes,
     seven_models,
     states_bytes,
@@ -27,7 +30,7 @@ def shape(name: str) -> Shape:
 
 def test_shapes() -> None:
     """Grouped queries, one key-value head, and heads wider than the hidden size divides into."""
-    assert shape("facebook/opt-350m") == OPT
+    assert shape("facebook/opt-350m") == dataclasses.replace(OPT, mlp_width=4096)
     llama = shape("meta-llama/Llama-3.2-3B")
     assert (llama.heads, llama.key_value_heads, llama.head_width) == (24, 8, 128)
     assert shape("tiiuae/falcon-7b").key_value_heads == 1
@@ -41,8 +44,13 @@ def test_by_hand() -> None:
     assert activation_bytes(OPT, 1, 2000, "flash_attention_2") == flash
     assert activation_bytes(OPT, 1, 2000) == flash + 24 * 5 * 16 * 2000 * 2000
     assert activation_bytes(OPT, 1, 2000, item_bytes=4) == 2 * activation_bytes(OPT, 1, 2000)
-    assert activations_to_weights(OPT, 1, 2000, "flash_attention_2") == pytest.approx(
-        34 * 2000 / (12 * 1024) / 2
+    assert block_weights(OPT) == block_parameters(OPT)
+    for exact in (True, False):
+        ratio = activations_to_weights(OPT, 1, 2000, "flash_attention_2", exact=exact)
+        assert ratio == pytest.approx(34 * 2000 / (12 * 1024) / 2)
+    # p_comp/p_model: computing in 32 bits on weights in 16 doubles the ratio.
+    assert activations_to_weights(OPT, 1, 2000, compute_bytes=4) == pytest.approx(
+        2 * activations_to_weights(OPT, 1, 2000)
     )
     assert key_value_cache_bytes(OPT, 2, 100) == 2 * 24 * 1024 * 2 * 2 * 100
 
@@ -53,6 +61,28 @@ def test_blocks_are_most_of_a_classic_model() -> None:
         assert block_parameters(shape(name)) == pytest.approx(
             catalog.model(name).parameters, rel=0.07
         )
+
+
+@pytest.mark.parametrize("name", [*SEVEN, "tiiuae/falcon-7b", "EleutherAI/pythia-1b"])
+def test_block_weights_are_those_of_the_model(name: str) -> None:
+    """Against the matrices of a decoder layer that transformers builds."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = catalog.model(name).config()
+    config.num_hidden_layers = 1
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+    matrices = sum(p.numel() for p in layers[0].parameters() if p.dim() == 2)
+    assert block_weights(Shape.of(config)) == matrices
+
+
+def test_todays_models_are_not_gpt_2() -> None:
+    """Qwen2.5-7B's blocks are half as large again as 12·L·h² says."""
+    qwen = seven_models().loc["Qwen/Qwen2.5-7B"]
+    assert qwen["blocks (GB)"] == pytest.approx(13.05, abs=0.005)
+    assert qwen["12·L·h² (GB)"] == pytest.approx(8.63, abs=0.005)
 
 
 def test_ten_times_longer() -> None:

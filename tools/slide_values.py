@@ -363,8 +363,9 @@ MEMORY = Notebook(
     loss_fp4=at(PRECISIONS, "fp4", "more than float32"),
     llama_share=at(_COUNTED, "meta-llama/Llama-2-7b-hf", "of 16 bits"),
     chat_share=at(_COUNTED, "HuggingFaceTB/SmolLM2-135M", "of 16 bits"),
-    timeline_full=find("full = predict(step)", r"All weights: ([\d,]+) MB"),
-    timeline_lora=find("full = predict(step)", r"LoRA: ([\d,]+) MB"),
+    timeline_trainer=find("full = predict(step)", r"\nTrainer: ([\d,]+) MB"),
+    timeline_full=find("full = predict(step)", r"SFTTrainer: ([\d,]+) MB"),
+    timeline_lora=find("full = predict(step)", r"with LoRA: ([\d,]+) MB"),
     saved_lora=at(_SAVED, "LoRA", "saved"),
     saved_checkpointing=at(_SAVED, "checkpointing", "saved"),
     saved_all=at(_SAVED, "all of QLoRA, checkpointing, sdpa", "saved"),
@@ -439,7 +440,7 @@ YODA = Notebook(
 )
 
 
-_T4 = 'on_t4 = fit.fit(QWEN, "t4"'
+_T4 = 'on_t4 = fit(QWEN, "t4"'
 
 
 def _t4(saved: Saved) -> str:
@@ -453,8 +454,8 @@ _GROWTH = "growth = activations.loc[2000]"
 _HELD = 'held["sum"] = held.sum(axis=1)'
 MIXING = Notebook(
     "05",
-    adam_sum=number_at(_HELD, "adam", "sum"),
-    adam_8bit_sum=number_at(_HELD, "adam_8bit", "sum"),
+    adam_sum=number_at(_HELD, "adamw_torch", "sum"),
+    adam_8bit_sum=number_at(_HELD, "adamw_bnb_8bit", "sum"),
     formula_error=at(_ERRORS, "textbook formula", "opt-350m, 16-bit weights"),
     accelerate_error=at(_ERRORS, "accelerate estimate-memory", "opt-350m, 16-bit weights"),
     fitcheck_error=at(_ERRORS, "fitcheck-llm", "opt-350m, 16-bit weights"),
@@ -625,12 +626,13 @@ def _formulas() -> Mapping[str, object]:
             name.split("/")[1],
             *(f"{row[key]:,.0f}" for key in ("h", "s", "n_heads", "L")),
             f"{row['blocks (GB)']:.1f}",
+            f"{row['12·L·h² (GB)']:.1f}",
             f"**{row['ratio, eager']:.1f}**",
             f"**{row['ratio, flash']:.1f}**",
         ]
         for name, row in seven.iterrows()
     ]
-    heads = ("", "$h$", "$s$", "$n$", "$L$", "weights, GB", "eager ×", "flash ×")
+    heads = ("", "$h$", "$s$", "$n$", "$L$", "weights, GB", "$12Lh^2$, GB", "eager ×", "flash ×")
     return {
         "seven": table(heads, rows),
         "llama_length": f"{seven.loc['meta-llama/Llama-2-7b-hf', 's']:,.0f}",

@@ -21,7 +21,14 @@ OPT, GRAIN, SMALL_GPU = "facebook/opt-350m", 100, "rtx3060"
 def _just_fits(function: Callable[[Any], Any]) -> None:
     from course_utils.memory import Setup, fits, gpu, predict, usable_bytes
 
-    first = Setup(OPT, seq_len=2000, dtype="float16", attention="eager", optimizer="adamw_torch")
+    first = Setup(
+        OPT,
+        trainer="trainer",
+        seq_len=2000,
+        dtype="float16",
+        attention="eager",
+        optimizer="adamw_torch",
+    )
     setup = call(function, first)
     if not isinstance(setup, Setup):
         raise Wrong(f"A Setup is expected; this is {setup!r}.")

@@ -207,7 +207,7 @@ def prepared_by_hand(setup: Setup, made: nn.Module, device: str) -> nn.Module:
     reentrant = {"use_reentrant": setup.checkpoints == "reentrant"}
     checkpointed = setup.checkpoints != "none"
     with quiet():
-        if setup.quantization:
+        if setup.prepares:
             made = prepare_model_for_kbit_training(
                 made,
                 use_gradient_checkpointing=checkpointed,

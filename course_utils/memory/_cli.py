@@ -46,6 +46,11 @@ def _add_setup(parser: argparse.ArgumentParser) -> None:
     add("--quantization", help=", ".join(setups.QUANTIZATIONS))
     add("--dtype", help=f"{', '.join(setups.DTYPES)}; by default what the GPU computes in")
     add("--attention", default="auto", help=", ".join(setups.ATTENTIONS))
+    add(
+        "--kbit-preparation",
+        action=argparse.BooleanOptionalAction,
+        help="prepare_model_for_kbit_training; by default as is usual for the trainer",
+    )
     add("--trainer", default="sft", help=", ".join(setups.TRAINERS))
     add("--no-attention-mask", action="store_true", help="of a loop written by hand")
     add("--outputs-dropped", action="store_true", help="in a loop by hand, before its backward")

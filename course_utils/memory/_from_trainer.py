@@ -140,10 +140,12 @@ def setup_of(trainer: Any) -> Setup:
     elif labels is not None:
         share = float((labels != -100).float().mean())
     config = model.config.to_diff_dict()
+    quantization, dtype = _quantization(model), _dtype(model)
     return Setup(
         {**config, "model_type": model.config.model_type},
-        quantization=_quantization(model),
-        dtype=str(_dtype(model)).removeprefix("torch."),
+        quantization=quantization,
+        kbit_preparation=_prepared(model, dtype) if quantization else None,
+        dtype=str(dtype).removeprefix("torch."),
         attention=_attention(model),
         **_adapter(trainer.model),
         trainer=kind,
@@ -173,16 +175,37 @@ def _quantization(model: nn.Module) -> str | None:
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
-    """Of what is neither trained as an adapter nor quantized."""
-    frozen = [p for name, p in model.named_parameters() if "lora_" not in name]
-    floating = [p for p in frozen if p.is_floating_point()]
-    sizes: dict[torch.dtype, int] = defaultdict(int)
-    for parameter in floating:
-        sizes[parameter.dtype] += parameter.numel()
-    found = max(sizes, key=sizes.__getitem__)
+    """Of the weights; of a quantized model, what its products are computed in."""
+    import bitsandbytes as bnb
+
+    found = getattr(model.config, "_pre_quantization_dtype", None)
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit) and module.compute_dtype is not None:
+            found = module.compute_dtype
+    if found is None:
+        sizes: dict[torch.dtype, int] = defaultdict(int)
+        for parameter in _floating(model):
+            sizes[parameter.dtype] += parameter.numel()
+        found = max(sizes, key=sizes.__getitem__)
     if found not in build.DTYPES.values():
         raise NotPredictable(f"The model's weights are in {found}, which is not predicted.")
     return found
+
+
+def _floating(model: nn.Module) -> list[nn.Parameter]:
+    """The weights that are neither quantized nor an adapter's."""
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if "lora_" not in name and parameter.is_floating_point()
+    ]
+
+
+def _prepared(model: nn.Module, dtype: torch.dtype) -> bool | None:
+    """Whether what is not quantized was cast to float32; None where that cannot be seen."""
+    if dtype == torch.float32:
+        return None
+    return any(p.dtype == torch.float32 and not p.requires_grad for p in _floating(model))
 
 
 def _attention(model: nn.Module) -> str:

@@ -324,7 +324,7 @@ class Simulation:
             self.gpu,
             self.allocator.peak_allocated / MB,
             self.allocator.peak_reserved / MB,
-            {name: peaks[name] / MB for name in PHASES if peaks[name]},
+            {n: peaks[n] / MB for n in PHASES if peaks[n] or n != "evaluation"},
             _at_peak(log, self.kinds),
             self.tracker.peak_op,
             assumptions,

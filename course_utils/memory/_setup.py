@@ -57,6 +57,9 @@ class Setup:
             modules' names with commas between them.
         peft: any other adapter: a configuration of peft, kept as a dictionary. It takes the place
             of `lora` and the fields that go with it.
+        kbit_preparation: whether peft's `prepare_model_for_kbit_training` is called on a quantized
+            model, which casts what is not quantized to float32; None for what is usual: yes, but
+            not with TRL's trainers.
         trainer: one of `TRAINERS`.
         optimizer: what `TrainingArguments` takes as `optim`, if the installed libraries have it.
         checkpointing: gradient checkpointing, one of `CHECKPOINTING`; None for the trainer's
@@ -90,6 +93,7 @@ class Setup:
     lora_dropout: float = 0.05
     lora_targets: str = "default"
     peft: dict[str, Any] | None = None
+    kbit_preparation: bool | None = None
     trainer: str = "sft"
     optimizer: str = "adamw_torch_fused"
     checkpointing: str | None = None
@@ -144,6 +148,8 @@ class Setup:
     def _check_numbers(self) -> None:
         for name in ("lora", "attention_mask", "keep_outputs"):
             checks.flag(name, getattr(self, name))
+        if self.kbit_preparation is not None:
+            checks.flag("kbit_preparation", self.kbit_preparation)
         for name in ("lora_rank", "accumulation", "batch_size", "seq_len", "micro_batches"):
             if name != "micro_batches" or self.micro_batches is not None:
                 # What is kept goes into JSON: numpy's numbers do not.
@@ -207,6 +213,12 @@ class Setup:
     def adapter(self) -> bool:
         """Whether an adapter is trained, and not the weights."""
         return self.lora or self.peft is not None
+
+    @property
+    def prepares(self) -> bool:
+        """`kbit_preparation`, with what is usual in place of None."""
+        usual = not self.from_trl if self.kbit_preparation is None else self.kbit_preparation
+        return usual and self.quantization is not None
 
     @property
     def from_trl(self) -> bool:

@@ -113,7 +113,10 @@ def make(setup: Setup, made: nn.Module, device: str) -> Any:
     accelerate, which `prepare` does on a device.
     """
     from datasets import Dataset
+    from peft import prepare_model_for_kbit_training
 
+    if setup.from_trl and setup.prepares:
+        made = prepare_model_for_kbit_training(made, use_gradient_checkpointing=False)
     with tempfile.TemporaryDirectory(prefix="memory-") as folder:
         args = arguments(setup, device, folder)
         if setup.trainer in ("trainer", "loop"):

@@ -35,6 +35,13 @@ SEVEN = {
 class Shape:
     """What the formulas know of a model: numbers of layers and heads, and widths in elements.
 
+    Attributes:
+        layers, hidden: L blocks of width h.
+        heads, key_value_heads: n query heads; n_kv for keys and values, fewer where queries share.
+        head_width: d, of each head; n·d is h in most models.
+        mlp_width: m, between the MLP's matrices; None for the classic 4·h.
+        mlp_matrices: 2, or 3 where the MLP has a gate.
+
     Raises:
         ValueError: a number that is not whole, or below 1.
     """
@@ -44,10 +51,13 @@ class Shape:
     heads: int
     key_value_heads: int
     head_width: int
+    mlp_width: int | None = None
+    mlp_matrices: int = 2
 
     def __post_init__(self) -> None:
         for name, count in vars(self).items():
-            checks.whole(name, count, 1, _MOST)
+            if name != "mlp_width" or count is not None:
+                checks.whole(name, count, 1, _MOST)
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> Shape:
@@ -72,7 +82,24 @@ class Shape:
             if multi_query
             else getattr(config, "num_key_value_heads", 0) or heads,
             head_width=getattr(config, "head_dim", 0) or config.hidden_size // heads,
+            mlp_width=_mlp_width(config),
+            mlp_matrices=2 if config.model_type in _WITHOUT_GATE else 3,
         )
+
+
+# Architectures whose MLP has two matrices; today's have a gate as a third one.
+_WITHOUT_GATE = (
+    *("opt", "gpt2", "gpt_neo", "gpt_neox", "gptj", "falcon", "bloom", "mpt", "phi", "codegen"),
+    *("starcoder2", "gpt_bigcode", "persimmon", "stablelm_epoch", "nemotron"),
+)
+
+
+def _mlp_width(config: PretrainedConfig) -> int | None:
+    """Under the name that an architecture gives it."""
+    for name in ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"):
+        if width := getattr(config, name, None):
+            return width
+    return None
 
 
 def _check(shape: Shape, attention: str = "eager", **counts: int) -> None:
@@ -86,14 +113,28 @@ def _check(shape: Shape, attention: str = "eager", **counts: int) -> None:
 
 
 def block_parameters(shape: Shape) -> int:
-    """12·L·h², the number of weights in L blocks of width h.
+    """12·L·h², the number of weights in L blocks of width h, if they are GPT-2's.
 
     Four h × h matrices of the attention and two of h × 4h of the MLP. Source: Kaplan and others,
-    "Scaling Laws for Neural Language Models" (2020), section 2.1. Models with a gated MLP or with
-    fewer key-value heads differ.
+    "Scaling Laws for Neural Language Models" (2020), section 2.1. It is an approximation: most
+    models of today have fewer key-value heads, which makes it too large, and a wide MLP with a
+    gate, which makes it too small. `block_weights` counts them.
     """
     _check(shape)
     return 12 * shape.layers * shape.hidden**2
+
+
+def block_weights(shape: Shape) -> int:
+    """L·(2·h·d·(n + n_kv) + g·h·m), the number of weights in the blocks' matrices.
+
+    Queries and the output are h × n·d each, keys and values h × n_kv·d each, and g matrices of the
+    MLP h × m. With d = h/n, n_kv = n, g = 2 and m = 4h it is 12·L·h². Biases and norms, a few
+    thousand numbers a block, are left out; so are experts, of which only one is counted.
+    """
+    _check(shape)
+    width = 4 * shape.hidden if shape.mlp_width is None else shape.mlp_width
+    attention = 2 * shape.hidden * shape.head_width * (shape.heads + shape.key_value_heads)
+    return shape.layers * (attention + shape.mlp_matrices * shape.hidden * width)
 
 
 def activation_bytes(
@@ -130,17 +171,31 @@ def activations_to_weights(
     attention: str = "eager",
     compute_bytes: int = 2,
     weight_bytes: int = 2,
+    exact: bool = True,
 ) -> float:
-    """How many times the blocks' weights their activations take: `activation_bytes` over 12·L·h².
+    """How many times the blocks' weights their activations take.
 
-    With flash attention about 1.4·b·s/h at 16 bits. Where one reads about 3·s/h, the 34 was taken
-    for a number of elements and multiplied by their size again; it is bytes at 16 bits already.
+    `activation_bytes` over `block_weights`; or, as the approximation, over 12·L·h², which gives
+    (34·b·s/12h + 5·n·b·s²/12h²) · p_comp/p_model, with p_comp/p_model as the size of a computed
+    number over that of a stored weight, and the 34 as a count of bytes at 16 bits, divided by two.
+    With flash attention that is about 1.4·b·s/h at 16 bits. Where one reads about 3·s/h, the 34 was
+    taken for a number of elements and multiplied by their size again.
 
-    Args and errors are those of `activation_bytes`; `weight_bytes` is a weight's size.
+    Args:
+        shape, batch_size, seq_len, attention: as in `activation_bytes`.
+        compute_bytes: p_comp, of a computed number.
+        weight_bytes: p_model, of a stored weight.
+        exact: whether weights are counted by `block_weights`.
+
+    Raises:
+        UnknownName: another attention.
+        ValueError: a batch size or a length below 1, or a size of 0 or less.
     """
     _check(shape, compute_bytes=compute_bytes, weight_bytes=weight_bytes)
+    checks.flag("exact", exact)
     activations = activation_bytes(shape, batch_size, seq_len, attention, compute_bytes)
-    return activations / (block_parameters(shape) * weight_bytes)
+    weights = block_weights(shape) if exact else block_parameters(shape)
+    return activations / (weights * weight_bytes)
 
 
 def states_bytes(
@@ -202,13 +257,19 @@ def seven_models() -> pd.DataFrame:
                 "s": length,
                 "n_heads": shape.heads,
                 "L": shape.layers,
-                "blocks (GB)": 2 * block_parameters(shape) / 1e9,
+                "n_kv": shape.key_value_heads,
+                "m": shape.mlp_width or 4 * shape.hidden,
+                "blocks (GB)": 2 * block_weights(shape) / 1e9,
+                "12·L·h² (GB)": 2 * block_parameters(shape) / 1e9,
                 **{
                     f"activations, {kind} (GB)": activation_bytes(shape, 1, length, attention) / 1e9
                     for kind, attention in (("eager", "eager"), ("flash", "flash_attention_2"))
                 },
                 "ratio, eager": activations_to_weights(shape, 1, length),
                 "ratio, flash": activations_to_weights(shape, 1, length, "flash_attention_2"),
+                "approximate ratio, flash": activations_to_weights(
+                    shape, 1, length, "flash_attention_2", exact=False
+                ),
                 "KV cache (GB)": key_value_cache_bytes(shape, 1, length) / 1e9,
             }
         )

@@ -1324,7 +1324,12 @@ else:
 #
 # We follow one training through its steps and ask at each moment who holds what. That needs no GPU:
 # the model is made with shapes and without values, and every tensor's beginning and end is told to a
-# copy of PyTorch's *allocator*, the part that hands out a GPU's memory. (Notebook 05 shows that this is near the truth.)
+# copy of PyTorch's *allocator*, the part that hands out a GPU's memory. (Notebook 05 shows that this
+# is near the truth.)
+#
+# We follow the same training twice: with transformers' `Trainer`, and with TRL's `SFTTrainer`, which
+# this course uses. The prediction runs the code of the trainer that is installed, so it also shows
+# what that trainer does by default.
 
 # %%
 from course_utils.display import MEMORY_COLOURS
@@ -1332,7 +1337,7 @@ from course_utils.memory import Setup, predict
 
 step = Setup(
     "HuggingFaceTB/SmolLM2-135M",
-    attention="sdpa",
+    trainer="sft",
     optimizer="adamw_torch_fused",
     batch_size=4,
     seq_len=1024,
@@ -1341,11 +1346,11 @@ print(step)
 
 # %% [markdown]
 # **Guess first.** The weights of this model take 269 MB. How much is in use at the worst moment of
-# such a training, in MB? What fills most of it: "weights", "gradients", "optimizer" or
-# "activations"? And how much will LoRA save, as a share of the peak?
+# such a training, in MB: with transformers' `Trainer`, and with TRL's `SFTTrainer`? And how much does
+# LoRA save with the latter, as a share of the peak?
 
 # %%
-my_guess = {"peak (MB)": 1000, "most": "optimizer", "LoRA saves": 0.6}
+my_guess = {"Trainer (MB)": 1000, "SFTTrainer (MB)": 1000, "LoRA saves": 0.6}
 
 # %% tags=["figure:04_timeline"]
 
@@ -1377,60 +1382,84 @@ def draw_timeline(prediction, axis):
     axis.set_ylabel("allocated (MB)")
 
 
+plain = predict(step.replace(trainer="trainer"))
 full = predict(step)
 lora = predict(step.replace(lora=True, lora_targets="all-linear"))
-figure, axes = plt.subplots(2, 1, figsize=(8, 5.2), sharey=True)
+figure, axes = plt.subplots(3, 1, figsize=(8, 7.4))
 for axis, prediction, title in (
-    (axes[0], full, "Two steps, all weights trained"),
-    (axes[1], lora, "Two steps, LoRA on all linear layers"),
+    (axes[0], plain, "Trainer, all weights"),
+    (axes[1], full, "SFTTrainer, all weights (another scale)"),
+    (axes[2], lora, "SFTTrainer, LoRA on all linear layers"),
 ):
     draw_timeline(prediction, axis)
     axis.set_title(title)
+axes[2].sharey(axes[1])
 axes[0].legend(ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.02), fontsize=9)
-axes[1].set_xlabel("requests and releases, in their order; lines where a phase ends")
+axes[2].set_xlabel("requests and releases, in their order; lines where a phase ends")
+figure.tight_layout()
 plt.show()
 
 print("You said:", my_guess)
-print(f"All weights: {full.peak_allocated_mb:,.0f} MB; LoRA: {lora.peak_allocated_mb:,.0f} MB.")
+print(f"Trainer: {plain.peak_allocated_mb:,.0f} MB; SFTTrainer: {full.peak_allocated_mb:,.0f} MB.")
+print(f"SFTTrainer with LoRA: {lora.peak_allocated_mb:,.0f} MB.")
 
 # %%
-peaks = pd.DataFrame({"all weights": full.at_peak, "LoRA": lora.at_peak})
-assert max(full.at_peak, key=full.at_peak.get) == "activations"
-assert lora.at_peak["optimizer"] + lora.at_peak["gradients"] < 0.1 * (
-    full.at_peak["optimizer"] + full.timeline()["gradients"].max()
-)
-assert lora.peak_allocated_mb > full.peak_allocated_mb
+named = {"Trainer": plain, "SFTTrainer": full, "SFTTrainer, LoRA": lora}
+peaks = pd.DataFrame({name: prediction.at_peak for name, prediction in named.items()})
+assert max(plain.at_peak, key=plain.at_peak.get) == "activations"
+assert full.peak_allocated_mb < 0.3 * plain.peak_allocated_mb
+assert lora.at_peak["optimizer"] < 0.1 * full.at_peak["optimizer"]
+assert 0.5 < lora.peak_allocated_mb / full.peak_allocated_mb < 0.6
 peaks.map("{:,.0f} MB".format)
 
 # %% [markdown]
-# Read the upper picture from the left. The weights lie there from the beginning. The forward pass
+# Read the first picture from the left. The weights are there from the beginning. The forward pass
 # piles up activations, layer by layer; the backward pass takes them down again and leaves gradients
-# in their place. Then the optimizer makes its states, which stay: the second step stands on a higher
-# floor than the first. **A first step that fits says nothing about the second.** (*Workspaces* are
-# scratch paper of the matrix multiplications: small, here hardly to be seen.)
+# in their place. Then the optimizer makes its states, which stay, so the second step starts from a
+# higher floor than the first. **A first step that fits says nothing about the second.**
+# (*Workspaces* are scratch memory of the matrix multiplications. They are small: you can hardly see
+# them here.)
 #
-# In the lower picture gradients and states are nearly gone. But the mountain has *grown*: here LoRA
-# needs more than training everything. It saves what belongs to trained weights; the activations of
-# the frozen model are needed all the same, and the adapters add their own. peft keeps adapters in
-# float32, so each adapted layer keeps its input a second time, in float32, with a mask for the
-# dropout. In a small model with long batches that is more than the states were. Does it take the
-# dropout away, or fewer layers? Try it: `lora_dropout=0.0`, `lora_targets="q_proj,v_proj"`.
+# The second picture is the same training with `SFTTrainer`. It needs less than a quarter, because
+# TRL changes two defaults:
 #
-# What is the spike on top of the mountain?
+# - *Gradient checkpointing* is on. Each layer keeps only its input, and the backward pass computes
+#   the rest of the layer again. This costs about a third more computing.
+# - A *fused output head* computes the loss piece by piece, so the logits of all tokens never exist at
+#   the same time.
+#
+# The third picture shows LoRA. Gradients and optimizer states are nearly gone, because only the
+# adapter is trained. The weights are still there, and so is most of the activations: the frozen
+# layers need theirs to pass the gradient on. So LoRA saves about as much as the states were, and not
+# more.
+#
+# ### The largest single request
+#
+# What exactly does the fused output head avoid? Look at the largest requests of the first picture.
 
 # %%
-print("The operation at the peak:", full.peak_op)
+print("The operation at the Trainer's peak:", plain.peak_op)
 vocabulary = step.config().vocab_size
 tokens = step.batch_size * step.seq_len
-largest = sorted({size for _, _, size in full.log if size > 0}, reverse=True)[:3]
-print("largest single requests:", [f"{size / 1e6:,.0f} MB" for size in largest])
+rows = {}
+for name, prediction in named.items():
+    sizes = sorted({size for _, _, size in prediction.log if size > 0}, reverse=True)
+    rows[name] = [f"{size / 1e6:,.0f} MB" for size in sizes[:3]]
+largest = max(size for _, _, size in plain.log)
 print(f"tokens × vocabulary × 4 bytes = {tokens * vocabulary * 4 / 1e6:,.0f} MB")
-assert abs(largest[0] / (tokens * vocabulary * 4) - 1) < 0.01
+assert abs(largest / (tokens * vocabulary * 4) - 1) < 0.01
+pd.DataFrame(rows, index=["largest request", "second", "third"]).T
 
 # %% [markdown]
-# The *logits*: one number for each token and each word of the vocabulary, and the loss takes them in
-# float32, with a copy for its softmax and another for its gradient. For a small model with a large
-# vocabulary they are the largest thing of all, and in the textbook formulas they do not occur.
+# They are the *logits*: one number for each token and each word of the vocabulary. The `Trainer`
+# computes the loss from them in float32, with a copy for the softmax and another one for the
+# gradient. For a small model with a large vocabulary they are the largest thing of all, and the
+# textbook formulas do not count them.
+#
+# `SFTTrainer` has no request of that size. Its largest one is a *tile*: the logits of at most 4,096
+# tokens and 32,768 words, which it fills and uses again and again. It also skips every token whose
+# label is -100, so a dataset with long prompts and short answers needs even less (try
+# `supervised_share=0.25`). Liger does the same for other trainers.
 #
 # ### And in truth?
 #
@@ -1441,12 +1470,12 @@ assert abs(largest[0] / (tokens * vocabulary * 4) - 1) < 0.01
 if torch.cuda.is_available():
     from course_utils.memory import measure
 
-    rows = {"all weights": measure(step), "LoRA": measure(lora.setup)}
-    by_phase = {f"{name}, measured": row.get("phases", {}) for name, row in rows.items()}
+    measured = {name: measure(prediction.setup) for name, prediction in named.items()}
+    by_phase = {f"{name}, measured": row.get("phases", {}) for name, row in measured.items()}
 else:
     print("No GPU here: predicted only. Against a GPU, today's versions are not yet measured.")
     by_phase = {}
-by_phase |= {"all weights, predicted": full.phases, "LoRA, predicted": lora.phases}
+by_phase |= {f"{name}, predicted": prediction.phases for name, prediction in named.items()}
 pd.DataFrame(by_phase).map("{:,.0f} MB".format)
 
 # %% [markdown]
@@ -1459,13 +1488,29 @@ pd.DataFrame(by_phase).map("{:,.0f} MB".format)
 #
 # | what | how much | from |
 # |---|---|---|
-# | weights of the blocks | $12\,L\,h^2$ | Kaplan and others, 2020 |
+# | weights of the blocks | $L\,\left(2\,h\,d\,(n + n_{kv}) + g\,h\,m\right)$ | counted |
+# | the same, for GPT-2's shape | $12\,L\,h^2$ | Kaplan and others, 2020 |
 # | activations, eager attention | $L\,(34\,hbs + 5\,n\,b\,s^2)$ bytes in 16 bits | Korthikanti and others, 2022 |
 # | activations, flash attention | $L\cdot 34\,hbs$ bytes | the second term is never stored |
 # | weights, gradients, Adam's states | $p$, $p$, $2p$ | Rajbhandari and others, 2020 |
 #
-# The ratio of activations to weights, for one example, has only *s*, *h* and *n* in it. That is the
-# *ratio* in the table below, for seven models; *blocks* are the weights of all layers in 16 bits.
+# The first row counts the matrices of a block. Queries and the output take *h* × *n·d* numbers each,
+# with heads of width *d*. Keys and values take *h* × *n_kv·d* each: in most models of today several
+# query heads share one key-value head, so *n_kv* is smaller than *n*. The MLP has *g* matrices of
+# *h* × *m*: two in GPT-2, three where it has a gate. Put in GPT-2's numbers (*n·d* = *h*,
+# *n_kv* = *n*, *g* = 2, *m* = 4*h*), and you get the second row. People use the second row for every
+# model. The table below shows where that goes wrong.
+#
+# The workshop divides activations by weights. For the second row that gives a short formula:
+#
+# $$\frac{\text{activations}}{\text{weights}} = \left[\frac{34\,bs}{12\,h} +
+# \frac{5\,n\,b\,s^2}{12\,h^2}\right] \cdot \frac{p_{comp}}{p_{model}}$$
+#
+# Here $p_{comp}$ is the size of a number that is computed with, and $p_{model}$ the size of a stored
+# weight. The 34 counts bytes at 16 bits, so with 16-bit weights the bracket is divided by two.
+#
+# In the table, *blocks* are the weights of all layers in 16 bits, counted by the first row, and
+# *12·L·h²* is the approximation. The *ratios* are for one example of *s* tokens.
 #
 # **Guess first.** Llama-2-7B with one example of 4,096 tokens: how many times its weights do the
 # activations take with eager attention? And with flash attention?
@@ -1479,12 +1524,18 @@ from course_utils.memory import formulas
 
 seven = formulas.seven_models()
 print("You said:", my_guess)
-columns = ["h", "s", "n_heads", "L", "blocks (GB)", "ratio, eager", "ratio, flash"]
+columns = ["h", "s", "n_heads", "n_kv", "m", "L", "blocks (GB)", "12·L·h² (GB)"]
+columns += ["ratio, eager", "ratio, flash"]
 llama = seven.loc["meta-llama/Llama-2-7b-hf"]
+qwen = seven.loc["Qwen/Qwen2.5-7B"]
 assert llama["ratio, eager"] > 5 > 2 > llama["ratio, flash"] > 1
+assert qwen["blocks (GB)"] > 1.5 * qwen["12·L·h² (GB)"]
 seven[columns].round(1)
 
 # %% [markdown]
+# For the older models the approximation is good. For Qwen2.5-7B it is not: its MLP is wide and has a
+# gate, so its blocks take 13.0 GB and not 8.6.
+#
 # Eager attention is out of the question for long examples: the activations are a multiple of the
 # whole model. With flash attention they are of its size.
 #
@@ -1492,7 +1543,8 @@ seven[columns].round(1)
 # and states, then the activations, all in MB.
 
 # %%
-opt = Setup("facebook/opt-350m", dtype="float16", optimizer="adamw_torch", seq_len=2000)
+# The formulas know neither checkpointing nor mixed precision, so compare them with the Trainer.
+opt = Setup("facebook/opt-350m", trainer="trainer", dtype="float16", seq_len=2000)
 shape = formulas.Shape.of(opt.config())
 found = {name: predict(opt.replace(attention=name)) for name in ("eager", "flash_attention_2")}
 parameters = catalog.model(opt.model).parameters
@@ -1533,7 +1585,8 @@ activations.round(2)
 # ## 7. Many problems, many solutions
 #
 # Now the whole toolbox, on one training that is too large: SmolLM2-1.7B, all weights in 32 bits,
-# plain Adam, eager attention, two examples of 2,048 tokens.
+# plain Adam, eager attention, two examples of 2,048 tokens, with the `SFTTrainer` and its
+# checkpointing and mixed precision switched off.
 #
 # **Guess first.** Which single change saves most: quantizing, LoRA, 8-bit Adam, checkpointing or
 # fused attention?
@@ -1545,6 +1598,8 @@ my_guess = "LoRA"
 start = Setup(
     "HuggingFaceTB/SmolLM2-1.7B",
     dtype="float32",
+    mixed_precision="no",
+    checkpointing="none",
     attention="eager",
     optimizer="adamw_torch",
     batch_size=2,
@@ -1553,7 +1608,7 @@ start = Setup(
 on_all = {"lora": True, "lora_targets": "all-linear"}
 solutions = {
     "as it is": ("", {}),
-    "16-bit weights": ("weights, gradients, states: half", {"weights": "16-bit"}),
+    "16-bit weights": ("weights, gradients, states: half", {"dtype": "bfloat16"}),
     "8-bit Adam": ("states: a quarter", {"optimizer": "adamw_bnb_8bit"}),
     "LoRA": ("gradients and states of an adapter only", on_all),
     "QLoRA (nf4)": ("and the frozen weights in 4 bits", {**on_all, "quantization": "nf4-double"}),
@@ -1609,9 +1664,12 @@ assert all(p.peak_allocated_mb < base_peak for n, p in predicted.items() if n !=
 overview.round(1)
 
 # %% [markdown]
-# Each tool works on one colour of the picture. LoRA does nothing for activations, checkpointing
-# nothing for the optimizer; so the best single tool depends on what is largest *in your training*,
-# and what counts is the mixture. Mixing and matching is the subject of notebook 05.
+# Here checkpointing is the best single tool, because activations are the largest part *of this
+# training*. LoRA removes gradients and states but not activations, so alone it saves little. Two
+# details of the picture: the bar of checkpointing shows gradients, because its peak has moved from
+# the middle of the backward pass to the optimizer's step; and with 16-bit weights the activations
+# grow instead of halving, because eager attention keeps a second copy of its table for the softmax in
+# float32. All together save most. Mixing and matching is the subject of notebook 05.
 #
 # ### Try your own
 #
@@ -1646,8 +1704,10 @@ print("fits a T4" if fits(mine, "t4") else "does not fit a T4")
 #   memory and makes them more exact.
 # - A training's memory is weights, gradients, optimizer's states and activations, and they peak at
 #   different moments. The states are there from the second step on.
-# - Logits count: tokens × vocabulary × 4 bytes, more than once.
-# - Each technique shrinks one kind. Look at which is largest, then choose.
+# - With transformers' `Trainer`, logits count: tokens × vocabulary × 4 bytes, more than once. TRL's
+#   `SFTTrainer` computes them in tiles and uses gradient checkpointing by default: for the training
+#   above, it needed less than a quarter.
+# - Look at which part is largest in your training, then choose what shrinks it.
 
 # %% [markdown]
 # ## Exercises

@@ -60,6 +60,9 @@ my_guess = {"largest (MB)": 10_000, "smallest (MB)": 5_000, "matters most": "...
 #
 # Notebook 04 has looked into one training, moment by moment. Here is the same tool for any
 # training: a `Setup` says how a model is trained, and `predict` tells what that will need.
+#
+# The workshop trained without TRL. So sections 1 to 5 predict transformers' `Trainer`
+# (`trainer="trainer"`); section 6 comes back to `SFTTrainer`, which is the default.
 
 # %%
 from course_utils import catalog
@@ -67,7 +70,14 @@ from course_utils.memory import Setup, predict
 
 OPT = "facebook/opt-350m"
 assert round(catalog.model(OPT).parameters / 1e6) == 331
-first = Setup(OPT, seq_len=2000, dtype="float16", attention="eager", optimizer="adamw_torch")
+first = Setup(
+    OPT,
+    trainer="trainer",
+    seq_len=2000,
+    dtype="float16",
+    attention="eager",
+    optimizer="adamw_torch",
+)
 told = predict(first, GPU)
 
 print(f"peak: {told.peak_allocated_mb:,.0f} MB allocated, {told.peak_reserved_mb:,.0f} reserved")
@@ -339,7 +349,7 @@ step = Setup(
 kinds = ("weights", "gradients", "optimizer")
 held = {
     name: {kind: predict(step.replace(optimizer=name), GPU).at_peak[kind] for kind in kinds}
-    for name in ("adam", "adam_8bit")
+    for name in ("adamw_torch", "adamw_bnb_8bit")
 }
 held = pd.DataFrame(held).T
 held["sum"] = held.sum(axis=1)
@@ -400,10 +410,10 @@ assert abs(peaks["accumulation, a true step"] - peaks["Adam, one step"]) < 1
 # %%
 more = peaks["accumulation, two true steps"] - peaks["Adam, two steps"]
 print(
-    f"accumulation costs {more:,.0f} MB; the gradients are {held.loc['adam', 'gradients']:,.0f} MB"
+    f"accumulation costs {more:,.0f} MB; the gradients are {held.loc['adamw_torch', 'gradients']:,.0f} MB"
 )
 
-assert 0.8 < more / held.loc["adam", "gradients"] < 1.05
+assert 0.8 < more / held.loc["adamw_torch", "gradients"] < 1.05
 
 # %% [markdown]
 # So accumulation by itself saves nothing. It saves where it lets you make the micro-batch smaller.
@@ -470,7 +480,7 @@ my_guess = {"eager": 10, "sdpa": 10}
 LENGTHS = [200, 400, 800, 1600, 2000]
 ATTENTIONS = ["eager", "sdpa", "flash_attention_2"]
 # LoRA, so that no optimizer hides it.
-long = Setup(OPT, dtype="float16", lora=True, micro_batches=1)
+long = Setup(OPT, trainer="trainer", dtype="float16", lora=True, micro_batches=1)
 activations = pd.DataFrame(
     {
         attention: {
@@ -645,16 +655,29 @@ assert "softmax" in last.peak_op
 assert last.at_peak["activations"] > 2 * logits
 
 # %% [markdown]
-# In the loss. No technique in our list makes the logits smaller.
-#
+# In the loss. No technique in our list makes the logits smaller. Another trainer does: TRL's
+# `SFTTrainer` computes them in tiles and never has them all (notebook 04, section 5).
+
+# %%
+with_sft = predict(last.setup.replace(trainer="sft"), GPU)
+print(f"the same settings: Trainer {last.peak_allocated_mb:,.0f} MB")
+print(f"                SFTTrainer {with_sft.peak_allocated_mb:,.0f} MB, at {with_sft.peak_op}")
+
+assert with_sft.peak_allocated_mb < last.peak_allocated_mb
+
+# %% [markdown]
 # One thing in the first chart ought to surprise you. Why do quantized *weights* make the
 # *activations* smaller? Compare with LoRA on weights of 32 bits:
 
 # %%
 formats = {}
-for weights in ("16-bit", "nf4-double", "32-bit"):
-    setup = first.replace(weights=weights, lora=True)
-    formats[weights] = {
+for name, change in {
+    "16-bit": {},
+    "nf4-double": {"quantization": "nf4-double"},
+    "32-bit": {"dtype": "float32"},
+}.items():
+    setup = first.replace(lora=True, **change)
+    formats[name] = {
         attention: predict(setup.replace(attention=attention), GPU).at_peak["activations"]
         for attention in ("eager", "sdpa")
     }
@@ -681,7 +704,14 @@ assert formats.loc["nf4-double", "sdpa"] > 1.2 * formats.loc["16-bit", "sdpa"]
 # %%
 from course_utils.memory import measure
 
-small = Setup("course/pythia-3m", dtype="float32", seq_len=256, batch_size=4, micro_batches=4)
+small = Setup(
+    "course/pythia-3m",
+    trainer="trainer",
+    dtype="float32",
+    seq_len=256,
+    batch_size=4,
+    micro_batches=4,
+)
 device = "cuda" if here else "cpu"
 ways = ("none", "non-reentrant")
 pairs = [
@@ -785,7 +815,12 @@ assert len(refused) in (0, len(rows))
 
 # %%
 everywhere = Setup(
-    "tiiuae/falcon-7b", quantization="8bit", dtype="float16", lora=True, lora_targets="all-linear"
+    "tiiuae/falcon-7b",
+    trainer="trainer",
+    quantization="8bit",
+    dtype="float16",
+    lora=True,
+    lora_targets="all-linear",
 )
 cases = [(500, "sdpa"), (2000, "sdpa"), (2000, "flash_attention_2")]
 found = {}
@@ -831,7 +866,7 @@ assert abs(longest["sdpa"] / longest["eager"] - 1) < 0.01
 # a cautious guess, not yet measured.
 
 # %%
-from course_utils.memory import fit
+from course_utils.memory import METHODS, fit, usable_bytes, ways_to_fit
 
 pd.DataFrame(
     [
@@ -839,7 +874,7 @@ pd.DataFrame(
             "name": name,
             "GPU": known.name,
             "memory (MiB)": known.memory_mib,
-            "room for training (MB)": round(fit.usable_bytes(known) / 1e6),
+            "room for training (MB)": round(usable_bytes(known) / 1e6),
             "bfloat16": "yes" if known.computes_bfloat16 else "no",
         }
         for name, known in GPUS.items()
@@ -855,8 +890,8 @@ my_guess = {"LoRA on 16-bit": 1, "QLoRA": 4}
 
 # %%
 QWEN = "Qwen/Qwen2.5-7B"
-some = {name: fit.WAYS[name] for name in ("LoRA on 16-bit", "QLoRA")}
-on_t4 = fit.fit(QWEN, "t4", lengths=[1024], ways=some, progress=False)
+some = {name: METHODS[name] for name in ("LoRA on 16-bit", "QLoRA")}
+on_t4 = fit(QWEN, "t4", lengths=[1024], methods=some, progress=False)
 print("You said:", my_guess)
 on_t4
 
@@ -875,13 +910,13 @@ assert on_t4.loc["QLoRA, checkpointing", 1024] >= 1
 
 # %%
 too_large = Setup(QWEN, lora=True, lora_targets="all-linear", batch_size=4, seq_len=1024)
-answers = fit.ways_to_fit(too_large, "rtx4090", wanted=2, progress=False)
+answers = ways_to_fit(too_large, "rtx4090", wanted=2, progress=False)
 text_table(answers.drop(columns="setup").astype(str))
 
 # %%
 assert len(answers) == 2
 assert answers["change"].str.contains("checkpointing").all()
-assert (answers["peak reserved (MB)"] <= fit.usable_bytes("rtx4090") / 1e6).all()
+assert (answers["peak reserved (MB)"] <= usable_bytes("rtx4090") / 1e6).all()
 
 # %% [markdown]
 # In the shell: `python -m course_utils memory fit --model Qwen/Qwen2.5-7B --gpu t4`.
@@ -1019,22 +1054,24 @@ def largest_batch(fits):
 check("05.3", largest_batch)
 
 # %% [markdown]
-# Then try yours on something real. (`fit.largest_batch` does better than ten: it goes by a straight
+# Then try yours on something real. (`course_utils.memory.largest_batch` does better than ten: it goes by a straight
 # line through two predictions. Why is that a good idea?)
 
 # %%
 from course_utils.exercises import done
 
 if done("05.3"):
-    asked = []
-    modest = Setup("course/pythia-3m", dtype="float32", seq_len=256)
+    from course_utils.memory import fits
 
-    def fits(batch):
+    asked = []
+    modest = Setup("course/pythia-3m", trainer="trainer", dtype="float32", seq_len=256)
+
+    def fits_here(batch):
         """Ask the predictor, and note that it was asked."""
         asked.append(batch)
-        return fit.fits(modest.replace(batch_size=batch), "rtx3060") is not None
+        return fits(modest.replace(batch_size=batch), "rtx3060") is not None
 
-    print(largest_batch(fits), "examples; asked for", asked)
+    print(largest_batch(fits_here), "examples; asked for", asked)
 
 # %% [markdown]
 # **If you have a GPU: add your own row.** No solution here: it is yours to find. On a machine with

@@ -155,7 +155,7 @@ for text in as_guanaco(asked.select(range(2)), tokenizers["tuning_chat"])["text"
 # that needs neither the weights nor a GPU.
 
 # %%
-my_guess_gb = 12
+my_guess_gb = 30
 
 # %%
 from course_utils.data import folder
@@ -168,9 +168,9 @@ llama = Setup(
     lora=True,
     lora_rank=16,
     lora_targets="all-linear",
+    kbit_preparation=True,
+    trainer="sft",
     optimizer="paged_adamw_8bit",
-    checkpointing="reentrant",
-    mixed_precision=True,
     batch_size=8,
     accumulation=4,
     seq_len=512,
@@ -198,10 +198,10 @@ assert found.peak_reserved_mb * 1e6 < usable_bytes("rtx4090")
 # %% [markdown]
 # More than you thought? Two things are easily forgotten. Not all weights are in 4 bits: the
 # embedding and the output layer, a billion numbers, are not quantized, and
-# `prepare_model_for_kbit_training` turns them into float32. And most of the activations are
-# *logits*: for each of 8 × 512 tokens one number for every token of the vocabulary, in several
-# copies while the loss is computed. (The total lies above the sum of the rows, because memory is
-# reserved in larger pieces.)
+# `prepare_model_for_kbit_training` turns them into float32. And there are activations: the input of
+# each of 32 layers for 8 × 512 tokens, what one layer computes again in the backward pass, and the
+# tile in which `SFTTrainer` computes the logits. (The total lies above the sum of the rows, because
+# memory is reserved in larger pieces.)
 #
 # Here is the recipe as today's libraries spell it. How many steps, how large a batch and which
 # learning rate: that is looked up by the machine's tier. All else is the same on every machine,
