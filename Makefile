@@ -9,7 +9,7 @@ NB ?= 01
 NEED_PYTHON = $(if $(PYTHON),,echo "No Python 3.11 or later was found. Get one from https://www.python.org/downloads/ and name it: make lab PYTHON=/path/to/python3" >&2; exit 1)
 export NB
 .DEFAULT_GOAL := help
-.PHONY: help setup ready lab test course notebook notebooks save pretrain replicate-memory slides site drift signatures doctor faults
+.PHONY: help setup ready lab test course notebook notebooks save pretrain replicate-memory replay slides site drift signatures doctor faults
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ pretrain: ready ## train the course's own base model and its control anew (about
 replicate-memory: ## predict the published memory tables with the libraries of their time
 	@$(if $(PYTHON),,echo "No Python 3.11 or later was found." >&2; exit 1)
 	@"$(PYTHON)" -E tools/replicate_memory.py
+
+replay: ready ## predict what others measured on their GPUs, beside what they measured
+	@$(RUN) -m benchmarks.replay
 
 slides: ready ## build the slides: build/slides/deck.html and deck.pdf (needs Node.js; the PDF a browser)
 	@$(RUN) tools/slides.py build

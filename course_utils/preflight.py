@@ -40,7 +40,6 @@ from course_utils.hardware import detect, pick_dtype
 from course_utils.masks import IGNORED
 from course_utils.memory import Gpu, Prediction, predict, this_gpu, usable_bytes, ways_to_fit
 from course_utils.memory import gpu as gpu_by_name
-from course_utils.memory._allocator import OutOfMemory
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
 _SYMBOLS = {PASS: "✓", WARN: "!", FAIL: "✗"}
@@ -1214,23 +1213,20 @@ def _memory(ev: Evidence) -> Finding:
         return Finding(_NOT_JUDGED, _shorten(str(error), 200))
     need = found.peak_reserved_mb * 1e6
     told = (
-        f"about {need / 1e6:,.0f} of the {usable / 1e6:,.0f} MB that a {ev.gpu.name} has for it; "
-        f"{found.peak_allocated_mb:,.0f} MB in tensors, at the peak in the {_phase(found)}"
+        f"about {need / 1e6:,.0f} of the {usable / 1e6:,.0f} MB that a {ev.gpu.name} has for it "
+        f"(with the CUDA context {found.process_mb:,.0f} MB); {found.peak_allocated_mb:,.0f} MB of "
+        f"them in tensors, at the peak in the {_phase(found)}"
     )
     if need <= (1 - _CLOSE) * usable:
         return Finding(PASS, told)
     close = "Predictions can be off by a few percent: leave more room, or watch the first steps."
     if need <= usable:
         return Finding(WARN, told, close)
-    try:
-        predict(ev.trainer, ev.gpu, usable)
-    except OutOfMemory:
-        answers = ways_to_fit(found.setup, ev.gpu, wanted=1, together=2, progress=False)
-        way = "No one or two of the usual changes are enough: take a smaller model."
-        if not answers.empty:
-            way = f"The cheapest change: {answers['change'][0]} (costs {answers['cost'][0]})."
-        return Finding(FAIL, told, way)
-    return Finding(WARN, f"{told}; it fits by giving cached memory back", close)
+    answers = ways_to_fit(found.setup, ev.gpu, wanted=1, together=2, progress=False)
+    way = "No one or two of the usual changes are enough: take a smaller model."
+    if not answers.empty:
+        way = f"The cheapest change: {answers['change'][0]} (costs {answers['cost'][0]})."
+    return Finding(FAIL, told, way)
 
 
 # In the order of the report.

@@ -240,11 +240,10 @@ def memory_calculator(
     """
     from course_utils.catalog import catalog
     from course_utils.display import MEMORY_COLOURS, PINK
-    from course_utils.memory import GPUS, predict, usable_bytes, ways_to_fit
+    from course_utils.memory import GPUS, predict, ways_to_fit
     from course_utils.memory import _setup as setups
     from course_utils.memory import gpu as gpu_by_name
     from course_utils.memory._allocator import OutOfMemory
-    from course_utils.memory._fit import CONTEXT_MIB
     from course_utils.memory._gpus import MIB
 
     setups.config_of(model)
@@ -312,10 +311,11 @@ def memory_calculator(
     def run() -> str:
         chosen = GPUS[which.value]
         found = predict(setup(), chosen)
-        parts = {**found.at_peak, "CUDA context": CONTEXT_MIB * MIB / 1e6}
-        whole = chosen.memory_mib * MIB / 1e6
+        context = chosen.context_mib * MIB / 1e6
+        parts = {**found.at_peak, "CUDA context": context}
+        whole = chosen.process_mib * MIB / 1e6
         need = found.peak_reserved_mb
-        fits = need <= usable_bytes(chosen) / 1e6
+        fits = found.fits
         scale = 100 / max(whole, sum(parts.values()))
         bars = "".join(
             f'<div title="{kind}: {size:,.0f} MB" style="width:{size * scale:.2f}%;'
@@ -328,9 +328,9 @@ def memory_calculator(
         )
         verdict = "It fits" if fits else "It does not fit"
         return (
-            f"<p><b>{verdict}</b>: the allocator would reserve {need:,.0f} MB, and a {chosen.name} "
-            f"has {whole:,.0f} MB, of which the CUDA context takes about "
-            f"{CONTEXT_MIB * MIB / 1e6:,.0f} (not yet measured).</p>"
+            f"<p><b>{verdict}</b>: the allocator would reserve {need:,.0f} MB. Of a {chosen.name} "
+            f"a process gets about {whole:,.0f} MB, and its CUDA context takes {context:,.0f} "
+            f"({'measured' if chosen.measured_context_mib else 'a cautious guess'}).</p>"
             f'<div style="display:flex;width:100%;border:1px solid #888">{bars}</div>'
             f"<p>At the peak ({html.escape(found.peak_op)}), MB: {legend}</p>"
         )

@@ -412,6 +412,8 @@ case(
     name=("T4", text),
     memory_mib=(15360, whole(1)),
     capability=((7, 5), lambda value: False),
+    total_mib=(15000, or_none(whole(1))),
+    measured_context_mib=(100, or_none(whole(1))),
 )
 case("memory.gpu", name=GPU)
 TABLE = ("opt-350m-8bit", nothing)

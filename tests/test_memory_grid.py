@@ -254,7 +254,8 @@ def test_predicted_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # ---- what fits
 
-TINY_GPU = Gpu("a tiny GPU", fitting.CONTEXT_MIB + 120, (8, 9))
+# 120 MiB are left beside the context.
+TINY_GPU = Gpu("a tiny GPU", 1000, (8, 9), 720, 600)
 
 
 def test_the_largest_batch_is_the_largest() -> None:
@@ -264,7 +265,7 @@ def test_the_largest_batch_is_the_largest() -> None:
     assert largest > 2
     assert fitting.fits(setup.replace(batch_size=largest), TINY_GPU)
     assert fitting.fits(setup.replace(batch_size=largest + 1), TINY_GPU) is None
-    none = Gpu("nearly nothing", fitting.CONTEXT_MIB + 10, (8, 9))
+    none = Gpu("nearly nothing", 1000, (8, 9), 610, 600)
     assert fitting.largest_batch(setup, none) == 0
 
 
@@ -298,7 +299,7 @@ def test_a_misfit_is_made_to_fit() -> None:
     assert all(changed.accumulation == 2 for changed in halved)
     small = setup.replace(batch_size=1, seq_len=32)
     assert list(fitting.ways_to_fit(small, TINY_GPU, progress=False)["change"]) == ["nothing"]
-    nowhere = Gpu("nearly nothing", fitting.CONTEXT_MIB + 10, (8, 9))
+    nowhere = Gpu("nearly nothing", 1000, (8, 9), 610, 600)
     assert fitting.ways_to_fit(small, nowhere, progress=False).empty
 
 

@@ -1,6 +1,6 @@
 """`make replicate-memory`: the libraries of November 2024, and the published tables predicted.
 
-They are installed once, into `build/libraries-of-2024`, for `benchmarks/published_tables.py`.
+They are installed once, into `build/libraries-of-2024`, for `benchmarks/tables_2024`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import bootstrap  # noqa: E402
 
-REQUIREMENTS = ROOT / "benchmarks" / "libraries_of_2024.txt"
+REQUIREMENTS = ROOT / "benchmarks" / "tables_2024" / "requirements.txt"
 FOLDER = ROOT / "build" / "libraries-of-2024"
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     """Prepare, then predict."""
     python = prepare()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    program = ROOT / "benchmarks" / "published_tables.py"
+    program = ROOT / "benchmarks" / "tables_2024" / "published_tables.py"
     sys.exit(subprocess.run([python, program, *sys.argv[1:]], env=environment).returncode)
 
 

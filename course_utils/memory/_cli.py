@@ -112,6 +112,10 @@ def _predict(args: argparse.Namespace) -> int:
     print(f"{found.setup}, on a {found.gpu.name}")
     print(f"peak allocated  {found.peak_allocated_mb:10,.0f} MB, in {found.peak_op}")
     print(f"peak reserved   {found.peak_reserved_mb:10,.0f} MB")
+    verdict = "fits" if found.fits else "does not fit"
+    print(f"process         {found.process_mb:10,.0f} MB, which {verdict}")
+    for warning in found.warnings:
+        print(f"\nNote: {warning}")
     for title, sizes in (("peak by phase", found.phases), ("at the peak", found.at_peak)):
         print(f"\n{title}")
         for name, size in sizes.items():

@@ -85,12 +85,15 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    seen: dict[str, bool] | None = None,
 ) -> torch.Tensor:
     """torch's function of this name with the kernel that a GPU would take.
 
     Source: `aten/src/ATen/native/transformers/attention.cpp`.
     """
     kernel = attention_kernel(gpu, query, key, value, attn_mask, enable_gqa)
+    if seen is not None:
+        seen[kernel] = seen.get(kernel, False) or query.shape[1] != key.shape[1]
     if kernel == "math":
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -294,6 +297,8 @@ class OnGpu(TorchFunctionMode):
         self._casting = 0  # how many times autocast was entered
         self._casts: dict[int, torch.Tensor] = {}
         self._inside = 0
+        # The kernels of attention that ran, and whether grouped heads were among their inputs.
+        self.kernels: dict[str, bool] = {}
 
     @contextlib.contextmanager
     def casting(self) -> Iterator[None]:
@@ -366,7 +371,7 @@ class OnGpu(TorchFunctionMode):
         if tensor is None or tensor.device.type != "meta":
             return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
-            return scaled_dot_product_attention(self.gpu, *args, **kwargs)
+            return scaled_dot_product_attention(self.gpu, *args, seen=self.kernels, **kwargs)
         if func in (F.dropout, torch.dropout):
             return self._dropout(*args, **kwargs)
         if func in (F.softmax, torch.softmax, torch.Tensor.softmax):

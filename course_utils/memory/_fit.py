@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from course_utils import checks
 from course_utils.errors import ImpossibleSetup, NotTrainable
-from course_utils.memory._allocator import OutOfMemory
 from course_utils.memory._gpus import MIB, Gpu
 from course_utils.memory._gpus import gpu as gpu_by_name
 from course_utils.memory._predict import Prediction, predict
@@ -17,8 +16,6 @@ from course_utils.memory._setup import MOST, Setup, config_of, known_fields
 if TYPE_CHECKING:
     import pandas as pd
 
-# The CUDA context with its kernels, which no allocator sees: a cautious guess, not yet measured.
-CONTEXT_MIB = 600
 LARGEST_BATCH = 1024
 
 # What people choose between, from the largest to the smallest.
@@ -50,22 +47,26 @@ CHANGES: tuple[tuple[str, dict[str, Any], str], ...] = (
 
 
 def usable_bytes(gpu: Gpu | str) -> int:
-    """Bytes that PyTorch's allocator may take on a GPU: all but the CUDA context's share."""
-    gpu = gpu_by_name(gpu)
-    return (gpu.memory_mib - CONTEXT_MIB) * MIB
-
-
-def fits(setup: Setup, gpu: Gpu | str) -> Prediction | None:
-    """The prediction for a training that fits on a GPU, or None if it does not.
+    """Bytes that PyTorch's allocator may take on a GPU: a process's share, less its CUDA context.
 
     Raises:
         UnknownName: a GPU's name that is not known.
     """
     gpu = gpu_by_name(gpu)
-    try:
-        return predict(setup, gpu, usable_bytes(gpu))
-    except OutOfMemory:
-        return None
+    return max(0, gpu.process_mib - gpu.context_mib) * MIB
+
+
+def fits(setup: Setup, gpu: Gpu | str) -> Prediction | None:
+    """The prediction for a training that fits on a GPU, or None if it does not.
+
+    It does not where PyTorch would have to give cached memory back to go on: measured trainings on
+    a T4 that were so near the limit ran out of memory.
+
+    Raises:
+        UnknownName: a GPU's name that is not known.
+    """
+    found = predict(setup, gpu_by_name(gpu))
+    return found if found.fits else None
 
 
 def largest_batch(setup: Setup, gpu: Gpu | str) -> int:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from course_utils import checks
 
 MIB = 2**20
+# Cautious guesses where nothing is measured: what the driver keeps of a GPU's memory (on a T4 it is
+# 2.9%), and the CUDA context with its kernels, which belongs to no allocator.
+KEPT_SHARE = 0.03
+CONTEXT_MIB = 600
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,9 @@ class Gpu:
         name: as people call it.
         memory_mib: what `nvidia-smi` shows in all, in MiB = 2^20 bytes.
         capability: the CUDA compute capability, which decides what kernels run.
+        total_mib: what CUDA shows in all, as `torch.cuda.mem_get_info` gives it, which is less;
+            None where it was not measured.
+        measured_context_mib: the CUDA context, if it was measured.
 
     Raises:
         ValueError: a value that no GPU has.
@@ -25,10 +32,15 @@ class Gpu:
     name: str
     memory_mib: int
     capability: tuple[int, int]
+    total_mib: int | None = None
+    measured_context_mib: int | None = None
 
     def __post_init__(self) -> None:
         checks.text("name", self.name, empty=False)
         checks.whole("memory_mib", self.memory_mib, 1, 10**9)
+        for name in ("total_mib", "measured_context_mib"):
+            if getattr(self, name) is not None:
+                checks.whole(name, getattr(self, name), 1, self.memory_mib)
         numbers = self.capability if isinstance(self.capability, tuple) else ()
         if len(numbers) != 2 or not all(type(part) is int and 0 <= part < 100 for part in numbers):
             raise checks.refuse(
@@ -45,6 +57,16 @@ class Gpu:
         return 32 * MIB if self.capability[0] == 9 else 8320 * 1024
 
     @property
+    def context_mib(self) -> int:
+        """What the CUDA context takes, in MiB: measured, or a cautious guess."""
+        return self.measured_context_mib or CONTEXT_MIB
+
+    @property
+    def process_mib(self) -> int:
+        """What a process can have of it, in MiB: measured, or a cautious guess."""
+        return self.total_mib or int(self.memory_mib * (1 - KEPT_SHARE))
+
+    @property
     def computes_bfloat16(self) -> bool:
         """Whether bfloat16 is computed in, not emulated."""
         return self.capability >= (8, 0)
@@ -52,7 +74,8 @@ class Gpu:
 
 # Sizes as nvidia-smi shows them; capabilities as on developer.nvidia.com/cuda-gpus.
 GPUS = {
-    "t4": Gpu("T4", 15360, (7, 5)),
+    # Total and context of the T4: fitcheck-llm's measurements, see benchmarks/measured.
+    "t4": Gpu("T4", 15360, (7, 5), 14912, 141),
     "p100": Gpu("P100", 16384, (6, 0)),
     "v100": Gpu("V100 16 GB", 16384, (7, 0)),
     "rtx3060": Gpu("RTX 3060", 12288, (8, 6)),
@@ -91,8 +114,5 @@ def this_gpu() -> Gpu | None:
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
-    return Gpu(
-        properties.name,
-        properties.total_memory // MIB,
-        (properties.major, properties.minor),
-    )
+    total = properties.total_memory // MIB
+    return Gpu(properties.name, total, (properties.major, properties.minor), total)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import Trainer
 
-MB = 1e6
+MB, MIB = 1e6, 2**20
 KINDS = ("weights", "optimizer", "gradients", "activations", "workspaces")
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 
@@ -53,6 +53,7 @@ class Prediction:
         phases: the peak in each phase of the training.
         at_peak: what the memory was full of at the peak, by kind.
         peak_op: the operation at the peak.
+        warnings: what an expert would say about this training.
         assumptions: what was taken for granted.
         versions: of the libraries it speaks for.
         seconds: how long the prediction took.
@@ -65,11 +66,22 @@ class Prediction:
     phases: dict[str, float]
     at_peak: dict[str, float]
     peak_op: str
+    warnings: list[str]
     assumptions: list[str]
     versions: dict[str, str]
     seconds: float
     log: list[tuple[str, int, int]] = field(repr=False, default_factory=list)
     kinds: dict[int, str] = field(repr=False, default_factory=dict)
+
+    @property
+    def process_mb(self) -> float:
+        """What the process will hold of the GPU: reserved, and the CUDA context."""
+        return self.peak_reserved_mb + self.gpu.context_mib * MIB / MB
+
+    @property
+    def fits(self) -> bool:
+        """Whether the process has that much of the GPU."""
+        return self.process_mb <= self.gpu.process_mib * MIB / MB
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: all but the log."""
@@ -78,9 +90,12 @@ class Prediction:
             "gpu": self.gpu.name,
             "peak_allocated_mb": round(self.peak_allocated_mb, 1),
             "peak_reserved_mb": round(self.peak_reserved_mb, 1),
+            "process_mb": round(self.process_mb, 1),
+            "fits": self.fits,
             "phases": {name: round(size, 1) for name, size in self.phases.items()},
             "at_peak": {name: round(size, 1) for name, size in self.at_peak.items()},
             "peak_op": self.peak_op,
+            "warnings": self.warnings,
             "assumptions": self.assumptions,
             "versions": self.versions,
             "seconds": round(self.seconds, 2),
@@ -209,6 +224,7 @@ class Simulation:
         self.kinds: dict[int, str] = {}
         self.workspaces: dict[str, Any] = {}
         self.parameters: list[nn.Parameter] = []
+        self.whole_share = 0.0  # of the frozen weights' bytes, what is not quantized
 
     @contextlib.contextmanager
     def patched(self) -> Iterator[None]:
@@ -230,6 +246,13 @@ class Simulation:
     def hold(self, made: nn.Module, optimizer: Any) -> None:
         """Book a model's tensors, and states that an optimizer has from the beginning."""
         self.parameters = build.trained(made)
+        frozen = [p for p in made.parameters() if not p.requires_grad]
+        whole = [p for p in frozen if p.is_floating_point()]
+        if frozen:
+            values = {True: sum(p.numel() for p in whole)}
+            values[False] = sum(p.numel() for p in frozen) - values[True]
+            codes = 2 if any(p.dtype == torch.uint8 for p in frozen) else 1  # two in a byte
+            self.whole_share = values[True] / (values[True] + codes * values[False])
         for tensor in _all_tensors(made):
             self.kinds[self.tracker.hold(tensor)] = "weights"
         for tensor in _on_meta(list(optimizer.state.values())):
@@ -327,6 +350,7 @@ class Simulation:
             {n: peaks[n] / MB for n in PHASES if peaks[n] or n != "evaluation"},
             _at_peak(log, self.kinds),
             self.tracker.peak_op,
+            _warnings(setup, self),
             assumptions,
             versions(),
             time.perf_counter() - start,
@@ -372,6 +396,30 @@ def _at_peak(log: list[tuple[str, int, int]], kinds: dict[int, str]) -> dict[str
         if total > most:
             most, found = total, dict(now)
     return {kind: size / MB for kind, size in found.items()}
+
+
+def _warnings(setup: Setup, simulation: Simulation) -> list[str]:
+    """What an expert would say about a training, each with the way out."""
+    said, gpu = [], simulation.gpu
+    if "math" in simulation.on_gpu.kernels:
+        grouped = simulation.on_gpu.kernels["math"]
+        why = "query heads share key-value heads" if grouped else "no fused kernel takes its inputs"
+        way = "PyTorch 2.14 or a GPU of capability 8.0 has one" if grouped else "see its dtype"
+        said.append(
+            f"sdpa runs PyTorch's math kernel on a {gpu.name}, which writes the attention matrices "
+            f"down: {why}; {way}."
+        )
+    if "bfloat16" in (setup.dtype, setup.autocast) and not gpu.computes_bfloat16:
+        said.append(
+            f'A {gpu.name} only emulates bfloat16, which is slow: take dtype="float16" (and '
+            "fp16=True in the trainer's arguments if what is trained is in float32)."
+        )
+    if setup.quantization and simulation.whole_share > 0.5:
+        said.append(
+            f"{simulation.whole_share:.0%} of the weights stay as they are: {setup.quantization} "
+            "is for linear layers, and fused experts and embeddings are none."
+        )
+    return said
 
 
 def _assumptions(setup: Setup, gpu: Gpu) -> list[str]:

@@ -6,6 +6,7 @@ A combination that cannot be trained is refused when it is made, with the reason
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from dataclasses import dataclass, fields
@@ -372,17 +373,19 @@ def config_of(model: str | dict[str, Any]) -> PretrainedConfig:
     """A model's configuration; see `Setup.config`."""
     if isinstance(model, dict):
         return _configuration(model, "The configuration")
-    known = catalog.catalog().models
+    known = [*catalog.catalog().models, *architectures()]
     if not isinstance(model, str):
         raise checks.unknown("model", model, known, _OR_FOLDER)
-    if model in known:
-        return known[model].config()
+    if model in catalog.catalog().models:
+        return catalog.catalog().models[model].config()
+    if model in architectures():
+        return _configuration(architectures()[model], model)
     if model in catalog.catalog().own:
         folder = catalog.catalog().own[model].path
     elif _has_config(model):
         folder = Path(model)
     else:
-        folder = _from_hub(model, list(known))
+        folder = _from_hub(model, known)
     try:
         data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -391,6 +394,21 @@ def config_of(model: str | dict[str, Any]) -> PretrainedConfig:
             "is damaged: download or save the model again."
         ) from None
     return _configuration(data, str(folder))
+
+
+@functools.cache
+def architectures() -> dict[str, dict[str, Any]]:
+    """Configurations, by model id, of models that the course only predicts."""
+    source = Path(__file__).parent / "models.json"
+    with checks.course_file(source):
+        data = json.loads(source.read_text(encoding="utf-8"))
+        found = {name: entry["config"] for name, entry in data["models"].items()}
+        of_the_course = catalog.catalog().models
+        for name, other in data["same"].items():
+            if name not in of_the_course:
+                path = None if other in found else of_the_course[other].config_path
+                found[name] = json.loads(path.read_text()) if path else found[other]
+    return found
 
 
 def _has_config(folder: str) -> bool:

@@ -80,13 +80,13 @@ def by_hand(
             outputs = model(**batch())
         loss = outputs["loss"]
         if not setup.keep_outputs:
-            del outputs
+            outputs = None
         if setup.accumulation > 1:
             loss = loss / setup.accumulation
         phase("backward")
         (scaler.scale(loss) if scaler else loss).backward()
         if not setup.keep_outputs:
-            del loss
+            loss = None
         if number % setup.accumulation == 0:
             phase("optimizer")
             if scaler:
@@ -95,3 +95,4 @@ def by_hand(
             else:
                 optimizer.step()
             optimizer.zero_grad()
+        outputs = loss = None  # what is kept is kept until here

@@ -1,4 +1,4 @@
-"""Lets the predictor speak for the libraries of November 2024. Import it before everything else.
+"""`BACKEND`: the libraries of November 2024, as the predictor asks for them. Import it first.
 
 `course_utils.memory` follows today's libraries. Here is what those of that time did otherwise:
 transformers 4.46 (an attention is a class, chosen when a model is made), bitsandbytes 0.44 (int8
@@ -17,7 +17,7 @@ import torch
 import transformers.utils
 from transformers.utils import import_utils
 
-from course_utils.memory import cuda
+from course_utils.memory import _cuda as cuda
 
 for _module in (transformers.utils, import_utils):
     _module.is_flash_attn_2_available = lambda: True
@@ -38,10 +38,10 @@ sys.modules |= {
     "flash_attn.layers.rotary": _rotary,
 }
 
-from transformers import PreTrainedModel  # noqa: E402
+from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: E402
 from transformers.integrations import get_keys_to_not_convert  # noqa: E402
 
-from course_utils.memory import build, quantized_layers, stand_ins  # noqa: E402
+from course_utils.memory import _build, _quantized_layers  # noqa: E402
 from course_utils.memory._quantized_layers import empty  # noqa: E402
 
 
@@ -103,7 +103,7 @@ class _Int8Matmul(torch.autograd.Function):
         return found, None
 
 
-class Linear8bit(quantized_layers.Linear8bit):
+class Linear8bit(_quantized_layers.Linear8bit):
     """The layer of 0.44 on meta."""
 
     def __init__(self, layer: torch.nn.Module):
@@ -125,10 +125,30 @@ class Linear8bit(quantized_layers.Linear8bit):
         return out
 
 
+class LibrariesOf2024(_build.Backend):
+    """What transformers 4.46 and bitsandbytes 0.44 do otherwise than today's."""
+
+    def from_config(self, config: Any, attention: str | None, dtype: torch.dtype) -> Any:
+        """The dtype had another name."""
+        chosen = {} if attention is None else {"attn_implementation": attention}
+        return AutoModelForCausalLM.from_config(config, torch_dtype=dtype, **chosen)
+
+    def flash_attention(self) -> contextlib.AbstractContextManager:
+        """What this module sets at its import is enough."""
+        return contextlib.nullcontext()
+
+    def kept_whole(self, made: torch.nn.Module) -> list[str]:
+        """The function was elsewhere."""
+        return get_keys_to_not_convert(made)
+
+    def quantized_layer(self, layer: torch.nn.Module, name: str, dtype: torch.dtype) -> Any:
+        """8 bits as 0.44 has them."""
+        if name == "8bit":
+            return Linear8bit(layer)
+        return super().quantized_layer(layer, name, dtype)
+
+
+BACKEND = LibrariesOf2024()
 PreTrainedModel._check_and_enable_flash_attn_2 = classmethod(_enable_flash)
-build.DTYPE_KEYWORD = "torch_dtype"
-stand_ins.flash_attention_chosen = contextlib.nullcontext  # the patches here do it
-build.kept_whole = get_keys_to_not_convert
-quantized_layers.Linear8bit = Linear8bit
 # The upcast of math attention came with PyTorch 2.5.
 torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)

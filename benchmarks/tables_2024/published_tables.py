@@ -14,13 +14,14 @@ import io
 from pathlib import Path
 
 if __name__ == "__main__":
-    import libraries_of_2024  # noqa: F401  must come before the others
+    from backend import BACKEND  # must come before the others
 
 from course_utils import catalog
-from course_utils.memory import Setup, formulas, grid, predict
+from course_utils.memory import Setup, formulas, grid
 from course_utils.memory._gpus import GPUS, MIB
+from course_utils.memory._predict import predict_with
 
-RESULTS = Path(__file__).parent / "results" / "published_tables.csv"
+RESULTS = Path(__file__).parent.parent / "results" / "published_tables.csv"
 GPU = GPUS["rtx4090"]  # about 24 GB and FlashAttention 2; which one it was is not published
 
 # Where a cell cannot be, or is not, the peak of the training step that its settings describe, and
@@ -74,11 +75,11 @@ def by_formula(setup: Setup, parameters: int) -> float:
     shape = formulas.Shape.of(setup.config())
     trained = trained_parameters(setup, parameters)
     states = formulas.states_bytes(parameters, trained, 2)
-    if setup.weights == "8-bit":
+    if setup.quantization == "8bit":
         states["weights"] = parameters
     attention = "eager" if setup.attention == "eager" else "flash_attention_2"
     kept = formulas.activation_bytes(shape, setup.batch_size, setup.seq_len, attention)
-    if setup.checkpointing != "none":
+    if setup.checkpoints != "none":
         inputs = 2 * shape.layers * setup.seq_len * setup.batch_size * shape.hidden
         kept = kept / shape.layers + inputs
     return (sum(states.values()) + kept) / 1e6
@@ -113,14 +114,14 @@ def by_fitcheck(setup: Setup, parameters: int) -> float:
     )
     training = TrainingConfig(
         precision="fp16",
-        quantization="int8" if setup.weights == "8-bit" else "none",
-        optimizer="adam8bit" if setup.optimizer.startswith("adam_8bit") else "adamw",
+        quantization="int8" if setup.quantization == "8bit" else "none",
+        optimizer="adam8bit" if setup.optimizer.endswith("8bit") else "adamw",
         optimizer_dtype="bf16",  # states in 16 bits, as their weights are
         batch_size=setup.batch_size,
         seq_len=setup.seq_len,
         lora_rank=setup.lora_rank if setup.lora else None,
         lora_targets=["q_proj", "v_proj"],
-        grad_checkpoint=setup.checkpointing != "none",
+        grad_checkpoint=setup.checkpoints != "none",
         flash_attn=setup.attention != "eager",
     )
     found = estimate(model, training, GPU_DB["4090"])
@@ -156,7 +157,7 @@ def main() -> None:
             row["published_mb"] = row.pop("peak_mb")
             setup = grid.as_setup(cell)
             if setup not in known:
-                known[setup] = predict(setup, GPU)
+                known[setup] = predict_with(BACKEND, setup, GPU)
                 print(f"{known[setup].peak_allocated_mb:8,.0f} MB  {setup}", flush=True)
             row["predicted_mb"] = round(known[setup].peak_allocated_mb, 1)
             row["peak_op"] = known[setup].peak_op

@@ -1,0 +1,230 @@
+"""Predicts trainings whose memory others have measured on their GPUs.
+
+    python -m benchmarks.replay                  # all sources, into results/replay.csv
+    python -m benchmarks.replay fitcheck_t4      # one of them
+    python -m benchmarks.replay --summary        # what the rows say
+
+What was measured, by whom and with what libraries is told in `measured/README.md`. Nothing is
+fitted. Rows are written as they come, and a run that was stopped goes on. Sizes are in
+MB = 10^6 bytes; errors are predicted over measured, in percent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from course_utils.memory import Setup, gpu, predict
+from course_utils.memory._predict import versions
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "replay.csv"
+MIB = 2**20
+COLUMNS = (
+    *("source", "model", "settings", "measured_allocated_mb", "predicted_allocated_mb"),
+    *("allocated_error_percent", "measured_reserved_mb", "predicted_reserved_mb"),
+    *("reserved_error_percent", "measured_outcome", "predicted_outcome", "fitcheck_mb", "versions"),
+)
+# In all rows of fitcheck: see measured/README.md.
+FITCHECK = {
+    "dtype": "float16",
+    "lora": True,
+    "lora_dropout": 0.0,
+    "lora_targets": "q_proj,k_proj,v_proj,o_proj",
+    "trainer": "loop",
+    "attention_mask": False,
+    "optimizer": "adamw_torch",
+    "checkpointing": "non-reentrant",
+    "mixed_precision": "no",
+}
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    """The rows of a file in `measured/`."""
+    with (HERE / "measured" / f"{name}.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@contextlib.contextmanager
+def heads_expanded() -> Iterator[None]:
+    """While it is entered, sdpa is given as many key and value heads as query heads."""
+    from transformers.integrations import sdpa_attention
+
+    with mock.patch.object(sdpa_attention, "use_gqa_in_sdpa", lambda *_: False):  # noqa: PT008  a mock would keep the tensors
+        yield
+
+
+def on_t4(row: dict[str, str]) -> Setup:
+    """The training of a row of `fitcheck_t4.csv`."""
+    return Setup(
+        row["model"],
+        **FITCHECK,
+        attention=row["attention"],
+        quantization=None if row["weights"] == "none" else row["weights"],
+        lora_rank=int(row["lora_rank"]),
+        batch_size=int(row["batch_size"]),
+        seq_len=int(row["seq_len"]),
+    )
+
+
+def near_the_limit(row: dict[str, str]) -> Setup:
+    """The training of a row of `fitcheck_t4_boundary.csv`.
+
+    The file does not say that the weights are nf4; their sizes leave nothing else.
+    """
+    return Setup(
+        row["model"],
+        **FITCHECK,
+        attention="sdpa",
+        quantization="nf4",
+        lora_rank=32,
+        batch_size=int(row["batch_size"]),
+        seq_len=int(row["seq_len"]),
+    )
+
+
+def _error(predicted: float, measured: float) -> float:
+    return round(100 * (predicted / measured - 1), 2)
+
+
+def replay_t4(row: dict[str, str], setup: Setup) -> dict[str, Any]:
+    """A row's peaks beside the predicted ones."""
+    with heads_expanded():
+        found = predict(setup, "t4")
+    told: dict[str, Any] = {}
+    for name, column in (("allocated", "peak_allocated_mib"), ("reserved", "peak_reserved_mib")):
+        measured = float(row[column]) * MIB / 1e6
+        predicted = getattr(found, f"peak_{name}_mb")
+        told[f"measured_{name}_mb"] = round(measured, 1)
+        told[f"predicted_{name}_mb"] = round(predicted, 1)
+        told[f"{name}_error_percent"] = _error(predicted, measured)
+    return told
+
+
+def replay_boundary(row: dict[str, str], setup: Setup) -> dict[str, Any]:
+    """Whether a training ended, and whether the prediction says that it would."""
+    with heads_expanded():
+        found = predict(setup, "t4")
+    told: dict[str, Any] = {"measured_outcome": row["outcome"]}
+    told["predicted_outcome"] = "completed" if found.fits else "oom"
+    told["predicted_reserved_mb"] = round(found.peak_reserved_mb, 1)
+    told["predicted_allocated_mb"] = round(found.peak_allocated_mb, 1)
+    told["fitcheck_mb"] = round(float(row["predicted_by_fitcheck_mib"]) * MIB / 1e6, 1)
+    if row["process_mib"]:
+        measured = (float(row["process_mib"]) - gpu("t4").context_mib) * MIB / 1e6
+        told["measured_reserved_mb"] = round(measured, 1)
+        told["reserved_error_percent"] = _error(found.peak_reserved_mb, measured)
+    return told
+
+
+Replay = Callable[[dict[str, str], Setup], dict[str, Any]]
+SOURCES: dict[str, tuple[Callable[[dict[str, str]], Setup], Replay]] = {
+    "fitcheck_t4": (on_t4, replay_t4),
+    "fitcheck_t4_boundary": (near_the_limit, replay_boundary),
+}
+
+
+def settings(setup: Setup) -> str:
+    """What a row's training is, beside its model, as JSON."""
+    told = {name: value for name, value in setup.to_dict().items() if name != "model"}
+    return json.dumps(told, sort_keys=True)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows that are there."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def replay(names: Iterable[str], path: Path = RESULTS, limit: int | None = None) -> list[dict]:
+    """Predict the rows of some sources; those that are there for these versions stay.
+
+    Args:
+        names: of `SOURCES`.
+        path: a CSV file, which is continued.
+        limit: how many trainings of each source; None for all.
+    """
+    now = json.dumps(versions(), sort_keys=True)
+    done = {
+        (row["source"], row["model"], row["settings"])
+        for row in read(path)
+        if row["versions"] == now
+    }
+    rows = []
+    for name in names:
+        as_setup, work = SOURCES[name]
+        seen: set[str] = set()
+        for row in rows_of(name):
+            setup = as_setup(row)
+            key = f"{row.get('file', '')}{row['model']}{settings(setup)}"
+            # Some trainings were measured several times; the first of them is taken.
+            if key in seen or (limit is not None and len(seen) >= limit):
+                continue
+            seen.add(key)
+            source = f"{name} {row['file']}" if "file" in row else name
+            if (source, row["model"], settings(setup)) in done:
+                continue
+            told = {"source": source, "model": row["model"], "settings": settings(setup)}
+            told |= work(row, setup) | {"versions": now}
+            append(path, told)
+            rows.append(told)
+            shown = {name: value for name, value in told.items() if "error" in name}
+            print(row["model"], setup.attention, setup.quantization, shown, flush=True)
+    return rows
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add a row; a new file begins with the columns' names."""
+    new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def summary(rows: list[dict[str, str]]) -> str:
+    """Errors by source: the mean, the worst, and how many are within 1% and 5%."""
+    lines = []
+    for source in dict.fromkeys(row["source"] for row in rows):
+        own = [row for row in rows if row["source"] == source]
+        for kind in ("allocated", "reserved"):
+            errors = [
+                abs(float(row[f"{kind}_error_percent"]))
+                for row in own
+                if row[f"{kind}_error_percent"] != ""
+            ]
+            if errors:
+                within = {most: sum(e <= most for e in errors) / len(errors) for most in (1, 5)}
+                told = f"mean {statistics.mean(errors):.2f}%, worst {max(errors):.2f}%; "
+                told += f"{within[1]:.0%} within 1%, {within[5]:.0%} within 5%"
+                lines.append(f"{source}, {kind}: {len(errors)} rows, {told}")
+        wrong = [row for row in own if row["predicted_outcome"] != row["measured_outcome"]]
+        if own and own[0]["measured_outcome"]:
+            lines.append(f"{source}: {len(own)} outcomes, {len(wrong)} of them predicted wrongly")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Predict, or say what the rows say."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", nargs="*", choices=[*SOURCES, []], help=", ".join(SOURCES))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--summary", action="store_true", help="predict nothing")
+    args = parser.parse_args()
+    if not args.summary:
+        replay(args.source or SOURCES, args.results)
+    print(summary(read(args.results)))
+
+
+if __name__ == "__main__":
+    main()

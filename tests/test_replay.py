@@ -1,0 +1,102 @@
+"""Predictions against what others measured: the committed file, and a sample done again."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from conftest import load_tool
+
+from course_utils.memory import Setup
+
+replay = load_tool("replay", "benchmarks")
+
+
+def rows() -> list[dict[str, str]]:
+    """Of the committed file."""
+    return replay.read(replay.RESULTS)
+
+
+def errors(kind: str) -> list[float]:
+    """Absolute errors in percent."""
+    name = f"{kind}_error_percent"
+    return [abs(float(row[name])) for row in rows() if row[name]]
+
+
+def test_the_file_has_every_training_that_was_measured() -> None:
+    """Once each, with the error that its figures give."""
+    wanted = set()
+    for name, (as_setup, _) in replay.SOURCES.items():
+        for row in replay.rows_of(name):
+            source = f"{name} {row['file']}" if "file" in row else name
+            wanted.add((source, row["model"], replay.settings(as_setup(row))))
+    assert {(row["source"], row["model"], row["settings"]) for row in rows()} == wanted
+    assert len(rows()) == len(wanted)
+    for row in rows():
+        for kind in ("allocated", "reserved"):
+            if row[f"{kind}_error_percent"]:
+                ratio = float(row[f"predicted_{kind}_mb"]) / float(row[f"measured_{kind}_mb"])
+                assert float(row[f"{kind}_error_percent"]) == pytest.approx(
+                    100 * (ratio - 1), abs=0.03
+                )
+
+
+def test_how_near_the_predictions_are() -> None:
+    """What docs/tools.md says of them."""
+    assert max(errors("allocated")) < 1
+    reserved = errors("reserved")
+    assert sum(error <= 5 for error in reserved) / len(reserved) > 0.85
+    assert max(reserved) < 10
+    outcomes = [row for row in rows() if row["measured_outcome"]]
+    assert len(outcomes) == 6
+    assert all(row["predicted_outcome"] == row["measured_outcome"] for row in outcomes)
+
+
+def test_sixteen_bits_with_sdpa_are_met_to_the_segment() -> None:
+    """Reserved memory too: sizes, order, rounding and the gaps that are left."""
+    found = [
+        float(row["reserved_error_percent"])
+        for row in rows()
+        if row["source"].startswith("fitcheck_t4 ")
+        and json.loads(row["settings"])["attention"] == "sdpa"
+        and json.loads(row["settings"])["quantization"] is None
+    ]
+    assert len(found) == 8
+    assert max(map(abs, found)) <= 0.05
+
+
+def test_a_sample_gives_the_same_figures(tmp_path: Path) -> None:
+    """The smaller trainings of the file, predicted again by what is installed."""
+    known = {(row["source"], row["model"], row["settings"]): row for row in rows()}
+    path = tmp_path / "replay.csv"
+    again = replay.replay(["fitcheck_t4"], path, limit=9)
+    assert len(again) == 9
+    for row in again:
+        before = known[row["source"], row["model"], row["settings"]]
+        assert row["predicted_allocated_mb"] == float(before["predicted_allocated_mb"])
+        assert row["predicted_reserved_mb"] == float(before["predicted_reserved_mb"])
+    # A second run finds its rows and does nothing.
+    assert replay.replay(["fitcheck_t4"], path, limit=9) == []
+    with path.open(encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == 9
+
+
+def test_the_summary_counts() -> None:
+    """By source."""
+    said = replay.summary(rows())
+    assert "fitcheck_t4 t42026-09-15, allocated: 32 rows" in said
+    assert "6 outcomes, 0 of them predicted wrongly" in said
+
+
+def test_todays_models_are_known_by_name() -> None:
+    """Offline, by the architectures that the package brings; others are told how."""
+    from course_utils.errors import UnknownName
+    from course_utils.memory._setup import architectures
+
+    assert len(architectures()) > 80
+    assert Setup("Qwen/Qwen3-8B").config().num_hidden_layers == 36
+    assert Setup("Qwen/Qwen2.5-1.5B-Instruct").config() is not None
+    with pytest.raises(UnknownName, match=r"config\.json"):
+        Setup("nobody/knows-this-8B")
