@@ -87,23 +87,20 @@ def undisturbed(keep_state: bool = True) -> Iterator[None]:
     Args:
         keep_state: whether other trainers in this process find accelerate's state as they left it.
     """
-    import datasets
+    with contextlib.ExitStack() as kept:
+        kept.enter_context(build.quiet())
+        if keep_state:
+            kept.enter_context(build.shared_state_kept())
+        with contextlib.suppress(ImportError):  # libraries of 2024 have neither
+            from datasets import disable_progress_bars, enable_progress_bars
+            from datasets import is_progress_bar_enabled as shown
+            from trl.trainer.base_trainer import _BaseTrainer
 
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        with contextlib.ExitStack() as kept:
-            kept.enter_context(build.quiet())
-            if keep_state:
-                kept.enter_context(build.shared_state_kept())
-            with contextlib.suppress(ImportError):
-                from trl.trainer.base_trainer import _BaseTrainer
-
-                kept.enter_context(mock.patch.object(_BaseTrainer, "_send_telemetry"))
-            yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
+            if shown():
+                disable_progress_bars()
+                kept.callback(enable_progress_bars)
+            kept.enter_context(mock.patch.object(_BaseTrainer, "_send_telemetry"))
+        yield
 
 
 def make(setup: Setup, made: nn.Module, device: str) -> Any:
