@@ -169,7 +169,15 @@ def summarize(rows: list[dict[str, Any]]) -> str:
     line("all", known)
     line("chosen", [pair for pair in known if pair[1]["setup"] not in drawn_setups])
     line("drawn", [pair for pair in known if pair[1]["setup"] in drawn_setups])
-    for field in ("model", "weights", "attention", "optimizer", "checkpointing", "lora"):
+    for field in (
+        "model",
+        "trainer",
+        "quantization",
+        "attention",
+        "optimizer",
+        "checkpointing",
+        "lora",
+    ):
         for value in dict.fromkeys(row["setup"][field] for _, row in known):
             line(f"{field} {value}", [p for p in known if p[1]["setup"][field] == value])
     for phase in ("weights", "forward", "backward", "optimizer"):

@@ -12,8 +12,9 @@ from conftest import ROOT, load_tool
 
 from course_utils.errors import UnknownName
 from course_utils.loading import load_model, load_tokenizer
+from course_utils.memory import Setup
 from course_utils.memory._measure import NoGpu
-from course_utils.memory._setup import CHECKPOINTING, OPTIMIZERS, SEQUENCES, WEIGHTS, Setup
+from course_utils.memory._setup import CHECKPOINTING, QUANTIZATIONS, SEQUENCES, TRAINERS
 from course_utils.results import append_row, whole_rows
 
 PROGRAM = ROOT / "benchmarks" / "pig_latin.py"
@@ -184,8 +185,9 @@ def test_memory_has_enough_combinations_of_every_kind() -> None:
     assert len(program.drawn()) == 72
     assert program.drawn() == program.drawn()
     for field, known in (
-        ("weights", WEIGHTS),
-        ("optimizer", OPTIMIZERS),
+        ("quantization", (None, *QUANTIZATIONS)),
+        ("trainer", TRAINERS),
+        ("optimizer", ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit")),
         ("checkpointing", CHECKPOINTING),
         ("sequences", SEQUENCES),
         ("model", program.MODELS),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import csv
 import importlib.metadata
 import json
 import os
@@ -315,6 +316,7 @@ def toctrees() -> str:
                 "glossary.md",
                 "timings.md",
                 "tools.md",
+                "predictions.md",
                 "slides.md",
                 "teaching.md",
                 "contributing.md",
@@ -390,11 +392,71 @@ def catalogue() -> dict[str, Any]:
     return tomllib.loads((PACKAGE / "catalog.toml").read_text())
 
 
+def _replayed() -> list[dict[str, Any]]:
+    """The predictions beside what others measured."""
+    with (ROOT / "benchmarks" / "results" / "replay.csv").open(encoding="utf-8") as file:
+        return [
+            {**row, **json.loads(row["settings"])}
+            for row in csv.DictReader(file)
+            if row["measured_allocated_mb"]
+        ]
+
+
+def replay_table() -> str:
+    """A row for each measured training."""
+    rows = [
+        [
+            row["source"].split()[1],
+            row["model"].split("/")[1],
+            row["quantization"] or "16 bits",
+            row["attention"],
+            f"{row['batch_size']} × {row['seq_len']:,}",
+            *(
+                cell
+                for kind in ("allocated", "reserved")
+                for cell in (
+                    f"{float(row[f'measured_{kind}_mb']):,.0f}",
+                    f"{float(row[f'{kind}_error_percent']):+.1f}%",
+                )
+            ),
+        ]
+        for row in _replayed()
+    ]
+    head = ["file", "model", "weights", "attention", "examples × tokens", "allocated (MB)"]
+    return table([*head, "predicted", "reserved (MB)", "predicted"], rows)
+
+
+def replay_plot() -> str:
+    """Predicted against measured, drawn beside the page."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2))
+    axis = figure.subplots()
+    rows = _replayed()
+    most = 0.0
+    for kind, colour, marker in (("allocated", "#0072B2", "o"), ("reserved", "#D55E00", "x")):
+        measured = [float(row[f"measured_{kind}_mb"]) / 1000 for row in rows]
+        predicted = [float(row[f"predicted_{kind}_mb"]) / 1000 for row in rows]
+        axis.scatter(measured, predicted, color=colour, marker=marker, label=kind, zorder=3)
+        most = max(most, *measured, *predicted)
+    axis.plot([0, 1.05 * most], [0, 1.05 * most], color="0.6", linewidth=1)
+    axis.set_xlabel("measured on a Tesla T4 by fitcheck-llm (GB)")
+    axis.set_ylabel("predicted (GB)")
+    axis.legend()
+    figure.tight_layout()
+    SOURCE.mkdir(parents=True, exist_ok=True)
+    figure.savefig(SOURCE / "replay.svg")
+    alt = f"Predicted against measured peaks of {len(rows)} trainings: the points lie on the line"
+    return f"![{alt}](replay.svg)"
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "notebooks": notebook_table,
     "contents": toctrees,
     "timings": timings,
     "timing-machines": timing_machines,
+    "replay": replay_table,
+    "replay-plot": replay_plot,
 }
 
 
@@ -467,7 +529,9 @@ def api_pages() -> None:
         for name in names:
             if len(names) > 1:
                 lines += [f"## `{name}`", ""]
-            lines += ["```{eval-rst}", f".. automodule:: {name}", "```", ""]
+            # The names of this package lie in private modules.
+            own = "   :imported-members:" if name == "course_utils.memory" else ""
+            lines += ["```{eval-rst}", f".. automodule:: {name}", own, "```", ""]
         put(f"api/{group}.md", "\n".join(lines))
         rows.append([f"[{group}]({group}.md)", summary(names[0])])
     listed = "\n".join(f"{group}.md" for group in modules())
