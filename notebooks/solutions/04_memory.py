@@ -1458,8 +1458,8 @@ pd.DataFrame(rows, index=["largest request", "second", "third"]).T
 #
 # `SFTTrainer` has no request of that size. Its largest one is a *tile*: the logits of at most 4,096
 # tokens and 32,768 words, which it fills and uses again and again. It also skips every token whose
-# label is -100, so a dataset with long prompts and short answers needs even less (try
-# `supervised_share=0.25`). Liger does the same for other trainers.
+# label is -100, so long prompts with short answers need even less (try `supervised_share=0.25`).
+# Liger does the same for other trainers.
 #
 # ### And in truth?
 #
