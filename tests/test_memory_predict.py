@@ -43,6 +43,16 @@ OPT = {
     "do_layer_norm_before": False,
     "dropout": 0.0,
 }
+WIDTHS = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1000,
+    "max_position_embeddings": 512,
+    "head_dim": 32,
+}
 SMALL = "course/pythia-3m"
 
 
@@ -555,6 +565,117 @@ def test_a_full_gpu() -> None:
     assert predict(setup).peak_reserved_mb == need
 
 
+# ---- what an expert would say
+
+
+MIXTRAL = {"model_type": "mixtral", **WIDTHS}
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "gpu_name", "said"),
+    [
+        (LLAMA, {"dtype": "float16", "attention": "sdpa"}, "t4", "math kernel on a T4"),
+        (LLAMA, {}, "t4", "only emulates bfloat16"),
+        (
+            MIXTRAL,
+            {"quantization": "nf4", "lora_dropout": 0.0, "lora_targets": "all-linear"},
+            "a100-80gb",
+            "fused experts",
+        ),
+    ],
+)
+def test_it_warns(config, options, gpu_name, said) -> None:
+    """With the way out; and not where there is nothing to warn of."""
+    setup = Setup(config, seq_len=64, **{"lora": True, **options})
+    assert any(said in warning for warning in predict(setup, gpu_name).warnings)
+    assert predict(Setup(LLAMA, seq_len=64, lora=True), "a100-80gb").warnings == []
+    heads = {**LLAMA, "num_key_value_heads": LLAMA["num_attention_heads"]}
+    fine = Setup(heads, seq_len=64, lora=True, dtype="float16", attention="sdpa")
+    assert predict(fine, "t4").warnings == []
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "said"),
+    [
+        ({"model_type": "gemma2", **WIDTHS}, {"attention": "sdpa"}, 'attention="auto"'),
+        (MIXTRAL, {"lora": True, "lora_targets": "all-linear"}, r"lora_dropout=0\.0"),
+    ],
+)
+def test_a_refusal_names_the_way_out(config, options, said) -> None:
+    """What transformers has instead, and what peft asks for."""
+    with pytest.raises(NotTrainable, match=said):
+        predict(Setup(config, seq_len=64, **options))
+
+
+def test_the_tile_of_the_fused_head_by_hand() -> None:
+    """The largest request is a tile of TRL's own sizes, and only supervised tokens make rows."""
+    from trl.kernels import chunked_logprob
+    from trl.trainer import utils
+
+    words, tokens = 40_000, 2 * 255
+    config = {**LLAMA, "vocab_size": words}
+    for share in (1.0, 0.25):
+        setup = Setup(config, lora=True, batch_size=2, seq_len=256, supervised_share=share)
+        found = predict(setup, "a100-80gb")
+        rows = min(chunked_logprob.TOKEN_CHUNK_SIZE, tokens if share == 1 else 2 * 64)
+        tile = rows * utils._CHUNKED_LOGPROB_CHUNK_SIZE * 2
+        # A block is given whole where less than 1 MiB of it would be left.
+        assert any(tile <= size <= tile + MIB for _, _, size in found.log)
+        whole = 2 * 256 * words * 4
+        assert max(size for phase, _, size in found.log if phase != "weights") < whole
+
+
+def test_the_kernels_of_the_fused_head_allocate_nothing() -> None:
+    """Read in TRL's source: they load and store through `tl`, and call nothing of torch."""
+    import ast
+    import inspect
+
+    from trl.kernels import chunked_logprob
+
+    tree = ast.parse(inspect.getsource(chunked_logprob))
+    kernels = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        and any(getattr(mark, "id", "") == "_jit" for mark in node.decorator_list)
+    ]
+    assert {node.name for node in kernels} == {"_transform", "_forward_kernel", "_backward_kernel"}
+    for node in kernels:
+        used = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+        assert "torch" not in used
+        calls = [call.func for call in ast.walk(node) if isinstance(call, ast.Call)]
+        for call in calls:
+            owner = call.value.id if isinstance(getattr(call, "value", None), ast.Name) else None
+            assert (
+                owner == "tl"
+                or isinstance(call, ast.Attribute)
+                or call.id
+                in {
+                    "_transform",
+                    "range",
+                    "float",
+                }
+            )
+    # What stands for them and for `_addmm_fp32` takes the same arguments.
+    assert list(inspect.signature(chunked_logprob._addmm_fp32).parameters) == ["acc", "a", "b"]
+
+
+def test_the_package_shows_what_it_has_and_costs_nothing_to_import() -> None:
+    """Names are imported when they are asked for; torch is not needed to choose a GPU."""
+    import subprocess
+    import sys
+
+    import course_utils.memory as memory
+
+    assert {"Setup", "predict", "measure", "grid", "fit", "formulas"} <= set(dir(memory))
+    assert all(getattr(memory, name) is not None for name in dir(memory))
+    program = "import sys, course_utils.memory as m; m.gpu('t4'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+    with pytest.raises(AttributeError, match="nothing"):
+        memory.nothing  # noqa: B018
+
+
 # ---- bad input
 
 
@@ -626,18 +747,6 @@ def test_models_from_a_folder_or_a_configuration(tmp_path: Path) -> None:
         Setup({"model_type": "from-the-future"})
     with pytest.raises(ImpossibleSetup, match="model_type"):
         Setup({"hidden_size": 4})
-
-
-WIDTHS = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 1000,
-    "max_position_embeddings": 512,
-    "head_dim": 32,
-}
 
 
 @pytest.mark.parametrize(

@@ -804,3 +804,39 @@ def test_marks_of_other_templates(
     found = _found(preflight(sft(), examples=2))
     assert found["text and template"].startswith("the chat template's ")
     assert found["prompt not supervised"] == "none in the 2 examples that name a prompt"
+
+
+@pytest.mark.parametrize(
+    ("usable", "status", "cure"),
+    [
+        (4000, "pass", ""),
+        (None, "warn", "watch the first steps"),
+        (40, "fail", "The cheapest change"),
+    ],
+)
+def test_memory_is_held_against_a_gpu(
+    sft: Callable[..., SFTTrainer], usable: int | None, status: str, cure: str
+) -> None:
+    """Enough, hardly enough, and not enough: then with the cheapest change that is."""
+    from course_utils.memory import Gpu, predict
+
+    trainer = sft(per_device_train_batch_size=8, gradient_checkpointing=False)
+    if usable is None:  # a little more than it needs
+        usable = int(predict(trainer, "a100-80gb").peak_reserved_mb / 1.048576) + 2
+    gpu = Gpu("a GPU", usable + 100, (8, 0), usable + 100, 100)
+    row = next(row for row in preflight(trainer, gpu=gpu).rows if row.name == "memory")
+    assert row.status == status, row
+    assert "MB" in row.found
+    assert cure in row.cure
+
+
+def test_memory_that_cannot_be_told_is_not_judged(sft: Callable[..., SFTTrainer]) -> None:
+    """With the reason; an unknown GPU is an error."""
+    from course_utils.errors import UnknownName
+
+    trainer = sft()
+    trainer.args.torch_compile = True
+    report = preflight(trainer, gpu="t4")
+    assert "torch_compile" in report.not_judged["memory"]
+    with pytest.raises(UnknownName, match="t4"):
+        preflight(sft(), gpu="t5")

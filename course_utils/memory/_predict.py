@@ -359,6 +359,13 @@ class Simulation:
         )
 
 
+# What libraries say, and the way out of it.
+_WAYS_OUT = (
+    ("scaled_dot_product_attention", 'Take attention="auto": transformers has only eager here.'),
+    ("lora_dropout", "peft has no dropout for fused experts: set lora_dropout=0.0."),
+)
+
+
 @contextlib.contextmanager
 def _refusing(setup: Setup) -> Iterator[None]:
     """What the libraries raise, said as a refusal of this setup."""
@@ -368,7 +375,10 @@ def _refusing(setup: Setup) -> Iterator[None]:
         raise
     except Exception as error:
         said = f"{type(error).__name__}: {str(error).split('. ')[0]}"
-        raise NotTrainable(f"{setup}: the installed libraries stop at this with {said}.") from error
+        ways = "".join(f" {way}" for mark, way in _WAYS_OUT if mark in said)
+        raise NotTrainable(
+            f"{setup}: the installed libraries stop at this with {said.rstrip('.')}.{ways}"
+        ) from error
 
 
 def _all_tensors(made: nn.Module) -> Iterator[torch.Tensor]:
