@@ -107,7 +107,7 @@ def _shorten(steps, tokens, layers=2):
 
     GenerationMixin.generate = few_tokens
 
-    from course_utils.memory import setup
+    from course_utils.memory import _setup as setup
 
     config_of = setup.config_of
 
