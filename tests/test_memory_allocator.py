@@ -60,9 +60,22 @@ def test_the_smallest_block_that_fits_is_taken() -> None:
     blocks = [gpu.malloc(size * MIB) for size in sizes]
     for block in blocks:
         gpu.free(block)
-    assert gpu.malloc(16 * MIB).address == 40 * MIB
-    assert gpu.malloc(20 * MIB).address == 56 * MIB
+    places = [block.address for block in blocks]
+    assert gpu.malloc(16 * MIB).address == places[1]
+    assert gpu.malloc(20 * MIB).address == places[2]
     assert gpu.reserved == 86 * MIB
+
+
+def test_of_equal_blocks_the_latest_segments_is_taken() -> None:
+    """New segments lie below the ones before, and the lowest of equal blocks is taken."""
+    gpu = Allocator()
+    early, late = gpu.malloc(16 * MIB), gpu.malloc(16 * MIB)
+    places = early.address, late.address
+    assert places[1] < places[0]
+    gpu.free(late)
+    gpu.free(early)
+    assert gpu.malloc(16 * MIB).address == places[1]
+    assert gpu.malloc(16 * MIB).address == places[0]
 
 
 def test_free_neighbours_become_one() -> None:

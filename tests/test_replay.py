@@ -47,24 +47,24 @@ def test_how_near_the_predictions_are() -> None:
     """What docs/tools.md says of them."""
     assert max(errors("allocated")) < 1
     reserved = errors("reserved")
-    assert sum(error <= 5 for error in reserved) / len(reserved) > 0.85
-    assert max(reserved) < 10
+    assert sum(error <= 5 for error in reserved) / len(reserved) > 0.95
+    assert max(reserved) < 6
     outcomes = [row for row in rows() if row["measured_outcome"]]
     assert len(outcomes) == 6
     assert all(row["predicted_outcome"] == row["measured_outcome"] for row in outcomes)
 
 
-def test_sixteen_bits_with_sdpa_are_met_to_the_segment() -> None:
+def test_sixteen_bits_are_met_to_the_segment() -> None:
     """Reserved memory too: sizes, order, rounding and the gaps that are left."""
     found = [
         float(row["reserved_error_percent"])
         for row in rows()
         if row["source"].startswith("fitcheck_t4 ")
-        and json.loads(row["settings"])["attention"] == "sdpa"
         and json.loads(row["settings"])["quantization"] is None
     ]
-    assert len(found) == 8
-    assert max(map(abs, found)) <= 0.05
+    assert len(found) == 16
+    assert max(map(abs, found)) <= 0.3
+    assert sum(abs(error) <= 0.05 for error in found) == 15
 
 
 def test_a_sample_gives_the_same_figures(tmp_path: Path) -> None:

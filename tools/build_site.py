@@ -317,6 +317,7 @@ def toctrees() -> str:
                 "timings.md",
                 "tools.md",
                 "predictions.md",
+                "architectures.md",
                 "slides.md",
                 "teaching.md",
                 "contributing.md",
@@ -392,6 +393,24 @@ def catalogue() -> dict[str, Any]:
     return tomllib.loads((PACKAGE / "catalog.toml").read_text())
 
 
+def architecture_table() -> str:
+    """How many decoders can be predicted, and which of them are refused and why."""
+    with (ROOT / "benchmarks" / "results" / "architectures.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    both = [row for row in rows if row["full"] == row["qlora"] == "predicted"]
+    refused = [
+        [f"`{row['model_type']}`", row["full"], row["qlora"], row["reason"].replace("|", "\\|")]
+        for row in rows
+        if row not in both
+    ]
+    listed = ", ".join(f"`{row['model_type']}`" for row in both)
+    return (
+        f"Of {len(rows)} model types in transformers {rows[0]['transformers']}, {len(both)} are "
+        f"predicted both ways: {listed}.\n\n"
+        + table(["model type", "all weights", "QLoRA", "what the libraries said"], refused)
+    )
+
+
 def _replayed() -> list[dict[str, Any]]:
     """The predictions beside what others measured."""
     with (ROOT / "benchmarks" / "results" / "replay.csv").open(encoding="utf-8") as file:
@@ -456,6 +475,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "timings": timings,
     "timing-machines": timing_machines,
     "replay": replay_table,
+    "architectures": architecture_table,
     "replay-plot": replay_plot,
 }
 

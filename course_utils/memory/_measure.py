@@ -146,7 +146,7 @@ def measure_here(setup: Setup, weights: str | None, device: str) -> dict[str, An
     if setup.trainer == "loop":
         made = build.prepared_by_hand(setup, made, device)
         optimizer = _trainers.optimizer_by_hand(setup, made)
-        example: dict[str, Any] = build.batch(setup, setup.config().vocab_size)
+        example: dict[str, Any] = build.batch(setup, setup.vocabulary)
         dtype = build.DTYPES[setup.autocast] if setup.autocast else None
         scaled = dtype == torch.float16 and cuda is not None
         scaler = torch.amp.GradScaler("cuda") if scaled else None

@@ -178,7 +178,7 @@ def predict_with(
         if build.too_large_to_look_at(setup):
             example: dict[str, Any] = build.outline(setup)
         elif by_hand:
-            example = build.batch(setup, setup.config().vocab_size)
+            example = build.batch(setup, setup.vocabulary)
         else:
             example = _trainers.batch(setup, trainer)
         simulation.hold(made, optimizer)
@@ -362,6 +362,7 @@ class Simulation:
 # What libraries say, and the way out of it.
 _WAYS_OUT = (
     ("scaled_dot_product_attention", 'Take attention="auto": transformers has only eager here.'),
+    ("activation checkpointing", 'This model has none: set checkpointing="none".'),
     ("lora_dropout", "peft has no dropout for fused experts: set lora_dropout=0.0."),
 )
 

@@ -202,13 +202,18 @@ class Setup:
 
     def _check_length(self) -> None:
         longest = getattr(self.config(), "max_position_embeddings", None)
-        if isinstance(longest, int) and self.seq_len > longest:
+        if isinstance(longest, int) and 0 < longest < self.seq_len:
             raise ImpossibleSetup(
                 f"seq_len is {self.seq_len}, but {self.name} has {longest} positions."
             )
 
     def _shown(self, name: str) -> Any:
         return self.peft["peft_type"] if name == "peft" and self.peft else getattr(self, name)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows; of a multimodal one, its text part."""
+        return self.config().get_text_config().vocab_size
 
     @property
     def adapter(self) -> bool:

@@ -182,7 +182,7 @@ def prepare(trainer: Any) -> None:
 
 def batch(setup: Setup, trainer: Any) -> dict[str, Any]:
     """A micro-batch on the CPU, as the trainer's collator makes it of random tokens."""
-    vocabulary = setup.config().vocab_size
+    vocabulary = setup.vocabulary
     if setup.trainer == "trainer" or (setup.trainer == "sft" and setup.sequences == "full"):
         return build.batch(setup, vocabulary)  # the same, and a million examples take no time
     return dict(trainer.data_collator(build.examples(setup, vocabulary)))
