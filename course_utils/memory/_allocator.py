@@ -5,9 +5,9 @@ allocations and releases, on a machine without a GPU. The rules and constants ar
 `c10/cuda/CUDACachingAllocator.cpp` of PyTorch 2.13 with its default settings: one stream, no
 `max_split_size`, no `expandable_segments`, no rounding to powers of two. Introduced in notebook 04.
 
-Where a segment lies is CUDA's choice, and of free blocks of one size the lowest is taken. That later
-segments lie lower was found by trying: so, sixteen measured trainings with 16-bit weights are met
-within 0.3%; the other way round, those with eager attention are off by up to 9%
+Where a segment lies is CUDA's choice, and of free blocks of one size the lowest is taken. That
+later segments lie lower was found by trying: so, sixteen measured trainings with 16-bit weights are
+met within 0.3%; the other way round, those with eager attention are off by up to 9%
 (`benchmarks/results/replay.csv`).
 """
 
