@@ -23,7 +23,7 @@ from course_utils import checks
 from course_utils.errors import CourseError, NotTrainable
 from course_utils.memory import _build as build
 from course_utils.memory import _cuda as cuda
-from course_utils.memory import _meta_patches, _step, _trainers
+from course_utils.memory import _loading, _meta_patches, _step, _trainers
 from course_utils.memory import _optimizers as optimizers
 from course_utils.memory._allocator import Allocator, OutOfMemory, rounded
 from course_utils.memory._gpus import DEFAULT, Gpu, this_gpu
@@ -50,7 +50,7 @@ class Prediction:
         peak_allocated_mb, peak_reserved_mb: the largest values that `torch.cuda`'s
             `max_memory_allocated` and `max_memory_reserved` will give; the CUDA context, some
             hundred MB that belong to no allocator, comes on top of them.
-        phases: the peak in each phase of the training.
+        phases: the peak in each phase of the training; with quantized weights, "loading" too.
         at_peak: what the memory was full of at the peak, by kind.
         peak_op: the operation at the peak.
         warnings: what an expert would say about this training.
@@ -169,6 +169,7 @@ def predict_with(
     short = setup.shortened()
     with simulation.patched(), _refusing(setup):
         made = build.model(setup, "meta", backend=backend)
+        loaded = _loading.of(made, build.DTYPES[setup.dtype].itemsize)
         if by_hand:
             made = build.prepared_by_hand(setup, made, "meta")
             optimizer = _trainers.optimizer_by_hand(setup, made)
@@ -181,6 +182,8 @@ def predict_with(
             example = build.batch(setup, setup.vocabulary)
         else:
             example = _trainers.batch(setup, trainer)
+        if loaded:
+            simulation.load(loaded, made, setup.prepares)
         simulation.hold(made, optimizer)
         with simulation.running():
             if by_hand:
@@ -203,7 +206,7 @@ def predict_with(
                     short.accumulation,
                 )
     simulation.label(optimizer=optimizer)
-    return simulation.prediction(setup, _assumptions(setup, gpu), start)
+    return simulation.prediction(setup, _assumptions(setup, gpu, bool(loaded)), start)
 
 
 class Simulation:
@@ -242,6 +245,14 @@ class Simulation:
         """While what is asked for is booked."""
         with self.tracker:
             yield
+
+    def load(self, loaded: list[_loading.Loaded], made: nn.Module, prepares: bool) -> None:
+        """Book what `from_pretrained` and peft's preparation do before an adapter is there."""
+        self.tracker.phase = "loading"
+        _loading.book(loaded, made, self.tracker, self.gpu, prepares)
+        self.tracker.phase = "weights"
+        for _, key, _ in self.tracker.log:
+            self.kinds[key] = "weights"
 
     def hold(self, made: nn.Module, optimizer: Any) -> None:
         """Book a model's tensors, and states that an optimizer has from the beginning."""
@@ -347,7 +358,7 @@ class Simulation:
             self.gpu,
             self.allocator.peak_allocated / MB,
             self.allocator.peak_reserved / MB,
-            {n: peaks[n] / MB for n in PHASES if peaks[n] or n != "evaluation"},
+            {n: peaks[n] / MB for n in PHASES if peaks[n] or n not in ("loading", "evaluation")},
             _at_peak(log, self.kinds),
             self.tracker.peak_op,
             _warnings(setup, self),
@@ -433,13 +444,15 @@ def _warnings(setup: Setup, simulation: Simulation) -> list[str]:
     return said
 
 
-def _assumptions(setup: Setup, gpu: Gpu) -> list[str]:
+def _assumptions(setup: Setup, gpu: Gpu, loaded: bool = False) -> list[str]:
     made = [
         f"the kernels that PyTorch takes on a {gpu.name} (capability {gpu.capability[0]}."
         f"{gpu.capability[1]})",
         "two cuBLAS workspaces of their default size",
         "an allocator with its default settings, and no other program on the GPU",
-        "weights are there already; what loading holds for a moment is not counted",
+        "weights that from_pretrained loads and quantizes on the GPU, one after another"
+        if loaded
+        else "weights are there already; what loading holds for a moment is not counted",
     ]
     if setup.runs // setup.accumulation >= 2:
         made.append("two optimizer steps, the second of which has the optimizer's states beside it")

@@ -7,11 +7,14 @@ bitsandbytes' layers, which they are by descent. Introduced in notebook 05.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bitsandbytes as bnb
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from course_utils.memory._tracker import Tracker
 
 THRESHOLD = 6.0  # transformers' llm_int8_threshold
 BLOCK = 64  # values that share a scale in 4 bits
@@ -94,9 +97,22 @@ class Linear8bit(bnb.nn.Linear8bitLt):
         self.bias = layer.bias
         self.scales = empty(rows, dtype=torch.float32)
 
+    expected_bytes = 1  # of a weight, in transformers' `quantized_element_size`
+
     def extra_tensors(self) -> list[torch.Tensor]:
         """What it holds beside its parameters."""
         return [self.scales]
+
+    def book_quantized(self, tracker: Tracker) -> None:
+        """Book what quantizing on the GPU asks for, with the weight there already.
+
+        Sources: transformers' `Bnb8bitQuantize` takes the weight to the CPU and back, where the
+        first copy still waits; bitsandbytes' `Int8Params._quantize`, `int8_vectorwise_quant`.
+        """
+        again = tracker.take(2 * self.weight.numel(), "Int8Params.to")
+        tracker.hold(self.scales)
+        tracker.hold(self.weight)
+        again()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.bias is not None and self.bias.dtype != x.dtype:
@@ -151,9 +167,36 @@ class Linear4bit(bnb.nn.Linear4bit):
             self.scales.append(empty(blocks, dtype=torch.float32))
         self.double, self.blocks = double, blocks
 
+    expected_bytes = 0.5  # of a weight, in transformers' `quantized_element_size`
+
     def extra_tensors(self) -> list[torch.Tensor]:
         """What it holds beside its parameters."""
         return self.scales
+
+    def book_quantized(self, tracker: Tracker) -> None:
+        """Book what quantizing on the GPU asks for, with the weight there already.
+
+        Sources: bitsandbytes' `functional.py`, `quantize_4bit` and `get_4bit_type`, and its kernels
+        in `backends/cuda/ops.py`.
+        """
+        levels, *scales = self.scales
+        if self.double:
+            absmax = tracker.take(4 * self.blocks, "quantize_4bit")
+        else:
+            tracker.hold(scales[0])
+        tracker.hold(self.weight)
+        tracker.hold(levels)
+        small = [tracker.take(size, "get_4bit_type") for size in (levels.nbytes, 4)]
+        for release in small:
+            release()
+        if self.double:
+            codes, nested, table, offset = scales
+            tracker.hold(offset)
+            centred = tracker.take(4 * self.blocks, "quantize_4bit")
+            for tensor in (table, nested, codes):
+                tracker.hold(tensor)
+            centred()
+            absmax()
 
     def expanded(self) -> torch.Tensor:
         """`dequantize_4bit`."""

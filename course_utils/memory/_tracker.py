@@ -22,7 +22,7 @@ from course_utils.memory._allocator import Allocator
 # Integers of more bytes than this are not followed; a mask of 8,192 by 8,192 is.
 MOST_INTEGERS = 2**27
 MOST_REALS = 2**16  # numbers that are not whole: masks of adapters, and what is only logged
-PHASES = ("weights", "forward", "backward", "optimizer", "evaluation")
+PHASES = ("loading", "weights", "forward", "backward", "optimizer", "evaluation")
 
 
 class DataDependent(CourseError):
