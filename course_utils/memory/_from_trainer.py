@@ -344,6 +344,7 @@ def predict_trainer(trainer: Any, gpu: Gpu | str | None, capacity: int | None) -
     }
     with simulation.patched(), _refusing(setup):
         made = copied(trainer)
+        loaded = simulation.load(made.model, setup)
         simulation.hold(made.model, made.optimizer)
         with simulation.running():
             simulation.prepare(made)
@@ -352,7 +353,7 @@ def predict_trainer(trainer: Any, gpu: Gpu | str | None, capacity: int | None) -
             _step.with_trainer(made, put, simulation.phase, short.runs, short.accumulation)
             _evaluate(trainer, made, simulation)
     simulation.label(optimizer=made.optimizer)
-    assumptions = [*_assumptions(setup, gpu), "the longest examples meet in one batch"]
+    assumptions = [*_assumptions(setup, gpu, loaded), "the longest examples meet in one batch"]
     return simulation.prediction(setup, assumptions, start)
 
 

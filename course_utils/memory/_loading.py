@@ -19,8 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from course_utils.memory import _build as build
+
 if TYPE_CHECKING:
     from course_utils.memory._gpus import Gpu
+    from course_utils.memory._setup import Setup
     from course_utils.memory._tracker import Tracker
 
 MIB = 2**20
@@ -32,7 +35,8 @@ class Loaded:
     """A parameter as the checkpoint brings it.
 
     Attributes:
-        name, parameter: of the model before an adapter is added.
+        name: its place in the model without an adapter.
+        parameter: the same when training begins.
         size: bytes of its values on the GPU before they are quantized or cast.
         share: bytes that transformers expects of it in the end.
         layer: the quantized layer whose weight it is, or None.
@@ -45,46 +49,22 @@ class Loaded:
     layer: Any = None
 
 
-def of(made: nn.Module, item_bytes: int) -> list[Loaded] | None:
-    """What `from_pretrained` will load; None if the model is not quantized or otherwise loaded.
+def book(made: nn.Module, setup: Setup, tracker: Tracker, gpu: Gpu) -> bool:
+    """Book the loading of a quantized model, with all that it takes for a moment.
 
     Args:
-        made: a model of `build.model` on meta, before adapters.
-        item_bytes: of a value before it is quantized.
-    """
-    try:
-        from transformers.core_model_loading import dot_natural_key
-    except ImportError:  # transformers 4 loads in other ways, which are not followed
-        return None
-    layers = {
-        id(module.weight): module for module in made.modules() if hasattr(module, "book_quantized")
-    }
-    if not layers:
-        return None
-    found = []
-    for name, parameter in made.named_parameters():
-        layer = layers.get(id(parameter))
-        values = parameter.numel()
-        if layer is None:
-            size = values * parameter.element_size()
-            found.append(Loaded(name, parameter, size, size))
-        else:
-            values = layer.in_features * layer.out_features
-            share = values * layer.expected_bytes
-            found.append(Loaded(name, parameter, values * item_bytes, share, layer))
-    return sorted(found, key=lambda one: dot_natural_key(one.name))
-
-
-def book(loaded: list[Loaded], made: nn.Module, tracker: Tracker, gpu: Gpu, prepares: bool) -> None:
-    """Book the loading with a tracker, with all that it takes for a moment.
-
-    Args:
-        loaded: of `of`.
-        made: the same model with its adapter, as it is trained.
+        made: the model with its adapter, as it is trained, on meta.
+        setup: how it is trained.
         tracker: which books tensors.
         gpu: whose memory bounds the warm-up.
-        prepares: whether `prepare_model_for_kbit_training` is called.
+
+    Returns:
+        Whether it was booked: not where nothing is quantized, and not with transformers 4, which
+        loads in ways that are not followed.
     """
+    loaded = _in_order(made, setup)
+    if not loaded:
+        return False
     # One block of the model's size, which is released at once and then cut up.
     expected = min(sum(one.share for one in loaded), gpu.process_mib * MIB - KEPT_FREE)
     tracker.take(max(0, int(expected // 2) * 2), "caching_allocator_warmup")()
@@ -106,8 +86,38 @@ def book(loaded: list[Loaded], made: nn.Module, tracker: Tracker, gpu: Gpu, prep
         if release := waiting.pop(id(parameter), None):
             tracker.hold(parameter)
             release()
-    if prepares and _empties_cache():
+    if setup.prepares and _empties_cache():
         tracker.allocator.empty_cache()
+    return True
+
+
+def _in_order(made: nn.Module, setup: Setup) -> list[Loaded]:
+    """A model's parameters without those of its adapter, in the order in which they are loaded."""
+    try:
+        from transformers.core_model_loading import dot_natural_key
+    except ImportError:
+        return []
+    layers = {
+        id(module.weight): module for module in made.modules() if hasattr(module, "book_quantized")
+    }
+    if not layers:
+        return []
+    item_bytes = build.DTYPES[setup.dtype].itemsize
+    found = []
+    for name, parameter in made.named_parameters():
+        if parameter.requires_grad:  # the rest is frozen when a model is quantized
+            continue
+        name = name.replace("base_model.model.", "").replace(".base_layer", "")
+        layer = layers.get(id(parameter))
+        if layer is None:
+            bytes_each = item_bytes if setup.prepares else parameter.element_size()
+            size = parameter.numel() * bytes_each
+            found.append(Loaded(name, parameter, size, size))
+        else:
+            values = layer.in_features * layer.out_features
+            share = values * layer.expected_bytes
+            found.append(Loaded(name, parameter, values * item_bytes, share, layer))
+    return sorted(found, key=lambda one: dot_natural_key(one.name))
 
 
 def _empties_cache() -> bool:

@@ -169,7 +169,6 @@ def predict_with(
     short = setup.shortened()
     with simulation.patched(), _refusing(setup):
         made = build.model(setup, "meta", backend=backend)
-        loaded = _loading.of(made, build.DTYPES[setup.dtype].itemsize)
         if by_hand:
             made = build.prepared_by_hand(setup, made, "meta")
             optimizer = _trainers.optimizer_by_hand(setup, made)
@@ -182,8 +181,7 @@ def predict_with(
             example = build.batch(setup, setup.vocabulary)
         else:
             example = _trainers.batch(setup, trainer)
-        if loaded:
-            simulation.load(loaded, made, setup.prepares)
+        loaded = simulation.load(made, setup)
         simulation.hold(made, optimizer)
         with simulation.running():
             if by_hand:
@@ -206,7 +204,7 @@ def predict_with(
                     short.accumulation,
                 )
     simulation.label(optimizer=optimizer)
-    return simulation.prediction(setup, _assumptions(setup, gpu, bool(loaded)), start)
+    return simulation.prediction(setup, _assumptions(setup, gpu, loaded), start)
 
 
 class Simulation:
@@ -246,13 +244,14 @@ class Simulation:
         with self.tracker:
             yield
 
-    def load(self, loaded: list[_loading.Loaded], made: nn.Module, prepares: bool) -> None:
-        """Book what `from_pretrained` and peft's preparation do before an adapter is there."""
+    def load(self, made: nn.Module, setup: Setup) -> bool:
+        """Book what `from_pretrained` does with a quantized model; tells whether it is one."""
         self.tracker.phase = "loading"
-        _loading.book(loaded, made, self.tracker, self.gpu, prepares)
+        booked = _loading.book(made, setup, self.tracker, self.gpu)
         self.tracker.phase = "weights"
         for _, key, _ in self.tracker.log:
             self.kinds[key] = "weights"
+        return booked
 
     def hold(self, made: nn.Module, optimizer: Any) -> None:
         """Book a model's tensors, and states that an optimizer has from the beginning."""
