@@ -45,7 +45,7 @@ def test_the_file_has_every_training_that_was_measured() -> None:
 
 def test_how_near_the_predictions_are() -> None:
     """What docs/tools.md says of them."""
-    assert max(errors("allocated")) < 1
+    assert max(errors("allocated")) < 0.25
     reserved = errors("reserved")
     assert sum(error <= 5 for error in reserved) / len(reserved) > 0.95
     assert max(reserved) < 6
@@ -65,6 +65,23 @@ def test_sixteen_bits_are_met_to_the_segment() -> None:
     assert len(found) == 16
     assert max(map(abs, found)) <= 0.3
     assert sum(abs(error) <= 0.05 for error in found) == 15
+
+
+def test_nf4_that_was_loaded_in_order_is_met_to_the_segment() -> None:
+    """One of the two days: on the other, what is resident differs between equal loadings."""
+    found = [
+        float(row["reserved_error_percent"])
+        for row in rows()
+        if row["source"].endswith("t42026-09-01")
+    ]
+    assert len(found) == 10
+    assert sum(error == 0 for error in found) == 7
+    resident = {
+        row["resident_mib"]
+        for row in replay.rows_of("fitcheck_t4")
+        if row["model"].startswith("TinyLlama") and row["weights"] == "nf4" and row["resident_mib"]
+    }
+    assert len(resident) == 6  # of six trainings, before whose first step all is the same
 
 
 def test_a_sample_gives_the_same_figures(tmp_path: Path) -> None:
