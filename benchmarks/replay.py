@@ -27,10 +27,18 @@ from course_utils.memory._predict import versions
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "replay.csv"
 MIB = 2**20
+# What other estimators say, in `measured/estimates.csv`, and what tells its rows apart.
+OTHERS = (
+    *("fitcheck_allocated_mb", "fitcheck_process_mb"),
+    *("accelerate_allocated_mb", "canifinetune_reserved_mb"),
+)
+ESTIMATED = ("model", "attention", "weights", "lora_rank", "batch_size", "seq_len")
 COLUMNS = (
     *("source", "model", "settings", "measured_allocated_mb", "predicted_allocated_mb"),
     *("allocated_error_percent", "measured_reserved_mb", "predicted_reserved_mb"),
-    *("reserved_error_percent", "measured_outcome", "predicted_outcome", "fitcheck_mb", "versions"),
+    *("reserved_error_percent", "measured_outcome", "predicted_outcome"),
+    *OTHERS,
+    "versions",
 )
 # In all rows of fitcheck: see measured/README.md.
 FITCHECK = {
@@ -90,6 +98,13 @@ def near_the_limit(row: dict[str, str]) -> Setup:
     )
 
 
+def estimated(setup: Setup) -> tuple[str, ...]:
+    """A training's key in `measured/estimates.csv`."""
+    weights = setup.quantization or "none"
+    numbers = (setup.lora_rank, setup.batch_size, setup.seq_len)
+    return (setup.name, setup.attention, weights, *map(str, numbers))
+
+
 def _error(predicted: float, measured: float) -> float:
     return round(100 * (predicted / measured - 1), 2)
 
@@ -116,7 +131,6 @@ def replay_boundary(row: dict[str, str], setup: Setup) -> dict[str, Any]:
     told["predicted_outcome"] = "completed" if found.fits else "oom"
     told["predicted_reserved_mb"] = round(found.peak_reserved_mb, 1)
     told["predicted_allocated_mb"] = round(found.peak_allocated_mb, 1)
-    told["fitcheck_mb"] = round(float(row["predicted_by_fitcheck_mib"]) * MIB / 1e6, 1)
     if row["process_mib"]:
         measured = (float(row["process_mib"]) - gpu("t4").context_mib) * MIB / 1e6
         told["measured_reserved_mb"] = round(measured, 1)
@@ -159,6 +173,8 @@ def replay(names: Iterable[str], path: Path = RESULTS, limit: int | None = None)
         for row in read(path)
         if row["versions"] == now
     }
+    mend(path)
+    others = {tuple(row[name] for name in ESTIMATED): row for row in rows_of("estimates")}
     rows = []
     for name in names:
         as_setup, work = SOURCES[name]
@@ -175,11 +191,26 @@ def replay(names: Iterable[str], path: Path = RESULTS, limit: int | None = None)
                 continue
             told = {"source": source, "model": row["model"], "settings": settings(setup)}
             told |= work(row, setup) | {"versions": now}
+            told |= {name: others.get(estimated(setup), {}).get(name, "") for name in OTHERS}
             append(path, told)
             rows.append(told)
             shown = {name: value for name, value in told.items() if "error" in name}
             print(row["model"], setup.attention, setup.quantization, shown, flush=True)
     return rows
+
+
+def mend(path: Path) -> None:
+    """Drop the half line that a kill left, and give a file of other columns today's."""
+    if not path.exists():
+        return
+    text = path.read_text(encoding="utf-8")
+    if text.endswith("\n") and text.startswith(",".join(COLUMNS) + "\n"):
+        return
+    whole = text[: text.rfind("\n") + 1]
+    rows = list(csv.DictReader(whole.splitlines()))
+    path.unlink()
+    for row in rows:
+        append(path, {name: row.get(name, "") for name in COLUMNS})
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
@@ -190,6 +221,22 @@ def append(path: Path, row: dict[str, Any]) -> None:
         if new:
             writer.writeheader()
         writer.writerow(row)
+
+
+def _other(source: str, rows: list[dict[str, str]], name: str) -> str:
+    """How near another estimator is: it is held against what it speaks of."""
+    tool, kind, _ = name.split("_")
+    context = gpu("t4").context_mib * MIB / 1e6 if kind == "process" else 0.0
+    measured = f"measured_{'reserved' if kind == 'process' else kind}_mb"
+    errors = [
+        abs(_error(float(row[name]), float(row[measured]) + context))
+        for row in rows
+        if row.get(name) and row[measured]
+    ]
+    if not errors:
+        return ""
+    told = f"mean {statistics.mean(errors):.2f}%, worst {max(errors):.2f}%"
+    return f"  beside it, {tool}, {kind}: {told}"
 
 
 def summary(rows: list[dict[str, str]]) -> str:
@@ -208,6 +255,7 @@ def summary(rows: list[dict[str, str]]) -> str:
                 told = f"mean {statistics.mean(errors):.2f}%, worst {max(errors):.2f}%; "
                 told += f"{within[1]:.0%} within 1%, {within[5]:.0%} within 5%"
                 lines.append(f"{source}, {kind}: {len(errors)} rows, {told}")
+        lines += [line for name in OTHERS if (line := _other(source, own, name))]
         wrong = [row for row in own if row["predicted_outcome"] != row["measured_outcome"]]
         if own and own[0]["measured_outcome"]:
             lines.append(f"{source}: {len(own)} outcomes, {len(wrong)} of them predicted wrongly")

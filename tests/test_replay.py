@@ -100,6 +100,24 @@ def test_a_sample_gives_the_same_figures(tmp_path: Path) -> None:
         assert len(list(csv.DictReader(file))) == 9
 
 
+def test_a_file_that_a_kill_cut_is_mended(tmp_path: Path) -> None:
+    """Half a line goes; a file of other columns gets today's."""
+    path = tmp_path / "replay.csv"
+    path.write_text("source,model,fitcheck_mb\na,b,1\nc,d")
+    replay.mend(path)
+    assert path.read_text().startswith(",".join(replay.COLUMNS) + "\n")
+    assert [(row["source"], row["model"]) for row in replay.read(path)] == [("a", "b")]
+    before = path.read_text()
+    replay.mend(path)
+    assert path.read_text() == before
+
+
+def test_other_estimators_are_beside_ours() -> None:
+    """For each training, and in the summary."""
+    assert all(row["fitcheck_process_mb"] for row in rows())
+    assert "beside it, canifinetune, reserved: mean" in replay.summary(rows())
+
+
 def test_the_summary_counts() -> None:
     """By source."""
     said = replay.summary(rows())
