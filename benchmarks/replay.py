@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from course_utils.memory import Setup, gpu, predict
+from course_utils.memory import Setup, predict
+from course_utils.memory import gpu as gpu_by_name
 from course_utils.memory._predict import versions
+from course_utils.results import append_row, whole_rows
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "replay.csv"
@@ -54,10 +56,29 @@ FITCHECK = {
 }
 
 
-def rows_of(name: str) -> list[dict[str, str]]:
+def rows_of(name: str) -> list[dict[str, Any]]:
     """The rows of a file in `measured/`."""
+    if name == "own":
+        return whole_rows(HERE / "measured" / "own.jsonl")
     with (HERE / "measured" / f"{name}.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def add(row: dict[str, Any], gpu: str) -> None:
+    """Add a training that you have measured to `measured/own.jsonl`.
+
+    Args:
+        row: of `course_utils.memory.measure`.
+        gpu: where, a key of `course_utils.memory.GPUS`.
+
+    Raises:
+        UnknownName: another GPU.
+        ValueError: the training did not end.
+    """
+    gpu_by_name(gpu)
+    if row["status"] != "ok":
+        raise ValueError(f"Only trainings that ended are added; this one's status: {row['status']}")
+    append_row(HERE / "measured" / "own.jsonl", {"file": gpu} | row)
 
 
 @contextlib.contextmanager
@@ -132,9 +153,22 @@ def replay_boundary(row: dict[str, str], setup: Setup) -> dict[str, Any]:
     told["predicted_reserved_mb"] = round(found.peak_reserved_mb, 1)
     told["predicted_allocated_mb"] = round(found.peak_allocated_mb, 1)
     if row["process_mib"]:
-        measured = (float(row["process_mib"]) - gpu("t4").context_mib) * MIB / 1e6
+        measured = (float(row["process_mib"]) - gpu_by_name("t4").context_mib) * MIB / 1e6
         told["measured_reserved_mb"] = round(measured, 1)
         told["reserved_error_percent"] = _error(found.peak_reserved_mb, measured)
+    return told
+
+
+def replay_own(row: dict[str, Any], setup: Setup) -> dict[str, Any]:
+    """A row of one's own: it was measured from when the model was there."""
+    found = predict(setup, row["file"])
+    steps = max(size for name, size in found.phases.items() if name != "loading")
+    told: dict[str, Any] = {}
+    for kind, predicted in (("allocated", steps), ("reserved", found.peak_reserved_mb)):
+        measured = row[f"peak_{kind}_mb"]
+        told[f"measured_{kind}_mb"] = measured
+        told[f"predicted_{kind}_mb"] = round(predicted, 1)
+        told[f"{kind}_error_percent"] = _error(predicted, measured)
     return told
 
 
@@ -142,6 +176,7 @@ Replay = Callable[[dict[str, str], Setup], dict[str, Any]]
 SOURCES: dict[str, tuple[Callable[[dict[str, str]], Setup], Replay]] = {
     "fitcheck_t4": (on_t4, replay_t4),
     "fitcheck_t4_boundary": (near_the_limit, replay_boundary),
+    "own": (lambda row: Setup(**row["setup"]), replay_own),
 }
 
 
@@ -181,21 +216,21 @@ def replay(names: Iterable[str], path: Path = RESULTS, limit: int | None = None)
         seen: set[str] = set()
         for row in rows_of(name):
             setup = as_setup(row)
-            key = f"{row.get('file', '')}{row['model']}{settings(setup)}"
+            key = f"{row.get('file', '')}{setup.name}{settings(setup)}"
             # Some trainings were measured several times; the first of them is taken.
             if key in seen or (limit is not None and len(seen) >= limit):
                 continue
             seen.add(key)
             source = f"{name} {row['file']}" if "file" in row else name
-            if (source, row["model"], settings(setup)) in done:
+            if (source, setup.name, settings(setup)) in done:
                 continue
-            told = {"source": source, "model": row["model"], "settings": settings(setup)}
+            told = {"source": source, "model": setup.name, "settings": settings(setup)}
             told |= work(row, setup) | {"versions": now}
             told |= {name: others.get(estimated(setup), {}).get(name, "") for name in OTHERS}
             append(path, told)
             rows.append(told)
             shown = {name: value for name, value in told.items() if "error" in name}
-            print(row["model"], setup.attention, setup.quantization, shown, flush=True)
+            print(setup.name, setup.attention, setup.quantization, shown, flush=True)
     return rows
 
 
@@ -226,7 +261,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 def _other(source: str, rows: list[dict[str, str]], name: str) -> str:
     """How near another estimator is: it is held against what it speaks of."""
     tool, kind, _ = name.split("_")
-    context = gpu("t4").context_mib * MIB / 1e6 if kind == "process" else 0.0
+    context = gpu_by_name("t4").context_mib * MIB / 1e6 if kind == "process" else 0.0
     measured = f"measured_{'reserved' if kind == 'process' else kind}_mb"
     errors = [
         abs(_error(float(row[name]), float(row[measured]) + context))

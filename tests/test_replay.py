@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,8 @@ def test_the_file_has_every_training_that_was_measured() -> None:
     for name, (as_setup, _) in replay.SOURCES.items():
         for row in replay.rows_of(name):
             source = f"{name} {row['file']}" if "file" in row else name
-            wanted.add((source, row["model"], replay.settings(as_setup(row))))
+            setup = as_setup(row)
+            wanted.add((source, setup.name, replay.settings(setup)))
     assert {(row["source"], row["model"], row["settings"]) for row in rows()} == wanted
     assert len(rows()) == len(wanted)
     for row in rows():
@@ -110,6 +112,30 @@ def test_a_file_that_a_kill_cut_is_mended(tmp_path: Path) -> None:
     before = path.read_text()
     replay.mend(path)
     assert path.read_text() == before
+
+
+def test_a_row_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is added by `add`, predicted on its GPU, and held against what loading does not touch."""
+    from course_utils.errors import UnknownName
+
+    setup = Setup("HuggingFaceTB/SmolLM2-135M", lora=True, quantization="nf4", seq_len=16)
+    row = {"status": "ok", "setup": setup.to_dict()}
+    row |= {"peak_allocated_mb": 200.0, "peak_reserved_mb": 300.0}
+    with pytest.raises(UnknownName):
+        replay.add(row, gpu="t5")
+    with pytest.raises(ValueError, match="OOM"):
+        replay.add(row | {"status": "OOM"}, gpu="rtx3090")
+    (tmp_path / "measured").mkdir()
+    shutil.copy(replay.HERE / "measured" / "estimates.csv", tmp_path / "measured")
+    monkeypatch.setattr(replay, "HERE", tmp_path)
+    replay.add(row, gpu="rtx3090")
+    (found,) = replay.replay(["own"], tmp_path / "replay.csv")
+    assert found["source"] == "own rtx3090"
+    assert found["predicted_allocated_mb"] > 100
+    assert found["allocated_error_percent"] == pytest.approx(
+        100 * (found["predicted_allocated_mb"] / 200 - 1), abs=0.1
+    )
+    assert replay.replay(["own"], tmp_path / "replay.csv") == []
 
 
 def test_other_estimators_are_beside_ours() -> None:
