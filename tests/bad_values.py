@@ -907,7 +907,8 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
             continue
         module = importlib.import_module(info.name)
         short = info.name.removeprefix("course_utils.")
-        offered = {name: getattr(module, name) for name in getattr(module, "__all__", vars(module))}
+        names = [*vars(module), *getattr(module, "__all__", ())]
+        offered = {name: getattr(module, name) for name in names}
         for name, value in offered.items():
             where = getattr(value, "__module__", None) or ""
             own = where == info.name or where.startswith(f"{info.name}._")

@@ -174,6 +174,8 @@ FILES = {
     "course_utils/configs/Qwen/Qwen2.5-7B.json": "from course_utils.catalog import model; "
     "model('Qwen/Qwen2.5-7B').config()",
     "course_utils/exercises/quizzes/01.toml": "from course_utils.exercises import quiz; quiz('01')",
+    "course_utils/memory/models.json": "from course_utils.memory._setup import architectures; "
+    "architectures()",
     "course_utils/memory/published.csv": "from course_utils.memory.grid import published; "
     "published('opt-350m-8bit')",
     "course_utils/pretraining/phrases.toml": "from course_utils.pretraining.facts import domains; "

@@ -97,14 +97,15 @@ def test_votes(tmp_path: Path) -> None:
 
 GRID = (
     """
-import bitsandbytes, peft, torch, transformers
+import bitsandbytes, datasets, peft, torch, transformers
 from pathlib import Path
 from transformers import GPTNeoXForCausalLM
+from trl import SFTTrainer
 from course_utils.memory import grid, predict
 """,
     """
 combinations = grid.product("course/pythia-3m", seq_len=[16, 32, 64], lora=[False, True],
-                            optimizer=["adam", "sgd", "adam_8bit"])
+                            optimizer=["adamw_torch", "sgd", "adamw_bnb_8bit"])
 print("ready", flush=True)
 print(len(grid.run(combinations, out=Path(sys.argv[1]), progress=False)), flush=True)
 """,
