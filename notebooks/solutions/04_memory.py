@@ -1396,7 +1396,6 @@ for axis, prediction, title in (
 axes[2].sharey(axes[1])
 axes[0].legend(ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.02), fontsize=9)
 axes[2].set_xlabel("requests and releases, in their order; lines where a phase ends")
-figure.tight_layout()
 plt.show()
 
 print("You said:", my_guess)
