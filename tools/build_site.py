@@ -417,7 +417,7 @@ def _replayed() -> list[dict[str, Any]]:
         return [
             {**row, **json.loads(row["settings"])}
             for row in csv.DictReader(file)
-            if row["measured_allocated_mb"]
+            if row["source"].startswith("fitcheck_t4 ")
         ]
 
 
@@ -443,6 +443,24 @@ def replay_table() -> str:
     ]
     head = ["file", "model", "weights", "attention", "examples × tokens", "allocated (MB)"]
     return table([*head, "predicted", "reserved (MB)", "predicted"], rows)
+
+
+def adapters_table() -> str:
+    """A row for each PEFT method that was measured on an L40S."""
+    with (ROOT / "benchmarks" / "results" / "replay.csv").open(encoding="utf-8") as file:
+        found = [row for row in csv.DictReader(file) if row["source"] == "peft_metamathqa_l40s"]
+    rows = []
+    for row in found:
+        adapter = json.loads(row["settings"])["peft"]
+        rank = f", rank {adapter['r']}" if "r" in adapter else ""
+        cells = [adapter["peft_type"] + rank]
+        for kind in ("allocated", "reserved"):
+            error = row[f"{kind}_error_percent"]
+            cells.append(f"{float(row[f'measured_{kind}_mb']):,.0f}")
+            cells.append(f"{float(error):+.1f}%" if error else "not predicted")
+        rows.append(cells)
+    head = ["adapter", "allocated after a step (MB)", "predicted"]
+    return table([*head, "reserved, 99th percentile (MB)", "predicted"], rows)
 
 
 def replay_plot() -> str:
@@ -476,6 +494,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "timing-machines": timing_machines,
     "replay": replay_table,
     "architectures": architecture_table,
+    "replay-adapters": adapters_table,
     "replay-plot": replay_plot,
 }
 
