@@ -1199,7 +1199,8 @@ def _minutes(ev: Evidence) -> Finding:
 def _phase(found: Prediction) -> str:
     """The phase with the peak, in words."""
     name = max(found.phases, key=found.phases.__getitem__)
-    return {"optimizer": "optimizer's step", "evaluation": "evaluation"}.get(name, f"{name} pass")
+    whole = {"optimizer": "optimizer's step", "evaluation": "evaluation", "loading": "loading"}
+    return whole.get(name, f"{name} pass")
 
 
 def _memory(ev: Evidence) -> Finding:
