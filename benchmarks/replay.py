@@ -5,9 +5,9 @@
     python -m benchmarks.replay --summary        # what the rows say
 
 What was measured, by whom and with what libraries is told in `measured/README.md`. No number is
-fitted to the T4's rows; the order of segments in `memory/_allocator.py` was chosen by them. Rows are
-written as they come, and a run that was stopped goes on. Sizes are in MB = 10^6 bytes; errors are
-predicted over measured, in percent.
+fitted to the T4's rows; the order of segments in `memory/_allocator.py` was chosen by them.
+Rows are written as they come, and a run that was stopped goes on. Sizes are in MB = 10^6 bytes;
+errors are predicted over measured, in percent.
 """
 
 from __future__ import annotations
