@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return importlib.import_module(f"course_utils.{args.module}").main(args)
     except CourseError as error:
-        from course_utils.display import visible
+        from course_utils.printable import visible
 
         print(visible(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 1

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from course_utils import checks
-from course_utils.display import visible
+from course_utils.printable import visible
 
 IGNORED = -100  # the label that transformers' and torch's losses leave out
 KINDS = ("trained", "masked", "special", "padding")

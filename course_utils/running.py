@@ -25,9 +25,9 @@ from transformers import (
 
 from course_utils import checks
 from course_utils.catalog import catalog
-from course_utils.display import visible
 from course_utils.errors import BadValue
 from course_utils.loading import load_model, load_tokenizer, resolve
+from course_utils.printable import visible
 from course_utils.quantization import check_quantization
 
 PROMPT = "{prompt}"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 
 from course_utils import checks
-from course_utils.display import visible
 from course_utils.errors import CourseError
+from course_utils.printable import visible
 from course_utils.running import PROMPT, Runner
 
 if TYPE_CHECKING:

@@ -277,7 +277,7 @@ case("data.yoda.parse", clause=("the cat is black", text))
 case("data.yoda.yoda", sentence=("The cat is black.", text), ending=(False, flag))
 
 case("display.use_style", theme=("light", or_none(one_of("light", "dark"))))
-case("display.visible", text=A_TEXT)
+case("printable.visible", text=A_TEXT)
 case("display.text_table", frame=(Made(frame), nothing))
 
 case("embedded.spec", name=("smollm2-135m-instruct", nothing))

@@ -31,7 +31,7 @@ from trl import SFTConfig, SFTTrainer
 import course_utils.preflight
 from course_utils.errors import CourseError
 from course_utils.hardware import Hardware
-from course_utils.preflight import CHECKS, Check, PreflightFailed, Report, preflight
+from course_utils.preflight import CHECKS, Check, PreflightFailed, Report, _weights, preflight
 from course_utils.quantization import keep_weights_trainable, quantization_config
 
 WORDS = "plum tree river stone lamp door bread salt cloud glass moss fern".split()
@@ -45,6 +45,12 @@ CHAT_PAIRS = [
 ]
 MESSAGES = [{"messages": row["prompt"] + row["completion"]} for row in CHAT_PAIRS]
 TEXTS = [{"text": f"{pair[0]}: {pair[1]}{'!' * place}"} for place, pair in enumerate(PAIRS)]
+ALWAYS = [
+    *("batches", "text and template", "supervised tokens", "prompt not supervised"),
+    *("EOS supervised", "pad vs eos", "truncated", "labels in range", "trainable parameters"),
+    *("learning rate", "dtype", "4-bit weights on a CPU", "loss and gradients", "plain loss"),
+    *("saved and loaded", "batch and steps", "expected minutes"),
+]
 LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
 
 # ChatML with the assistant's turns marked, as assistant_only_loss wants it; %s is the marked part.
@@ -166,8 +172,8 @@ def _found(report: Report) -> dict[str, str]:
 def _assert_quiet(report: Report) -> None:
     assert [row for row in report.rows if row.status != "pass"] == [], str(report)
     assert report.not_judged == {}
-    # Without a GPU there is none to hold the memory against.
-    assert [row.name for row in report.rows] == [name for name in CHECKS if name != "memory"]
+    # Others are there where they have to do with the training: a GPU, packing, preferences.
+    assert [row.name for row in report.rows if row.name in ALWAYS] == ALWAYS
     assert report.ok
 
 
@@ -227,15 +233,17 @@ def test_quiet_on_full_fine_tuning_of_texts(
 
 
 @pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
-def test_quiet_on_packing(sft: Callable[..., SFTTrainer], strategy: str) -> None:
+def test_packing(sft: Callable[..., SFTTrainer], strategy: str) -> None:
     """Rows of several texts are taken apart, or known to be cut anywhere."""
     rows = [{"messages": row["messages"]} for row in MESSAGES]
     trainer = sft(rows, packing=True, packing_strategy=strategy, max_length=100)
     assert len(trainer.train_dataset) < len(rows)
     report = preflight(trainer)
+    if strategy == "wrapped":
+        assert "attend to those before" in _only(report, "documents apart", "warn").found
+        return
     _assert_quiet(report)
-    if strategy == "bfd":
-        assert "of 12 examples" in _found(report)["EOS supervised"]
+    assert "of 12 examples" in _found(report)["EOS supervised"]
 
 
 def test_quiet_on_a_plain_trainer(
@@ -628,7 +636,7 @@ def test_a_schedule_of_nothing(sft: Callable[..., SFTTrainer]) -> None:
 @pytest.fixture
 def old_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU that does not compute in bfloat16."""
-    monkeypatch.setattr(course_utils.preflight, "detect", lambda: Hardware(cpu_name="old"))
+    monkeypatch.setattr(_weights, "detect", lambda: Hardware(cpu_name="old"))
 
 
 @pytest.mark.usefixtures("old_cpu")
@@ -692,12 +700,10 @@ def test_an_adapter_without_a_gradient(sft: Callable[..., SFTTrainer]) -> None:
 def test_weights_beside_the_loss(sft: Callable[..., SFTTrainer], model: PreTrainedModel) -> None:
     """A trainable tensor that takes no part in the forward."""
     model.model.layers[0].spare = torch.nn.Parameter(torch.ones(2))
-    row = _only(
-        preflight(sft(model=model, peft_config=None, learning_rate=1e-4)),
-        "loss and gradients",
-        "warn",
-    )
-    assert "spare" in row.found
+    report = preflight(sft(model=model, peft_config=None, learning_rate=1e-4))
+    raised = {row.name: row.found for row in report.rows if row.status != "pass"}
+    assert list(raised) == ["loss and gradients", "saved and loaded"]
+    assert all("spare" in found for found in raised.values())
 
 
 def test_a_step_that_raises(sft: Callable[..., SFTTrainer]) -> None:
@@ -712,7 +718,9 @@ def test_a_step_that_raises(sft: Callable[..., SFTTrainer]) -> None:
     trainer.model.eval()
     report = preflight(trainer)
     assert "KeyError" in _only(report, "loss and gradients", "fail").found
-    assert report.not_judged == {"expected minutes": "the step did not run"}
+    assert report.not_judged == dict.fromkeys(
+        ["plain loss", "expected minutes"], "the step did not run"
+    )
     assert not any(module.training for module in trainer.model.modules())
     assert "&lt;weights&gt;" in report._repr_html_()
     assert "<weights>" not in report._repr_html_()

@@ -16,9 +16,9 @@ from typing import Any
 
 from course_utils import progress
 from course_utils.checks import one_of
-from course_utils.display import visible
 from course_utils.errors import CourseError
 from course_utils.exercises.quizzes import quiz
+from course_utils.printable import visible
 
 __all__ = ["check", "done", "quiz"]
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from course_utils import masks
-from course_utils.display import text_table, visible
+from course_utils.display import text_table
+from course_utils.printable import visible
 from course_utils.loading import load_tokenizer
 
 # What a hostile data set or model may write, and how it is shown.
@@ -112,7 +113,8 @@ def test_what_is_hidden_becomes_a_sign(fault: str) -> None:
 def test_a_terminal_gets_none_of_it(fault: str) -> None:
     """A real program that prints both, its output taken byte by byte."""
     program = (
-        "import sys, pandas as pd\nfrom course_utils.display import text_table, visible\n"
+        "import sys, pandas as pd\nfrom course_utils.display import text_table\n"
+        "from course_utils.printable import visible\n"
         f"text = {HOSTILE[fault][0]!a}\n"
         "print(text_table(pd.DataFrame({'reply': pd.Series([text], dtype=object)})))\n"
         "print(visible(text))"

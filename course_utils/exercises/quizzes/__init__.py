@@ -11,7 +11,7 @@ from pathlib import Path
 
 from course_utils import progress
 from course_utils.checks import a, course_file, one_of, shown
-from course_utils.display import visible
+from course_utils.printable import visible
 
 FOLDER = Path(__file__).parent
 

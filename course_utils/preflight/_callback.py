@@ -1,0 +1,51 @@
+"""`PreflightCallback`: preflight as a training begins."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from course_utils import checks
+
+
+class PreflightCallback(TrainerCallback):
+    """Runs preflight when `train` is called, prints the report, and stops where a check fails.
+
+    `SFTTrainer(..., callbacks=[PreflightCallback()])`, or `trainer.add_callback(...)`.
+
+    Args:
+        strict: raise `PreflightFailed` where a check fails; otherwise the report is only printed.
+        examples: how many examples to look at closely, by default 64.
+    """
+
+    def __init__(self, *, strict: bool = True, examples: int | None = None):
+        self.strict = checks.flag("strict", strict)
+        self.examples = examples
+        self.report: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the training that has just begun; only the first process does."""
+        from course_utils.preflight import PreflightFailed, preflight
+
+        trainer = _caller()
+        if trainer is None or not state.is_world_process_zero:
+            return
+        self.report = preflight(trainer, examples=self.examples)
+        print(self.report)
+        if self.strict and not self.report.ok:
+            raise PreflightFailed(self.report)
+
+
+def _caller() -> Trainer | None:
+    """The trainer that calls: transformers gives a callback its parts, and not the trainer."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        found = frame.f_locals.get("self")
+        if isinstance(found, Trainer):
+            return found
+        frame = frame.f_back
+    return None

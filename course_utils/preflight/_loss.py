@@ -1,0 +1,405 @@
+"""The checks of the loss: what it pulls towards, where its gradient arrives, how it adds up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from course_utils.documents import IGNORED
+from course_utils.preflight import _kinds as kinds
+from course_utils.preflight import _trial
+from course_utils.preflight._apart import token_losses
+from course_utils.preflight._report import FAIL, PASS, SILENT, WARN, Finding, not_judged
+from course_utils.preflight._snapshot import TrainerSnapshot, figure, plural, shorten
+
+# Logits beyond this are not kept with a graph: 10^8 float32 numbers are 0.4 GB.
+_MOST_LOGITS = 1e8
+_SAME = 0.02
+# So much above a uniform guess, or above what the model itself expects, is a wrong tokenizer.
+_WORSE_THAN_GUESSING, _SURPRISED = 0.7, 4.5
+_SLOW = 4.0
+
+
+class _Pull(NamedTuple):
+    """Where the loss pushes the logits: shares of the places that it counts.
+
+    `offset` is how far the token that is pushed up lies from the place whose logits they are: 1 is
+    the next one; None where it is neither this token nor the next two. `padding` and `ignored`
+    count places that should take no part.
+    """
+
+    offset: int | None
+    padding: int
+    ignored: int
+    places: int
+
+
+def _small(ev: TrainerSnapshot) -> Mapping[str, Any] | None:
+    """A batch whose logits can be kept, one row of it if need be."""
+    for batch in ev.labelled:
+        if not (batch["labels"] != IGNORED).any():
+            continue
+        if batch["input_ids"].numel() * ev.vocabulary <= _MOST_LOGITS:
+            return batch
+        shape = batch["input_ids"].shape
+        if all(v.shape == shape for v in batch.values() if isinstance(v, torch.Tensor)):
+            keep = max(8, int(_MOST_LOGITS // ev.vocabulary))
+            row = int((batch["labels"] != IGNORED).sum(1).argmax())
+            first = int((batch["labels"][row] != IGNORED).int().argmax())
+            start = max(0, min(first - keep // 2, shape[1] - keep))
+            return {n: v[row : row + 1, start : start + keep] for n, v in batch.items()}
+    return None
+
+
+@contextmanager
+def _logits_kept(model: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """The logits of each forward, which then keep their gradient."""
+    kept: list[torch.Tensor] = []
+
+    def keep(_module: Any, _args: Any, output: Any) -> None:
+        logits = getattr(output, "logits", None)
+        if logits is None and isinstance(output, Mapping):
+            logits = output.get("logits")
+        if isinstance(logits, torch.Tensor) and logits.requires_grad:
+            logits.retain_grad()
+            kept.append(logits)
+
+    handle = model.register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def _pull(ev: TrainerSnapshot, batch: Mapping[str, Any], logits: torch.Tensor) -> _Pull | None:
+    """Read the logits' gradient; None where none arrived."""
+    gradient = logits.grad
+    ids = batch["input_ids"].to(logits.device)
+    if gradient is None or gradient.dim() != 3:
+        return None
+    gradient = gradient[:, -ids.shape[1] :].float()
+    size = gradient.abs().amax(-1)
+    counted = size > 1e-3 * size.max()
+    if not counted.any():
+        return None
+    target = gradient.argmin(-1)
+    labels = batch["labels"].to(logits.device)
+    shares = {}
+    for offset in (0, 1, 2):
+        there = torch.full_like(ids, -1)
+        there[:, : ids.shape[1] - offset] = ids[:, offset:]
+        shares[offset] = ((target == there) & counted).sum().item() / counted.sum().item()
+    best = max(shares, key=shares.__getitem__)
+    # Where a text repeats its tokens, the next one wins.
+    offset = 1 if shares[1] >= 0.9 * shares[best] else best
+    known = shares[offset] > 0.5
+    wanted = torch.zeros_like(counted)
+    shift = offset if known else 1
+    wanted[:, : ids.shape[1] - shift] = labels[:, shift:] != IGNORED
+    if shift != 1:
+        wanted |= labels != IGNORED
+    mask = batch.get("attention_mask")
+    padding = torch.zeros_like(counted)
+    if isinstance(mask, torch.Tensor) and mask.shape == ids.shape:
+        read = mask.to(logits.device).bool()
+        padding[:, :-1] = ~read[:, 1:]
+        padding[:, -1] = ~read[:, -1]
+    extra = counted & ~wanted
+    extra[:, -1] = False
+    return _Pull(
+        offset if known else None,
+        int((extra & padding).sum()),
+        int((extra & ~padding).sum()),
+        int(counted.sum()),
+    )
+
+
+def _judge(ev: TrainerSnapshot, pull: _Pull) -> Finding | None:
+    """What is wrong with the places that the loss pushes; None where nothing is."""
+    if pull.offset != 1:
+        learns = {0: "the token that it has just read", 2: "the token after the next"}.get(
+            pull.offset, "something else than the next token"
+        )
+        cure = {
+            0: "Shift by one where the loss is computed: logits[:, :-1] against labels[:, 1:].",
+            2: "Shift once only: transformers' models shift the labels themselves.",
+        }.get(pull.offset, "Hold what the loss takes as labels against the batch's input_ids.")
+        return Finding(FAIL, f"at each place the model learns {learns}", cure)
+    if pull.padding > 0.02 * pull.places:
+        return Finding(
+            FAIL,
+            f"{pull.padding} of {pull.places} places that the loss counts are padding",
+            "Leave out places where labels are -100: cross_entropy(..., ignore_index=-100).",
+        )
+    if pull.ignored > 0.02 * pull.places:
+        return Finding(
+            FAIL,
+            f"{pull.ignored} of {pull.places} places that the loss counts have the label -100: "
+            "prompts, or other texts that were to be left out",
+            "Leave out places where labels are -100: cross_entropy(..., ignore_index=-100).",
+        )
+    return None
+
+
+def plain_loss(ev: TrainerSnapshot) -> Finding:
+    """The trainer's loss against the cross-entropy of the next token in one plain forward."""
+    if ev.kind != kinds.CAUSAL:
+        return SILENT
+    if ev.no_step or ev.step.error:
+        return not_judged(ev.no_step or "the step did not run")
+    batch = _small(ev)
+    if batch is None:
+        return not_judged("its logits would be too large to look at")
+    trained = list(ev.trainable.values())
+    ev.trainer.current_gradient_accumulation_steps = 1
+    ev.model.train()
+    try:
+        losses = token_losses(ev, batch)
+        _, items = ev.trainer.get_batch_samples(iter([batch]), 1, ev.args.device)
+        with _logits_kept(ev.model) as kept, _trial.without_dropout():
+            loss = _trial.loss_of(ev.trainer, batch, items)
+            pulled = None
+            if kept:
+                loss.backward()
+                pulled = _pull(ev, batch, kept[0])
+    except Exception as error:  # a model may refuse a plain forward
+        return not_judged(f"{type(error).__name__}: {error}"[:200])
+    finally:
+        for parameter in trained:
+            parameter.grad = None
+    labels = batch["labels"][:, 1:].cpu()
+    ids = batch["input_ids"][:, 1:].cpu()
+    counted = (labels != IGNORED) & (labels == ids)
+    own = loss.item()
+    plain = losses[counted].mean().item() if counted.any() else math.nan
+    if math.isnan(own):
+        return not_judged("see loss and gradients")
+    if pulled is not None and (found := _judge(ev, pulled)):
+        return found
+    told = f"the trainer's {own:.4g}, a plain forward's {plain:.4g}"
+    if pulled is None and not counted.any():
+        return Finding(
+            FAIL,
+            f"the trainer's {own:.4g}, and no label is the token after its place",
+            "Shift once only: transformers' models shift the labels themselves.",
+        )
+    if pulled is None and (found := _shifted(ev, batch)):
+        return found
+    if found := _surprised(ev, losses, batch, told):
+        return found
+    same = abs(own - plain) <= max(_SAME * abs(plain), 5e-3)
+    if same:
+        return Finding(PASS, told)
+    if pulled is not None:
+        if own < 0.5 * plain or own > 2 * plain:
+            return _scale(ev, own, plain, int(counted.sum()), told)
+        return Finding(PASS, f"{told}; of its own making, and it pulls towards the next token")
+    if ev.has_experts or type(ev.trainer).compute_loss.__module__.startswith("trl."):
+        return Finding(PASS, f"{told}; the rest is a term of its own")
+    return _scale(ev, own, plain, int(counted.sum()), told)
+
+
+def _scale(ev: TrainerSnapshot, own: float, plain: float, count: int, told: str) -> Finding:
+    """A loss of another size: a sum, or a mean over places that do not count."""
+    if plain and abs(own / plain - count) <= _SAME * count and count > 1:
+        return Finding(
+            WARN,
+            f"{told}: it is the sum over {count} tokens, not their mean",
+            "Divide by num_items_in_batch, or by the number of labels that are not -100.",
+        )
+    if own < 0.5 * plain:
+        return Finding(
+            WARN,
+            f"{told}: a mean over more places than count, or logits that were scaled",
+            "Divide by the number of labels that are not -100.",
+        )
+    return Finding(PASS, f"{told}; of its own making, and it pulls towards the next token")
+
+
+def _shifted(ev: TrainerSnapshot, batch: Mapping[str, Any]) -> Finding | None:
+    """Labels that the collator has shifted before a model that shifts."""
+    ids, labels = batch["input_ids"], batch["labels"]
+    counted = labels != IGNORED
+    early = torch.roll(ids, -1, 1)
+    share = ((labels == early) & counted).sum() / counted.sum().clamp(min=1)
+    right = ((labels == ids) & counted).sum() / counted.sum().clamp(min=1)
+    if share > 0.8 and right < 0.5:
+        return Finding(
+            FAIL,
+            "at each place the model learns the token after the next: the labels are shifted "
+            "already, and the model shifts them again",
+            "Shift once only: give labels at the places of their input_ids.",
+        )
+    return None
+
+
+def _surprised(
+    ev: TrainerSnapshot, losses: torch.Tensor, batch: Mapping[str, Any], told: str
+) -> Finding | None:
+    """A model that is sure and wrong, as with another model's tokenizer."""
+    mask = batch.get("attention_mask")
+    read = torch.ones_like(losses, dtype=torch.bool)
+    if isinstance(mask, torch.Tensor) and mask.shape == batch["input_ids"].shape:
+        read = mask[:, 1:].bool().cpu()
+    of_all = losses[read].mean().item()
+    uniform = math.log(ev.vocabulary)
+    if of_all > uniform + _WORSE_THAN_GUESSING:
+        return Finding(
+            WARN,
+            f"the texts themselves have a loss of {of_all:.3g}, a uniform guess {uniform:.3g}: "
+            "worse than guessing",
+            "Make sure that the tokenizer is this model's own, and that its weights were loaded.",
+        )
+    return None
+
+
+def step(ev: TrainerSnapshot) -> Finding:
+    """One step gives a finite loss, and a gradient to all that is trained."""
+    if ev.no_step:
+        return not_judged(ev.no_step)
+    tried = ev.step
+    if tried.error:
+        cure = "Training would end with this error: look at the batch and the loss function."
+        if "out of memory" in tried.error.lower():
+            cure = (
+                "Lower per_device_train_batch_size and raise gradient_accumulation_steps by as "
+                "much, shorten max_length, or set activation_checkpointing=True."
+            )
+        elif "does not require grad" in tried.error:
+            cure = (
+                "Nothing trainable takes part in the loss: call model.enable_input_require_grads() "
+                "or set use_reentrant=False where activations are checkpointed."
+            )
+        return Finding(FAIL, shorten(tried.error, 300), cure)
+    norms = [norm for norm in tried.norms.values() if not math.isnan(norm)]
+    total = math.hypot(*norms)
+    if not math.isfinite(tried.loss) or not math.isfinite(total):
+        return Finding(
+            FAIL,
+            f"the loss is {tried.loss:g} and its gradient's norm {total:g}",
+            "Look for NaN in the weights, for a dtype that overflows (float16), or for a batch "
+            "without labels.",
+        )
+    if ev.kind == kinds.ONLINE and total == 0:
+        return not_judged("see rewards")
+    # An expert that no token was sent to has no gradient, and that is all right.
+    idle = [n for n, norm in tried.norms.items() if not norm > 0 and "expert" not in n]
+    reached = f"loss {tried.loss:.3g}"
+    if ev.kind == kinds.CAUSAL:
+        reached += f" (a uniform guess has {math.log(ev.vocabulary):.3g})"
+    if idle and (total == 0 or any(name.endswith("]") for name in idle)):
+        return Finding(
+            FAIL,
+            f"{reached}, but no gradient in {len(idle)} of {plural(len(tried.norms), 'part')}, "
+            f"such as {idle[0]}",
+            "Make sure that the adapter is active (model.set_adapter), takes part in the forward, "
+            "and was not initialised with zeros throughout.",
+        )
+    if idle:
+        return Finding(
+            WARN,
+            f"{reached}, but no gradient in {len(idle)} of {plural(len(tried.norms), 'tensor')}, "
+            f"such as {idle[0]}",
+            "Freeze what takes no part in the loss with requires_grad_(False).",
+        )
+    clip = getattr(ev.args, "max_grad_norm", None)
+    if clip and total > 1e4 * clip and "sgd" in str(ev.args.optim).lower():
+        return Finding(
+            WARN,
+            f"{reached}; the gradient's norm is {total:.2g}, and max_grad_norm={clip:g} leaves "
+            "next to nothing of it",
+            "Set max_grad_norm to about 1.",
+        )
+    part = "adapter" if any(name.endswith("]") for name in tried.norms) else "tensor"
+    return Finding(
+        PASS, f"{reached}; gradient norm {total:.2g}, > 0 in {plural(len(tried.norms), part)}"
+    )
+
+
+def accumulation(ev: TrainerSnapshot) -> Finding:
+    """Several batches accumulated give the gradient of all of them in one batch."""
+    steps = ev.args.gradient_accumulation_steps
+    if steps < 2 or ev.kind in (kinds.ONLINE, kinds.OTHER) or ev.loader is None:
+        return SILENT
+    if ev.no_step or ev.step.error:
+        return not_judged(ev.no_step or "the step did not run")
+    if ev.step.timed[0][1] > _SLOW:
+        return not_judged("a step takes too long to try several")
+    if getattr(ev.trainer, "padding_free", False) and ev.packing is None:
+        pass
+    # The shortest and the longest examples, so that a mean of means is not the mean of all.
+    order = sorted(range(len(ev.examples)), key=lambda place: _weight(ev.examples[place]))
+    if len(order) < 4:
+        return SILENT
+    size = max(1, min(ev.args.train_batch_size, len(order) // 2))
+    parts = [[ev.examples[i] for i in order[:size]], [ev.examples[i] for i in order[-size:]]]
+    trained = list(ev.trainable.values())
+    collate = ev.loader.collate_fn
+    try:
+        with _trial.without_dropout():
+            together = _flat(ev, [collate(parts[0] + parts[1])])
+            apart = _flat(ev, [collate(part) for part in parts])
+    except Exception as error:  # a collator or a loss may raise anything
+        return not_judged(f"{type(error).__name__}: {error}"[:200])
+    finally:
+        for parameter in trained:
+            parameter.grad = None
+    if not together.norm() > 0:
+        return SILENT
+    ratio = (apart.norm() / together.norm()).item()
+    cosine = F.cosine_similarity(apart, together, dim=0).item()
+    told = (
+        f"two batches accumulated give {ratio:.3g} times the gradient of one batch of both, "
+        f"with cosine {cosine:.3f}"
+    )
+    loose = ev.has_experts or ev.kind in (kinds.UNPAIRED, kinds.PAIRS, kinds.REWARD)
+    if not (0.8 if loose else 0.9) < ratio < (1.25 if loose else 1.11):
+        return Finding(
+            FAIL if ratio > 1.5 or ratio < 0.67 else WARN,
+            f"{told}: the step's size depends on gradient_accumulation_steps",
+            "In a loss of your own, divide the sum over tokens by num_items_in_batch; or set the "
+            "trainer's loss_is_scaled_for_ga to say whether the loss does.",
+        )
+    if cosine < 0.98 and not loose:
+        return Finding(
+            WARN,
+            f"{told}: short batches weigh as much as long ones",
+            "In a loss of your own, divide the sum over tokens by num_items_in_batch.",
+        )
+    return Finding(PASS, told)
+
+
+def _weight(example: Any) -> int:
+    """How many labels of an example count."""
+    if not isinstance(example, Mapping):
+        return 0
+    labels = example.get("labels", example.get("input_ids"))
+    try:
+        return sum(int(label) != IGNORED for label in labels)
+    except TypeError:
+        return len(str(example))
+
+
+def _flat(ev: TrainerSnapshot, batches: list[Any]) -> torch.Tensor:
+    """The gradient of an update as one vector, sampled where it is long."""
+    trained = list(ev.trainable.values())
+    _trial.accumulated(ev.trainer, batches, trained)
+    parts = []
+    for parameter in trained:
+        if parameter.grad is not None:
+            flat = parameter.grad.detach().flatten()
+            parts.append(flat[:: max(1, flat.numel() // 200_000)].float().cpu())
+            parameter.grad = None
+        else:
+            parts.append(torch.zeros(1))
+    return torch.cat(parts)
+
+
+def uniform(ev: TrainerSnapshot) -> str:
+    """The loss of a uniform guess, for texts."""
+    return figure(math.log(ev.vocabulary))
