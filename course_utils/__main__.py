@@ -59,6 +59,13 @@ def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     pretrain.add_argument("--threads", type=int, help="another number gives another model")
     pretrain.add_argument("--out", type=Path, help="where to save: an empty or a new folder")
     pretrain.add_argument("--ship", action="store_true", help="of `make pretrain`: the shipped one")
+    check = command(
+        "preflight", "preflight._script", "check a training script: it stops at its first train()"
+    )
+    check.add_argument("--examples", type=int, help="how many examples to look at closely")
+    check.add_argument("--gpu", help="a GPU that the memory is predicted for, such as t4")
+    check.add_argument("script", type=Path, help="a training script")
+    check.add_argument("arguments", nargs=argparse.REMAINDER, help="what the script gets")
     memory = command("memory", "memory._cli", "GPU memory: predict, measure, tables, what fits")
     if "memory" in arguments:
         from course_utils.memory._cli import add_arguments

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from course_utils import checks
+from course_utils.errors import BadValue
+
 IGNORED = -100  # the label that transformers' and torch's losses leave out
 
 
@@ -54,7 +57,14 @@ def split_documents(batch: Mapping[str, Any]) -> list[Document]:
     Returns:
         A document for each text. Padding belongs to the document beside it, with `read` False;
         so do the single tokens that fill a padding-free row up to a multiple.
+
+    Raises:
+        ValueError: no batch, or one without `input_ids`.
     """
+    checks.a("batch", batch, Mapping, "a batch, as a collator gives it: a dictionary")
+    if batch.get("input_ids") is None:
+        has = ", ".join(map(str, batch)) or "nothing"
+        raise BadValue(f"The batch has no 'input_ids'; it has {has}.")
     columns: dict[str, list[list[int]]] = {}
     shape = torch.as_tensor(batch["input_ids"]).shape
     for name in ("input_ids", "labels", "attention_mask", "position_ids"):

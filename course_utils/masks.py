@@ -16,10 +16,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from course_utils import checks
+from course_utils.documents import IGNORED, split_documents
 from course_utils.printable import visible
 
-IGNORED = -100  # the label that transformers' and torch's losses leave out
-KINDS = ("trained", "masked", "special", "padding")
+KINDS = ("trained", "masked", "padding")
 
 # Colour, and a second sign for whoever does not see it: underline, strike-through, frame.
 _STYLES = {
@@ -27,6 +27,14 @@ _STYLES = {
     "masked": "background:#E8E8E8;color:#555",
     "special": "outline:1px dashed #D55E00",
     "padding": "color:#AAA;text-decoration:line-through",
+    "other": "background:#D55E00;color:#FFF;border-bottom:2px solid #000",
+}
+_LEGEND = {
+    "trained": "trained on",
+    "masked": "masked",
+    "special": "special",
+    "padding": "padding",
+    "other": "read → learned, where they differ",
 }
 _MARKS = {"trained": ("[", "]"), "masked": ("", ""), "padding": ("~", "~")}
 _SHOWN_PADDING = 3
@@ -39,15 +47,25 @@ class Token:
     Attributes:
         id: its id in the vocabulary.
         text: what it decodes to.
-        kind: "trained" (it is a label), "masked" (read, but no label) or "padding" (not even
-            read).
+        kind: "trained" (its place has a label), "masked" (read, but no label) or "padding" (not
+            even read).
         special: whether it is one of the tokenizer's special tokens.
+        learned: what the label at its place decodes to; the same as `text`, unless labels were
+            shifted or replaced. None where there is no label.
     """
 
     id: int
     text: str
     kind: str
     special: bool
+    learned: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The token as it is drawn: what is read, and what is learned where that is another."""
+        if self.learned is None or self.learned == self.text:
+            return self.text
+        return f"{self.text}→{self.learned} "
 
 
 @dataclass(frozen=True)
@@ -57,14 +75,18 @@ class Example:
     tokens: list[Token]
 
     def counts(self) -> dict[str, int]:
-        """How many tokens are trained on, masked, padding; and special, which cuts across."""
+        """How many tokens are trained on, masked and padding: together, all there are."""
         kinds = Counter(token.kind for token in self.tokens)
-        special = sum(token.special for token in self.tokens)
-        return {**{kind: kinds[kind] for kind in KINDS if kind != "special"}, "special": special}
+        return {kind: kinds[kind] for kind in KINDS}
+
+    @property
+    def special(self) -> int:
+        """How many tokens are special ones, of whatever kind."""
+        return sum(token.special for token in self.tokens)
 
     def trained_text(self) -> str:
-        """The text that is trained on."""
-        return "".join(token.text for token in self.tokens if token.kind == "trained")
+        """The text that is learned: what the labels say."""
+        return "".join(token.learned or "" for token in self.tokens if token.kind == "trained")
 
 
 def _rows(name: str, value: Any) -> list[list[int]]:
@@ -78,8 +100,8 @@ def _rows(name: str, value: Any) -> list[list[int]]:
     return rows
 
 
-def _split_packed(batch: Mapping[str, Any]) -> list[dict[str, list[int]]]:
-    """The examples of a batch; rows that hold several (`position_ids` start anew) are cut up."""
+def _checked(batch: Mapping[str, Any]) -> dict[str, list[list[int]]]:
+    """The columns of a batch as lists, all of one shape."""
     columns = {
         name: _rows(name, batch[name])
         for name in ("input_ids", "labels", "attention_mask", "position_ids")
@@ -93,17 +115,7 @@ def _split_packed(batch: Mapping[str, Any]) -> list[dict[str, list[int]]]:
         for row, own in zip(rows, ids, strict=True):
             if len(row) != len(own):
                 raise ValueError(f"{len(own)} input ids, but {len(row)} {told}.")
-    examples = []
-    for index in range(len(ids)):
-        row = {name: rows[index] for name, rows in columns.items()}
-        starts = [0]
-        # With padding, position ids repeat a constant there: only a packed row has no mask.
-        if "position_ids" in row and "attention_mask" not in row:
-            places = enumerate(row["position_ids"])
-            starts += [place for place, position in places if place and position == 0]
-        for start, end in zip(starts, [*starts[1:], len(ids[index])], strict=True):
-            examples.append({name: values[start:end] for name, values in row.items()})
-    return examples
+    return columns
 
 
 def examples(batch: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Example]:
@@ -125,21 +137,34 @@ def examples(batch: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> li
         if batch.get(name) is None:
             has = ", ".join(map(str, batch)) or "nothing"
             raise ValueError(f"The batch has no {name!r}; it has {has}.")
-    known = len(tokenizer)
     special = set(tokenizer.all_special_ids)
     found = []
-    for row in _split_packed(batch):
-        ids, labels = row["input_ids"], row["labels"]
-        attended = row.get("attention_mask", [1] * len(ids))
-        tokens = []
-        for token, label, read in zip(ids, labels, attended, strict=True):
-            # A label on padding counts as trained on: that would be a mistake worth seeing.
-            unlabelled = "masked" if read else "padding"
-            checks.whole("an input id", token, least=0, most=known - 1)
-            kind = unlabelled if label == IGNORED else "trained"
-            tokens.append(Token(token, tokenizer.decode([token]), kind, token in special))
-        found.append(Example(tokens))
+    columns = _checked(batch)
+    for number in range(len(columns["input_ids"])):
+        # Row by row, as lists need not be of one length.
+        row = {name: [rows[number]] for name, rows in columns.items()}
+        for document in split_documents(row):
+            places = zip(document.ids, document.labels, document.read, strict=True)
+            found.append(Example([_token(tokenizer, *place, special) for place in places]))
     return found
+
+
+def _token(
+    tokenizer: PreTrainedTokenizerBase, token: int, label: int, read: bool, special: set[int]
+) -> Token:
+    checks.whole("an input id", token, least=0, most=len(tokenizer) - 1)
+    # A label on padding counts as trained on: that would be a mistake worth seeing.
+    kind = "trained" if label != IGNORED else "masked" if read else "padding"
+    text = tokenizer.decode([token])
+    learned = None
+    if kind == "trained":
+        learned = text if label == token else _decoded(tokenizer, label)
+    return Token(token, text, kind, token in special, learned)
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, label: int) -> str:
+    """A label as text; as a number where the tokenizer has none for it."""
+    return tokenizer.decode([label]) if 0 <= label < len(tokenizer) else f"<{label}>"
 
 
 class Drawing:
@@ -150,8 +175,8 @@ class Drawing:
 
     @staticmethod
     def _count_line(example: Example) -> str:
-        counts = example.counts()
-        return ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
+        counts = ", ".join(f"{count} {kind}" for kind, count in example.counts().items())
+        return f"{len(example.tokens)} tokens: {counts} ({example.special} of them special)"
 
     def __str__(self) -> str:
         lines = ["[trained on] masked ~padding~"]
@@ -161,28 +186,28 @@ class Drawing:
                 before, after = _MARKS[kind]
                 # Padding is marked token by token, as it has no text that would be read on.
                 glue = f"{after}{before}" if kind == "padding" else ""
-                parts.append(f"{before}{glue.join(token.text for token in tokens)}{after}")
+                parts.append(f"{before}{glue.join(token.shown for token in tokens)}{after}")
             told = visible("".join(parts))
             lines += [f"\nExample {number}: {self._count_line(example)}", told]
         return "\n".join(lines)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        differ = any(t.shown != t.text for example in self.examples for t in example.tokens)
         legend = " ".join(
             f'<span style="{_STYLES[kind]};padding:1px 4px">{label}</span>'
-            for kind, label in zip(
-                KINDS, ("trained on", "masked", "special", "padding"), strict=True
-            )
+            for kind, label in _LEGEND.items()
+            if kind != "other" or differ
         )
         parts = [f'<div style="font-family:monospace;line-height:1.9">{legend}']
         for number, example in enumerate(self.examples, start=1):
             parts.append(f"<p><b>Example {number}</b>: {self._count_line(example)}<br>")
             for token in _shortened(example.tokens):
-                style = _STYLES[token.kind]
+                style = _STYLES["other" if token.shown != token.text else token.kind]
                 if token.special:
                     style += f";{_STYLES['special']}"
                 # A line break is shown as a sign, and made.
                 text = (
-                    html.escape(visible(token.text)).replace("\n", "↵<br>").replace(" ", "&nbsp;")
+                    html.escape(visible(token.shown)).replace("\n", "↵<br>").replace(" ", "&nbsp;")
                 )
                 parts.append(f'<span style="{style}" title="id {token.id}">{text}</span><wbr>')
             parts.append("</p>")
@@ -205,6 +230,9 @@ def _shortened(tokens: list[Token]) -> list[Token]:
 
 def show(batch: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Drawing:
     """Draw a collated batch: what is trained on, what is masked, special tokens and padding.
+
+    A token whose label is another token is drawn as `read→learned`: in a causal model, the label
+    at a place has to be the token at that place, and the model shifts them itself.
 
     Args and errors are those of `examples`. The result shows itself at the end of a cell, and
     prints as text with `[` and `]` around what is trained on.

@@ -497,6 +497,13 @@ case(
     gpu=(None, or_none(nothing)),
 )
 
+case(
+    "preflight.PreflightCallback",
+    strict=(False, flag),
+    examples=(1, or_none(whole(1))),
+)
+case("documents.split_documents", batch=(Made(batch), nothing))
+
 case("pretraining.corpus.Corpus", seed=(0, whole()), without=((), texts))
 case("pretraining.recall.short_answer", reply=A_TEXT)
 case("pretraining.recall.right", replies=TEXTS, answers=TEXTS)
@@ -855,7 +862,8 @@ WITHOUT: dict[str, str] = {
             *(f"scoring.intervals.{name}" for name in ("Interval", "PairedTest", "ItemsNeeded")),
             *(f"scoring.judge.{name}" for name in ("Verdict", "PositionBias", "VerbosityBias")),
             *("scoring.judge.Accuracy", "scoring.judge.SelfAgreement", "scoring.votes.Agreement"),
-            *(f"preflight.{name}" for name in ("Finding", "Check", "Report", "Document", "Step")),
+            *(f"preflight.{name}" for name in ("Finding", "Check", "Report")),
+            "documents.Document",
             *("data.sentences.Verb", "data.yoda.Clause", "running.Reply"),
         ),
         _RECORD,
@@ -880,7 +888,9 @@ WITHOUT: dict[str, str] = {
     "hub.": "reached through load_model, load_tokenizer, load_data and Setup",
     "loading.weight_bytes": "reached through load_model",
     "loading.check_memory": "reached through load_model",
-    "preflight.Evidence": "reached through preflight",
+    "preflight.TrainerSnapshot": "reached through preflight",
+    "preflight.PreflightFailed": "raised by preflight",
+    "preflight.PreflightCallback.on_train_begin": "called by transformers' Trainer",
     "pretraining.train.": "reached through pretrain",
     "training.LiveLosses": "called by transformers' Trainer",
     "widgets.WithFallback": "what the widgets are made of",
@@ -980,6 +990,10 @@ COMMANDS: dict[str, tuple[list[str], dict[str, list[str]]]] = {
             "--out": ["", "a-file", "/proc/nope/out"],
         },
     ),
+    "preflight": (
+        ["nope.py"],
+        {"script": ["", "nope.py", "."], "--examples": [*INTEGER, "0", "-1"], "--gpu": NAME},
+    ),
     "memory predict": (SMALL, {**SETUP_OPTIONS, "--gpu": NAME}),
     # Without a GPU nobody asks whether there are such modules.
     "memory measure": (
@@ -1000,7 +1014,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, list[str]]]] = {
 def command_arguments(command: str, option: str, value: str) -> list[str]:
     """The arguments of a command with one option changed."""
     base = [part for part in COMMANDS[command][0] if not part.startswith(f"{option}=")]
-    if option == "name":  # the only argument that has no dashes
+    if not option.startswith("--"):
         return [*command.split(), value]
     return [*command.split(), *base, f"{option}={value}"]
 

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from course_utils import masks
+from course_utils.documents import split_documents
 from course_utils.loading import load_tokenizer
 
 
@@ -46,10 +47,9 @@ def test_kinds_and_counts(tokenizer: PreTrainedTokenizerBase) -> None:
         counts = example.counts()
         assert counts["trained"] == (batch["labels"][index] != -100).sum()
         assert counts["padding"] == (batch["attention_mask"][index] == 0).sum()
-        total = counts["trained"] + counts["masked"] + counts["padding"]
-        assert total == batch["input_ids"].shape[1]
+        assert sum(counts.values()) == batch["input_ids"].shape[1]
     # The end token and the padding behind it are the same token here; only one is trained on.
-    assert second.counts()["special"] == 1 + second.counts()["padding"]
+    assert second.special == 1 + second.counts()["padding"]
 
 
 def test_plain_text(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -79,6 +79,48 @@ def test_packed_rows_are_cut_up(tokenizer: PreTrainedTokenizerBase) -> None:
         "position_ids": torch.tensor([[0, 1, 0, 1][: len(ids)]]),
     }
     assert [len(e.tokens) for e in masks.examples(batch, tokenizer)] == [2, 2]
+
+
+def test_rows_that_are_filled_up(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A padding-free row, filled up to a multiple: the filling is padding, and no texts."""
+    batch = {
+        "input_ids": torch.tensor([[5, 6, 7, 8, 2, 2, 2]]),
+        "labels": torch.tensor([[-100, 6, -100, 8, -100, -100, -100]]),
+        "position_ids": torch.tensor([[0, 1, 0, 1, 0, 0, 0]]),
+    }
+    first, second = masks.examples(batch, tokenizer)
+    assert first.counts() == {"trained": 1, "masked": 1, "padding": 0}
+    assert second.counts() == {"trained": 1, "masked": 1, "padding": 3}
+    assert [sum(document.read) for document in split_documents(batch)] == [2, 2]
+
+
+def test_packed_rows_with_a_mask(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Positions that start anew part texts beside a mask too; padding on the left does not."""
+    ids = [[2, 2, 5, 6, 7, 8]]
+    batch = {
+        "input_ids": torch.tensor(ids),
+        "labels": torch.tensor(ids),
+        "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1]]),
+        "position_ids": torch.tensor([[0, 0, 0, 1, 0, 1]]),
+    }
+    assert [len(example.tokens) for example in masks.examples(batch, tokenizer)] == [4, 2]
+    assert [document.start for document in split_documents(batch)] == [0, 4]
+
+
+def test_what_is_learned_is_shown(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Labels that were shifted, and one that is no token at all, are drawn beside what is read."""
+    ids = tokenizer("one two three", return_tensors="pt")["input_ids"]
+    labels = torch.roll(ids, -1, 1)
+    labels[0, -1] = -7
+    drawing = masks.show({"input_ids": ids, "labels": labels}, tokenizer)
+    assert "one→ two" in str(drawing)
+    assert "→<-7>" in str(drawing)
+    assert drawing.examples[0].trained_text() == " two three<-7>"
+    page = drawing._repr_mimebundle_()["text/html"]
+    assert "read → learned, where they differ" in page
+    same = masks.show({"input_ids": ids, "labels": ids}, tokenizer)
+    assert "→" not in str(same)
+    assert "where they differ" not in same._repr_mimebundle_()["text/html"]
 
 
 def test_trained_padding_is_seen(tokenizer: PreTrainedTokenizerBase) -> None:

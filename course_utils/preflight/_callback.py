@@ -18,11 +18,14 @@ class PreflightCallback(TrainerCallback):
     Args:
         strict: raise `PreflightFailed` where a check fails; otherwise the report is only printed.
         examples: how many examples to look at closely, by default 64.
+
+    Raises:
+        ValueError: `examples` is below 1.
     """
 
     def __init__(self, *, strict: bool = True, examples: int | None = None):
         self.strict = checks.flag("strict", strict)
-        self.examples = examples
+        self.examples = None if examples is None else checks.whole("examples", examples, 1)
         self.report: Any = None
 
     def on_train_begin(

@@ -434,6 +434,8 @@ def in_range(ev: TrainerSnapshot) -> Finding:
         isinstance(b, Mapping) and any(n.endswith("input_ids") for n in b) for b in ev.batches
     ):
         return SILENT
+    if not ev.vocabulary:
+        return SILENT
     if not ev.out_of_range:
         seen = ""
         if ev.rows is not None:

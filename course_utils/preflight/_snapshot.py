@@ -284,6 +284,8 @@ class TrainerSnapshot:
     def out_of_range(self) -> list[int]:
         """Labels and input ids that the model has no entry for, in any row that was looked at."""
         size = self.vocabulary
+        if not size:
+            return []
         bad: set[int] = set()
         for batch in self.batches:
             for key in ("input_ids", "labels") if isinstance(batch, Mapping) else ():
@@ -305,8 +307,11 @@ class TrainerSnapshot:
 
     @functools.cached_property
     def vocabulary(self) -> int:
-        """How many tokens the model's embeddings hold."""
-        return self.model.get_input_embeddings().weight.shape[0]
+        """How many tokens the model's embeddings hold; 0 where it reads none."""
+        try:
+            return self.model.get_input_embeddings().weight.shape[0]
+        except (AttributeError, NotImplementedError):
+            return 0
 
     @functools.cached_property
     def four_bit(self) -> list[nn.Module]:

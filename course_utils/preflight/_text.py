@@ -26,7 +26,7 @@ _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 # Shorter than this, a text may be in a row by chance, or twice.
 _LONG_ENOUGH = 20
-_RAW = re.compile(r"""['"]role['"]\s*:\s*['"]\w+['"]\s*,\s*['"]content['"]\s*:""")
+_RAW = re.compile(r"""\W{0,3}\[?\{['"]role['"]\s*:\s*['"]\w+['"]\s*,\s*['"]content['"]\s*:""")
 
 
 def no_samples(ev: TrainerSnapshot) -> Finding | None:
@@ -318,7 +318,7 @@ def _strings(ev: TrainerSnapshot) -> Finding | None:
             f"in {doubled} of {len(judged)} examples the completion begins with the prompt",
             "Leave the prompt out of the completion: it would be learned as the answer.",
         )
-    raw = sum(len(_RAW.findall(ev.decode(sample.ids))) > 0 for sample in ev.samples)
+    raw = sum(bool(_RAW.match(ev.decode(sample.ids))) for sample in ev.samples)
     if raw > len(ev.samples) / 2:
         return Finding(
             WARN,

@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from course_utils import masks
 from course_utils.display import text_table
-from course_utils.printable import visible
 from course_utils.loading import load_tokenizer
+from course_utils.printable import visible
 
 # What a hostile data set or model may write, and how it is shown.
 HOSTILE = {
