@@ -1,0 +1,3 @@
+"""The faults of the run: importing this enters them all."""
+
+from benchmarks.silent_faults import faults_loss  # noqa: F401
