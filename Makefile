@@ -9,7 +9,7 @@ NB ?= 01
 NEED_PYTHON = $(if $(PYTHON),,echo "No Python 3.11 or later was found. Get one from https://www.python.org/downloads/ and name it: make lab PYTHON=/path/to/python3" >&2; exit 1)
 export NB
 .DEFAULT_GOAL := help
-.PHONY: help setup ready lab test course notebook notebooks save pretrain replicate-memory replay slides site drift signatures doctor faults
+.PHONY: help setup ready lab test course notebook notebooks save pretrain replicate-memory replay atlas slides site drift signatures doctor faults
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ replicate-memory: ## predict the published memory tables with the libraries of t
 
 replay: ready ## predict what others measured on their GPUs, beside what they measured
 	@$(RUN) -m benchmarks.replay
+
+atlas: ready ## predict the memory of common trainings for the site's GPU page (about an hour; goes on where it stopped)
+	@$(RUN) -m benchmarks.atlas
 
 slides: ready ## build the slides: build/slides/deck.html and deck.pdf (needs Node.js; the PDF a browser)
 	@$(RUN) tools/slides.py build

@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import bootstrap  # noqa: E402
+import calculator  # noqa: E402
 
 import notebooks as course_notebooks  # noqa: E402
 
@@ -496,6 +497,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "architectures": architecture_table,
     "replay-adapters": adapters_table,
     "replay-plot": replay_plot,
+    "calculator": calculator.html,
 }
 
 
@@ -639,6 +641,7 @@ def gather() -> None:
             if cell.cell_type == "markdown":
                 cell.source = relink(cell.source, page, page)
         put(page, nbformat.writes(made))
+    (SOURCE / "_extra" / "atlas.js").write_text(calculator.script(), encoding="utf-8")
     card_pages()
     api_pages()
     slides_page()
