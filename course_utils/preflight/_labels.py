@@ -15,7 +15,7 @@ from course_utils.documents import IGNORED
 from course_utils.preflight import _kinds as kinds
 from course_utils.preflight._report import FAIL, PASS, SILENT, WARN, Finding, not_judged
 from course_utils.preflight._snapshot import Sample, TrainerSnapshot, plural, shorten
-from course_utils.preflight._text import no_samples
+from course_utils.preflight._text import dense, no_samples
 
 _TRUNCATED_SHARE = 0.05
 # A row this many times as long as nearly all others, and rarer than one in fifty, is a stray.
@@ -77,6 +77,35 @@ def _replaced(ev: TrainerSnapshot) -> int:
     return changed
 
 
+def _half_answered(ev: TrainerSnapshot) -> int:
+    """Texts whose completions, or answers, are not learned from beginning to end."""
+    if ev.packing or not ev.tokenizer:
+        return 0
+    found = 0
+    for sample in ev.samples:
+        source = sample.source
+        answers = source.get("completion")
+        if answers is None and getattr(ev.args, "assistant_only_loss", False):
+            answers = [m for m in source.get("messages") or [] if m.get("role") == "assistant"]
+        if isinstance(answers, list):
+            if any(not isinstance(m, Mapping) or m.get("tool_calls") for m in answers):
+                continue
+            answers = [m.get("content") for m in answers if m.get("role") == "assistant"]
+        else:
+            answers = [answers]
+        if ev.truncated(sample):
+            continue
+        learned = dense(ev.decode(sample.supervised))
+        read = dense(ev.decode(sample.ids))
+        for answer in answers:
+            wanted = dense(answer) if isinstance(answer, str) else ""
+            # What the template has left out or rewritten is another check's.
+            if wanted and wanted in read and wanted not in learned:
+                found += 1
+                break
+    return found
+
+
 def supervised(ev: TrainerSnapshot) -> Finding:
     """Each text has something to learn, and the labels are its own tokens."""
     if missing := no_samples(ev):
@@ -107,6 +136,13 @@ def supervised(ev: TrainerSnapshot) -> Finding:
             "out, and the collator trains on those tokens all the same",
             "Take a collator that keeps labels, such as DataCollatorForSeq2Seq(tokenizer).",
         )
+    if part := _half_answered(ev):
+        return Finding(
+            WARN,
+            f"in {part} of {len(ev.samples)} examples some of the assistant's answers are not "
+            "trained on, or only in part",
+            "Look at masks.show: the template's {% generation %} has to stand around each answer.",
+        )
     # A loss that does not shift takes labels that are shifted already: `plain loss` sees to that.
     if _shift(ev) is None:
         return Finding(
@@ -133,6 +169,19 @@ def supervised(ev: TrainerSnapshot) -> Finding:
     )
 
 
+def _users_turns(ev: TrainerSnapshot) -> int:
+    """Texts that begin masked, and whose supervised part has the mark of a user's turn."""
+    mark = dense(ev.template.asking)
+    if not mark or ev.packing:
+        return 0
+    return sum(
+        bool(sample.supervised)
+        and IGNORED in sample.labels[1 : 1 + len(sample.labels) // 8 + 1]
+        and mark in dense(ev.decode(sample.supervised))
+        for sample in ev.samples
+    )
+
+
 def prompt(ev: TrainerSnapshot) -> Finding:
     """Where the data says what the prompt is, it is not trained on."""
     if missing := no_samples(ev):
@@ -145,6 +194,13 @@ def prompt(ev: TrainerSnapshot) -> Finding:
         judged += 1
         wrong += any(sample.labels[place] != IGNORED for place in places if place)
     source = ev.samples[0].source
+    if not wrong and (turns := _users_turns(ev)):
+        return Finding(
+            WARN,
+            f"in {turns} of {len(ev.samples)} examples the first prompt is masked, and a later "
+            "turn of the user's is trained on",
+            "Set labels to -100 for every turn but the assistant's.",
+        )
     if not judged:
         if getattr(ev.args, "completion_only_loss", None) and not ev.packing:
             everything = all(IGNORED not in sample.labels[1:] for sample in ev.samples)

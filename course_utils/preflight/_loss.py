@@ -14,29 +14,35 @@ from course_utils.documents import IGNORED
 from course_utils.preflight import _kinds as kinds
 from course_utils.preflight import _trial
 from course_utils.preflight._apart import token_losses
+from course_utils.preflight._checkpoint import not_loaded
 from course_utils.preflight._report import FAIL, PASS, SILENT, WARN, Finding, not_judged
-from course_utils.preflight._snapshot import TrainerSnapshot, figure, plural, shorten
+from course_utils.preflight._snapshot import TrainerSnapshot, plural, shorten
 
 # Logits beyond this are not kept with a graph: 10^8 float32 numbers are 0.4 GB.
 _MOST_LOGITS = 1e8
 _SAME = 0.02
-# So much above a uniform guess, or above what the model itself expects, is a wrong tokenizer.
-_WORSE_THAN_GUESSING, _SURPRISED = 0.7, 4.5
+# So much above a uniform guess is a wrong tokenizer.
+_WORSE_THAN_GUESSING = 1.5
+# A loss whose gradient has less than this cosine with cross-entropy's teaches something else.
+_ALONG = 0.3
 _SLOW = 4.0
 
 
 class _Pull(NamedTuple):
-    """Where the loss pushes the logits: shares of the places that it counts.
+    """Where the loss pushes the logits.
 
     `offset` is how far the token that is pushed up lies from the place whose logits they are: 1 is
     the next one; None where it is neither this token nor the next two. `padding` and `ignored`
-    count places that should take no part.
+    count places that should take no part, of `places` that do. `cosine` and `size` hold the
+    gradient against that of the plain cross-entropy's mean.
     """
 
     offset: int | None
     padding: int
     ignored: int
     places: int
+    cosine: float
+    size: float
 
 
 def _small(ev: TrainerSnapshot) -> Mapping[str, Any] | None:
@@ -89,17 +95,20 @@ def _pull(ev: TrainerSnapshot, batch: Mapping[str, Any], logits: torch.Tensor) -
         return None
     target = gradient.argmin(-1)
     labels = batch["labels"].to(logits.device)
+    # A token that is expected already may be pushed down, as label smoothing does.
+    known = logits.detach()[:, -ids.shape[1] :].float().softmax(-1).amax(-1) > 0.8
+    judged = counted & ~known if (counted & ~known).any() else counted
     shares = {}
     for offset in (0, 1, 2):
         there = torch.full_like(ids, -1)
         there[:, : ids.shape[1] - offset] = ids[:, offset:]
-        shares[offset] = ((target == there) & counted).sum().item() / counted.sum().item()
+        shares[offset] = ((target == there) & judged).sum().item() / judged.sum().item()
     best = max(shares, key=shares.__getitem__)
     # Where a text repeats its tokens, the next one wins.
     offset = 1 if shares[1] >= 0.9 * shares[best] else best
-    known = shares[offset] > 0.5
+    clear = shares[offset] > 0.5
     wanted = torch.zeros_like(counted)
-    shift = offset if known else 1
+    shift = offset if clear else 1
     wanted[:, : ids.shape[1] - shift] = labels[:, shift:] != IGNORED
     if shift != 1:
         wanted |= labels != IGNORED
@@ -111,12 +120,32 @@ def _pull(ev: TrainerSnapshot, batch: Mapping[str, Any], logits: torch.Tensor) -
         padding[:, -1] = ~read[:, -1]
     extra = counted & ~wanted
     extra[:, -1] = False
+    cosine, size_of = _against_plain(logits.detach()[:, -ids.shape[1] :].float(), gradient, labels)
     return _Pull(
-        offset if known else None,
+        offset if clear else None,
         int((extra & padding).sum()),
         int((extra & ~padding).sum()),
         int(counted.sum()),
+        cosine,
+        size_of,
     )
+
+
+def _against_plain(
+    logits: torch.Tensor, gradient: torch.Tensor, labels: torch.Tensor
+) -> tuple[float, float]:
+    """A loss's gradient against that of the mean cross-entropy: cosine, and ratio of norms."""
+    plain = torch.zeros_like(logits)
+    targets = labels[:, 1:]
+    counted = targets != IGNORED
+    places = counted.nonzero(as_tuple=True)
+    if not len(places[0]):
+        return math.nan, math.nan
+    chances = logits[:, :-1][places].softmax(-1)
+    chances[torch.arange(len(chances)), targets[places].clamp(min=0)] -= 1
+    plain[:, :-1][places] = chances / len(chances)
+    cosine = F.cosine_similarity(gradient.flatten(), plain.flatten(), dim=0).item()
+    return cosine, (gradient.norm() / plain.norm().clamp(min=1e-12)).item()
 
 
 def _judge(ev: TrainerSnapshot, pull: _Pull) -> Finding | None:
@@ -195,30 +224,48 @@ def plain_loss(ev: TrainerSnapshot) -> Finding:
     same = abs(own - plain) <= max(_SAME * abs(plain), 5e-3)
     if same:
         return Finding(PASS, told)
-    if pulled is not None:
-        if own < 0.5 * plain or own > 2 * plain:
-            return _scale(ev, own, plain, int(counted.sum()), told)
-        return Finding(PASS, f"{told}; of its own making, and it pulls towards the next token")
-    if ev.has_experts or type(ev.trainer).compute_loss.__module__.startswith("trl."):
-        return Finding(PASS, f"{told}; the rest is a term of its own")
-    return _scale(ev, own, plain, int(counted.sum()), told)
+    places = batch["labels"].numel(), batch["labels"][:, 1:].numel()
+    if found := _scale(own, plain, int(counted.sum()), places, told):
+        return found
+    if pulled is not None and not pulled.cosine > _ALONG:
+        return Finding(
+            WARN,
+            f"{told}; its gradient has a cosine of {pulled.cosine:.2f} with that of cross-entropy",
+            "Give cross_entropy the logits as they are: without softmax, and scaled by nothing.",
+        )
+    if pulled is not None and not 0.5 < pulled.size < 2:
+        return Finding(
+            WARN,
+            f"{told}; its gradient is {pulled.size:.2g} times that of the mean cross-entropy",
+            "Give cross_entropy the logits as they are, and divide by the number of labels that "
+            "are not -100.",
+        )
+    why = "of its own making, and it pulls towards the next token"
+    if pulled is None:
+        why = "the rest is a term of its own"
+    return Finding(PASS, f"{told}; {why}")
 
 
-def _scale(ev: TrainerSnapshot, own: float, plain: float, count: int, told: str) -> Finding:
+def _scale(
+    own: float, plain: float, count: int, places: tuple[int, ...], told: str
+) -> Finding | None:
     """A loss of another size: a sum, or a mean over places that do not count."""
-    if plain and abs(own / plain - count) <= _SAME * count and count > 1:
-        return Finding(
-            WARN,
-            f"{told}: it is the sum over {count} tokens, not their mean",
-            "Divide by num_items_in_batch, or by the number of labels that are not -100.",
-        )
+    cure = "Divide by num_items_in_batch, or by the number of labels that are not -100."
+    if not plain > 0 or count < 2:
+        return None
+    if abs(own / plain - count) <= _SAME * count:
+        return Finding(WARN, f"{told}: it is the sum over {count} tokens, not their mean", cure)
+    for all_places in places:
+        if count < 0.98 * all_places and abs(own / plain * all_places / count - 1) <= 0.005:
+            return Finding(
+                WARN,
+                f"{told}: the sum over {count} tokens was divided by all {all_places} places, "
+                "padding and prompts among them",
+                cure,
+            )
     if own < 0.5 * plain:
-        return Finding(
-            WARN,
-            f"{told}: a mean over more places than count, or logits that were scaled",
-            "Divide by the number of labels that are not -100.",
-        )
-    return Finding(PASS, f"{told}; of its own making, and it pulls towards the next token")
+        return Finding(WARN, f"{told}: divided by more than the tokens that count", cure)
+    return None
 
 
 def _shifted(ev: TrainerSnapshot, batch: Mapping[str, Any]) -> Finding | None:
@@ -255,7 +302,24 @@ def _surprised(
             "worse than guessing",
             "Make sure that the tokenizer is this model's own, and that its weights were loaded.",
         )
+    if abs(of_all - uniform) < 0.05 * uniform and _untouched(ev) and (lost := not_loaded(ev.base)):
+        return Finding(
+            FAIL,
+            f"the texts have a loss of {of_all:.3g}, as of a uniform guess, and {lost[0]} of "
+            f"{plural(lost[1], 'tensor')} are not in the checkpoint that the model was loaded from",
+            "Look at what from_pretrained reports as missing, and load with the class that the "
+            "checkpoint was saved with.",
+        )
     return None
+
+
+def _untouched(ev: TrainerSnapshot) -> bool:
+    """Whether nothing has changed the weights since they were loaded."""
+    configs = getattr(ev.model, "peft_config", None)
+    configs = configs.values() if isinstance(configs, dict) else ()
+    # Such as PiSSA, which takes part of the weights into the adapter.
+    moved = any(isinstance(getattr(config, "init_lora_weights", True), str) for config in configs)
+    return not moved and not ev.trainer.state.global_step
 
 
 def step(ev: TrainerSnapshot) -> Finding:
@@ -330,8 +394,6 @@ def accumulation(ev: TrainerSnapshot) -> Finding:
         return not_judged(ev.no_step or "the step did not run")
     if ev.step.timed[0][1] > _SLOW:
         return not_judged("a step takes too long to try several")
-    if getattr(ev.trainer, "padding_free", False) and ev.packing is None:
-        pass
     # The shortest and the longest examples, so that a mean of means is not the mean of all.
     order = sorted(range(len(ev.examples)), key=lambda place: _weight(ev.examples[place]))
     if len(order) < 4:
@@ -398,8 +460,3 @@ def _flat(ev: TrainerSnapshot, batches: list[Any]) -> torch.Tensor:
         else:
             parts.append(torch.zeros(1))
     return torch.cat(parts)
-
-
-def uniform(ev: TrainerSnapshot) -> str:
-    """The loss of a uniform guess, for texts."""
-    return figure(math.log(ev.vocabulary))

@@ -88,6 +88,24 @@ class Template:
         return Marks(header, end.strip()) if header else None
 
     @functools.cached_property
+    def asking(self) -> str:
+        """What the template writes before a user's later question; empty where none is found."""
+        if not self.exists:
+            return ""
+        first = {"role": "user", "content": "course-beginning"}
+        answer = {"role": "assistant", "content": _ANSWER}
+        again = {"role": "user", "content": _QUESTION}
+        try:
+            whole = self.render([first, answer, again])
+            between = whole.split(_ANSWER)[1].split(_QUESTION)[0]
+        except Exception:  # a template may raise anything
+            return ""
+        # The answer's own end comes first.
+        end = self.marks.end if self.marks else ""
+        mark = between.strip().removeprefix(end).strip() if end else between.strip()
+        return mark if len(mark) > 3 else ""
+
+    @functools.cached_property
     def special(self) -> set[str]:
         """The special tokens that the template writes into a conversation."""
         if not self.exists:

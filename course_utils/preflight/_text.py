@@ -24,6 +24,7 @@ from course_utils.preflight._templates import with_parsed_tools
 _ROLES = {"system", "user", "assistant", "tool"}
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+_TEXTS = ("messages", "prompt", "completion", "text", "input_ids", "labels")
 # Shorter than this, a text may be in a row by chance, or twice.
 _LONG_ENOUGH = 20
 _RAW = re.compile(r"""\W{0,3}\[?\{['"]role['"]\s*:\s*['"]\w+['"]\s*,\s*['"]content['"]\s*:""")
@@ -112,29 +113,53 @@ class _Needles:
 def _lost(ev: TrainerSnapshot, sample: Sample, row: _Needles) -> Iterator[str]:
     """What of an example is not in its row, in words."""
     source = sample.source
-    for message in _messages(source):
+    asked = source.get("prompt")
+    only_read = len(asked) if isinstance(asked, list) else 0
+    for place, message in enumerate(_messages(source)):
         role = message.get("role")
+        # A prompt loses its reasoning at generation too.
+        read = place < only_read
         for content in _parts(message.get("content")):
             for thought in _THINK.findall(content):
-                if row.lacks(thought):
+                if not read and row.lacks(thought):
                     yield "the reasoning of an assistant's message"
             # Templates strip what they take apart, and write it in another place.
             rest = content.split("</think>")[-1] if "</think>" in content else content
             if row.lacks(rest):
                 yield f"the content of a message of {role!r}"
         for field in _THOUGHTS:
-            if isinstance(message.get(field), str) and row.lacks(message[field]):
+            if not read and isinstance(message.get(field), str) and row.lacks(message[field]):
                 yield "the reasoning of an assistant's message"
         for call in message.get("tool_calls") or []:
             name, arguments = _arguments(call)
             if row.lacks(name) or any(row.lacks(value) for value in _scalars(arguments)):
                 yield "a tool call"
-    tools = with_parsed_tools(source)
-    for tool in tools if isinstance(tools, list) else []:
-        if isinstance(tool, Mapping):
-            name = (tool.get("function") or tool).get("name")
-            if isinstance(name, str) and row.lacks(name):
-                yield "the description of a tool"
+    for tool in _tools(source):
+        name, about = tool.get("name"), tool.get("description")
+        if row.lacks(name) or (isinstance(about, str) and row.lacks(about)):
+            yield "the description of a tool"
+
+
+def _tools(source: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The tools that an example describes, in whatever column: TRL takes them from `tools`."""
+    for column, value in source.items():
+        if column in _TEXTS or not isinstance(value, (str, list)):
+            continue
+        if isinstance(value, str):
+            if not value.lstrip().startswith("["):
+                continue
+            try:
+                value = json.loads(value)
+            except ValueError:
+                continue
+        for tool in value:
+            if not isinstance(tool, Mapping):
+                break
+            tool = tool.get("function") or tool
+            if not isinstance(tool, Mapping) or not isinstance(tool.get("name"), str):
+                continue
+            if "parameters" in tool or "description" in tool:
+                yield tool
 
 
 def _nulls(value: Any) -> Iterator[str]:
