@@ -12,7 +12,7 @@ import torch
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase, Trainer
 from trl import SFTTrainer
 
-from benchmarks.silent_faults import faults_text  # noqa: F401
+from benchmarks.silent_faults import faults_documents, faults_ends, faults_text  # noqa: F401
 from benchmarks.silent_faults.common import (
     WORDS,
     Fault,
