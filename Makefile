@@ -61,7 +61,7 @@ replicate-memory: ## predict the published memory tables with the libraries of t
 replay: ready ## predict what others measured on their GPUs, beside what they measured
 	@$(RUN) -m benchmarks.replay
 
-atlas: ready ## predict the memory of common trainings for the site's GPU page (about an hour; goes on where it stopped)
+atlas: ready ## predict the memory of common trainings, for the site's calculator (about an hour)
 	@$(RUN) -m benchmarks.atlas
 
 slides: ready ## build the slides: build/slides/deck.html and deck.pdf (needs Node.js; the PDF a browser)

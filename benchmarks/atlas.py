@@ -236,7 +236,8 @@ def cases(models: list[str]) -> Iterator[dict[str, Any]]:
 def header() -> dict[str, Any]:
     """The first line: for which libraries the file speaks, and what its words mean."""
     return {
-        "versions": versions(),
+        # Without what says how torch was built: `2.13.0+cpu` predicts as `2.13.0` does.
+        "versions": {name: version.split("+")[0] for name, version in versions().items()},
         "methods": METHODS_HERE,
         "classes": {name: GPUS[gpu].name for name, (gpu, _) in CLASSES.items()},
     }
@@ -260,7 +261,7 @@ def make(models: list[str], path: Path = RESULTS) -> int:
             append(header())
         elif first != header():
             raise SystemExit(
-                f"{path} holds for {first.get('versions')}, and installed are {versions()}, or the "
+                f"{path} holds for {first.get('versions')}, and installed are {header()['versions']}, or the "
                 "methods have changed. Delete the file to predict everything again."
             )
     rows = {key(row): row for row in read(path)[1]}

@@ -45,8 +45,9 @@ METHODS = {
     ),
     "qlora": (
         "QLoRA",
-        "As LoRA, but the frozen weights are stored in 4 bits (nf4), and the optimizer is the "
-        "paged 8-bit AdamW.",
+        "As LoRA, but the frozen weights are stored in 4 bits (nf4). The optimizer is the paged "
+        "8-bit AdamW. CUDA can move its averages to the computer's own memory, so they are not "
+        "counted here.",
     ),
 }
 
@@ -57,6 +58,15 @@ KINDS = {
     "gradients": "one number for each trained parameter",
     "activations": "what the forward pass keeps for the backward pass, and short-lived results",
     "workspaces": "scratch memory of the routines that multiply matrices",
+}
+
+# Warnings of the predictor in the page's words: by what they contain. Others are left out, because
+# they are about a choice that the page does not offer.
+WARNINGS = {
+    "math kernel": "On this GPU, PyTorch has no fast attention for this model. It writes down one "
+    "number for every pair of tokens, so the activations grow with the square of the length.",
+    "of the weights stay as they are": "Most weights of this model are embeddings, which QLoRA "
+    "does not make smaller.",
 }
 
 # The GPUs of the table that is shown without JavaScript.
@@ -78,12 +88,8 @@ def predicted(path: Path | None = None) -> tuple[dict[str, Any], dict[Any, dict[
     atlas = _atlas()
     header, listed = atlas.read(path or atlas.RESULTS)
     there = {atlas.key(row): row for row in listed}
-    models = list(dict.fromkeys(row["model"] for row in listed))
-    rows = {}
-    for case in atlas.cases(models):
-        row = atlas.row_of(case, there)
-        if row:
-            rows[atlas.key(row)] = row
+    hopper = [{**row, "class": "hopper"} for row in listed if row["class"] == "ampere"]
+    rows = {atlas.key(row): atlas.row_of(row, there) for row in [*listed, *hopper]}
     return header, rows
 
 
@@ -120,7 +126,6 @@ def data(path: Path | None = None) -> dict[str, Any]:
     atlas = _atlas()
     header, by_key = predicted(path)
     rows = list(by_key.values())
-    warnings = sorted({said for row in rows for said in row["warnings"]})
     phases = sorted({row["phase"] for row in rows})
     there = {row["model"] for row in rows}
     models = sorted((m for m in atlas.MODELS if m in there), key=atlas.MODELS.__getitem__)
@@ -134,7 +139,11 @@ def data(path: Path | None = None) -> dict[str, Any]:
             row["allocated_mb"],
             *(row["at_peak"][kind] for kind in KINDS),
             phases.index(row["phase"]),
-            [warnings.index(said) for said in row["warnings"]],
+            [
+                at
+                for at, mark in enumerate(WARNINGS)
+                if any(mark in said for said in row["warnings"])
+            ],
         ]
     return {
         "versions": header.get("versions", {}),
@@ -152,7 +161,7 @@ def data(path: Path | None = None) -> dict[str, Any]:
         "kinds": KINDS,
         "colours": MEMORY_COLOURS,
         "phases": phases,
-        "warnings": warnings,
+        "warnings": list(WARNINGS.values()),
         "rows": table,
     }
 

@@ -3,7 +3,7 @@
   "use strict";
   const atlas = window.ATLAS;
   const root = document.getElementById("calculator");
-  if (!atlas || !root) return;
+  if (!atlas || !root || !atlas.models.length) return;
 
   const byId = (list) => Object.fromEntries(list.map((each) => [each.id, each]));
   const gpus = byId(atlas.gpus);
@@ -62,8 +62,8 @@
 
   function valid(wanted) {
     const made = { ...first };
-    if (gpus[wanted.gpu]) made.gpu = wanted.gpu;
-    if (models[wanted.model]) made.model = wanted.model;
+    if (Object.hasOwn(gpus, wanted.gpu)) made.gpu = wanted.gpu;
+    if (Object.hasOwn(models, wanted.model)) made.model = wanted.model;
     if (methodsOn(made.gpu).includes(wanted.method)) made.method = wanted.method;
     if (lengths.includes(Number(wanted.length))) made.length = Number(wanted.length);
     if (batches.includes(Number(wanted.batch))) made.batch = Number(wanted.batch);
@@ -101,6 +101,7 @@
     const value = mb / 1000;
     return `${value.toFixed(value < 100 ? 1 : 0)} GB`;
   };
+  const a = (gpu) => `${/^[AHLR]/.test(gpus[gpu].name) ? "an" : "a"} ${gpus[gpu].name}`;
   const short = (model) => model.split("/")[1];
   const tokens = (length) => length.toLocaleString("en");
 
@@ -244,6 +245,7 @@
     const { gpu, model, length, batch } = chosen;
     const old = gpus[gpu].class === "older";
     const options = { dtype: old ? "float16" : "bfloat16", ...methods[method].options };
+    if (options.mixed_precision) options.mixed_precision = old ? "fp16" : "bf16";
     const given = { ...options, batch_size: batch, seq_len: length };
     const lines = Object.entries(given).map(([name, value]) => `    ${name}=${python(value)},`);
     return [
@@ -266,24 +268,23 @@
     const auto = fullest || least;
     const method = chosen.method === AUTO ? auto && auto.id : chosen.method;
     const heading = make("h2", {
-      id: "calc-detail", text: `Where the memory goes: ${short(model)} on a ${gpus[gpu].name}`,
+      id: "calc-detail", text: `Where the memory goes: ${short(model)} on ${a(gpu)}`,
     });
     detail.replaceChildren(heading);
     if (!rows.length) {
-      const most = make("p", { text:
-        "This combination is not predicted: the model cannot read so many tokens at once." });
-      detail.append(most, link());
+      const shorter = methodsOn(gpu).some((id) => rowOf(gpu, model, id, lengths[0], 1));
+      detail.append(make("p", { text: !shorter ? "Nothing is predicted for this model here yet."
+        : "There is no prediction: the model cannot read so many tokens at once, or it is far " +
+          "too large for every GPU of this kind." }), link());
       return;
     }
     const row = rowOf(gpu, model, method, length, batch);
     const limit = gpus[gpu].total;
     const scale = Math.max(limit * 1.25, row ? row.needs * 1.03 : 0);
     detail.append(make("p", { text:
-      "Each bar is one method at the moment when it needs the most memory. The black line is " +
+      "Each bar is one method at the moment when it needs the most memory. The upright line is " +
       `what one program can have of this GPU: ${gb(limit)}. A bar that ends left of the line fits.`,
     }));
-    detail.querySelector("p").textContent = detail.querySelector("p").textContent
-      .replace("black line", "upright line");
     const legend = make("ul", { class: "calc-legend" });
     for (const kind of Object.keys(about)) {
       legend.append(make("li", {}, paint(make("span", {}), kind), kind));
@@ -308,8 +309,7 @@
         numbers(row),
         make("p", { text:
           `The peak comes in the ${phaseName(row.phase)}.` }),
-        ...row.warnings.map((said) => make("p", { class: "calc-note", text:
-          said.replaceAll("{gpu}", gpus[gpu].name) })),
+        ...row.warnings.map((said) => make("p", { class: "calc-note", text: said })),
         make("p", { text: "To predict it yourself, with settings of your own:" }),
         make("pre", {}, make("code", { text: code(method) })),
       );
@@ -367,5 +367,5 @@
   });
   chosen = valid(fromHash() || first);
   show();
-  window.calculator = { fits, rowOf, methodsOn, chosen: () => ({ ...chosen }) };
+  window.gpuCalculator = { fits, rowOf, methodsOn, chosen: () => ({ ...chosen }) };
 })();
