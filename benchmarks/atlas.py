@@ -256,12 +256,12 @@ def make(models: list[str], path: Path = RESULTS) -> int:
         SystemExit: the file is about other versions of the libraries.
     """
     with appending(path) as append:
-        first, _ = read(path)
+        first, now = read(path)[0], header()
         if not first:
-            append(header())
-        elif first != header():
+            append(now)
+        elif first != now:
             raise SystemExit(
-                f"{path} holds for {first.get('versions')}, and installed are {header()['versions']}, or the "
+                f"{path} holds for {first.get('versions')}; installed are {now['versions']}. Or the "
                 "methods have changed. Delete the file to predict everything again."
             )
     rows = {key(row): row for row in read(path)[1]}
