@@ -12,7 +12,12 @@ import torch
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase, Trainer
 from trl import SFTTrainer
 
-from benchmarks.silent_faults import faults_documents, faults_ends, faults_text  # noqa: F401
+from benchmarks.silent_faults import (  # noqa: F401
+    faults_columns,
+    faults_documents,
+    faults_ends,
+    faults_text,
+)
 from benchmarks.silent_faults.common import (
     WORDS,
     Fault,

@@ -92,7 +92,7 @@ add(
     Fault(
         name="no-end-in-the-text",
         kind=KIND,
-        issues=("huggingface/trl#734", "huggingface/transformers#22794"),
+        issues=("tatsu-lab/stanford_alpaca#126", "huggingface/trl#734"),
         story="The texts are tokenized as they are; the tokenizer adds no end, as most do not, and "
         "the tuned model answers until it is cut off.",
         make=lambda: own_text(end=False),
@@ -306,7 +306,7 @@ add(
     Fault(
         name="end-outside-the-generation-marks",
         kind=KIND,
-        issues=("huggingface/trl#3279", "axolotl-ai-cloud/axolotl#1847"),
+        issues=("meta-pytorch/torchtune#2792", "axolotl-ai-cloud/axolotl#1847"),
         story="{% endgeneration %} was put before <|im_end|> in the chat template: all answers are "
         "trained, and none of their ends.",
         make=lambda: generation_marks(end_within=False),
@@ -339,7 +339,7 @@ add(
     Fault(
         name="end-of-another-model-in-the-text",
         kind=KIND,
-        issues=("huggingface/trl#734",),
+        issues=("huggingface/peft#1003", "allenai/open-instruct#113"),
         story="Texts end with </s>, copied from a recipe for Llama 2. To this tokenizer it is a "
         "few ordinary letters: the model writes them and goes on.",
         make=lambda: written_end("</s>"),

@@ -247,7 +247,7 @@ add(
     Fault(
         name="tools-in-a-column-of-another-name",
         kind=KIND,
-        issues=("huggingface/trl#5517", "huggingface/trl#1912"),
+        issues=("huggingface/trl#2455",),
         story="The functions stand in a column `functions`, and the trainer asks for `tools`: "
         "calls are trained whose functions the prompt never mentions.",
         make=lambda: tuned(under_another_name("functions"), tokenizer_with("qwen2_5")),
@@ -383,7 +383,7 @@ add(
     Fault(
         name="contents-written-as-python-lists",
         kind=KIND,
-        issues=("abetlen/llama-cpp-python#2324", "vllm-project/vllm#9358"),
+        issues=("abetlen/llama-cpp-python#2324",),
         story="Contents are lists of parts, as for models with pictures; a template for text "
         "writes the lists out, and the model learns to answer in brackets and braces.",
         make=lambda: llama_with_parts(joined=False),
@@ -425,7 +425,7 @@ add(
     Fault(
         name="rendered-text-rendered-again",
         kind=KIND,
-        issues=("huggingface/trl#1912", "inclusionAI/AReaL#127"),
+        issues=("areal-project/AReaL#127",),
         story="Prompts that had been rendered with the chat template were put into messages, and "
         "the trainer rendered those: the model learns to read templates within templates.",
         make=lambda: twice(again=True),
@@ -610,7 +610,7 @@ add(
     Fault(
         name="ids-of-another-tokenizer",
         kind=KIND,
-        issues=("huggingface/transformers#22794",),
+        issues=("axolotl-ai-cloud/axolotl#1265", "huggingface/transformers#7632"),
         story="The rows on the disk had been tokenized for another model. Every id exists in this "
         "one's vocabulary too, and the model is trained on texts of no sense.",
         make=lambda: foreign_ids(right=False),
