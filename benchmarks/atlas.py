@@ -261,8 +261,8 @@ def make(models: list[str], path: Path = RESULTS) -> int:
             append(now)
         elif first != now:
             raise SystemExit(
-                f"{path} holds for {first.get('versions')}; installed are {now['versions']}. Or the "
-                "methods have changed. Delete the file to predict everything again."
+                f"{path} holds for {first.get('versions')}; installed are {now['versions']}. Or "
+                "the methods have changed. Delete the file to predict everything again."
             )
     rows = {key(row): row for row in read(path)[1]}
     added = 0

@@ -156,7 +156,7 @@
       });
       const cells = [make("td", {}, name)];
       if (auto) {
-        cells.push(make("td", { text: fit ? methods[asked.id].name : "nothing fits" }));
+        cells.push(make("td", { text: fit ? methods[asked.id].name : least ? "nothing fits" : "–" }));
         cells.push(make("td", { class: "calc-number", text: fit ? gb(asked.row.needs) : "–" }));
         const says = least ? `${gb(least.row.needs)} (${methods[least.id].name})` : "not predicted";
         cells.push(make("td", { text: says }));
