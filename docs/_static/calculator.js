@@ -171,11 +171,14 @@
     const heads = auto
       ? ["Model", "Fullest method that fits", "It needs", "The least that any method needs"]
       : ["Model", methods[method].name, "It needs"];
+    // The rows are made anew: what a keyboard stood on must not be lost.
     const before = table.scrollTop;
+    const focused = table.contains(document.activeElement) && document.activeElement !== table;
     table.replaceChildren(make("table", {},
       make("thead", {}, make("tr", {}, ...heads.map((text) => make("th", { scope: "col", text })))),
       make("tbody", {}, ...lines)));
     table.scrollTop = before;
+    if (focused) table.querySelector("[aria-current]").focus({ preventScroll: true });
     const how = auto ? "can be trained" : `can be trained with ${methods[method].name}`;
     const each = batch === 1 ? "one example" : `${batch} examples`;
     summary.textContent =
