@@ -576,7 +576,7 @@ def nothing_left(trainer: Trainer) -> str:
 
 
 enter(
-    "resumed-with-no-steps-left",
+    "resumed-after-the-last-step",
     "bghira/SimpleTuner#1172 AI-Hypercomputer/maxtext#4022",
     "A finished run was resumed to train further, with the same number of epochs. They had all "
     "been done; it ended at once, and reported a loss of 0.",
