@@ -270,7 +270,10 @@ add(
     Fault(
         name="one-row-longer-than-the-model",
         kind=KIND,
-        issues=("hiyouga/LlamaFactory#3995", "huggingface/trl#2400"),
+        issues=(
+            "foundation-model-stack/fms-hf-tuning#471",
+            "huggingface/transformers#30998",
+        ),
         story="One row in thousands is a whole book that nobody cut: one batch, some hours in, "
         "takes all the memory, and has positions that the model never saw.",
         make=lambda: one_long(rare=True),

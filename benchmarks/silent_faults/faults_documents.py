@@ -97,13 +97,13 @@ def packed(name: str, **options: Any) -> SFTTrainer:
 
 PACKED: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
     "opt": (
-        ("huggingface/transformers#46093", "huggingface/trl#805"),
+        ("huggingface/transformers#32937", "huggingface/transformers#46093"),
         {"packing": True, "max_length": 64},
-        "Documents are packed for OPT, whose attention knows one causal mask only: each reads "
-        "those before it.",
+        "Documents are packed for OPT. It counts their positions anew, and its attention reads "
+        "over their borders all the same.",
     ),
     "bloom": (
-        ("huggingface/transformers#46093", "huggingface/trl#1230"),
+        ("huggingface/transformers#32937", "huggingface/transformers#46093"),
         {"packing": True, "max_length": 64},
         "Documents are packed for BLOOM. It takes no position ids, from which others tell the "
         "documents apart, and each reads those before it.",
