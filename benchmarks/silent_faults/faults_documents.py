@@ -97,19 +97,19 @@ def packed(name: str, **options: Any) -> SFTTrainer:
 
 PACKED: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
     "opt": (
-        ("huggingface/transformers#32937", "huggingface/transformers#46093"),
+        ("huggingface/transformers#32937", "huggingface/trl#1230"),
         {"packing": True, "max_length": 64},
         "Documents are packed for OPT. It counts their positions anew, and its attention reads "
         "over their borders all the same.",
     ),
     "bloom": (
-        ("huggingface/transformers#32937", "huggingface/transformers#46093"),
+        ("huggingface/transformers#32937", "huggingface/trl#1230"),
         {"packing": True, "max_length": 64},
         "Documents are packed for BLOOM. It takes no position ids, from which others tell the "
         "documents apart, and each reads those before it.",
     ),
     "falcon-alibi": (
-        ("huggingface/transformers#46093",),
+        ("huggingface/trl#1230", "huggingface/trl#805"),
         {"packing": True, "max_length": 64},
         "Documents are packed for a Falcon with ALiBi, which other Falcons keep apart and this one "
         "does not.",
