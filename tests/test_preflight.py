@@ -240,7 +240,7 @@ def test_packing(sft: Callable[..., SFTTrainer], strategy: str) -> None:
     assert len(trainer.train_dataset) < len(rows)
     report = preflight(trainer)
     if strategy == "wrapped":
-        assert "attend to those before" in _only(report, "documents apart", "warn").found
+        assert "attend to those before them" in _only(report, "documents apart", "warn").found
         return
     _assert_quiet(report)
     assert "of 12 examples" in _found(report)["EOS supervised"]

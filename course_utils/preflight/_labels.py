@@ -492,6 +492,13 @@ def in_range(ev: TrainerSnapshot) -> Finding:
         return SILENT
     if not ev.vocabulary:
         return SILENT
+    if not ev.out_of_range and (strange := _unknown(ev)):
+        return Finding(
+            WARN,
+            f"the tokenizer has {len(ev.tokenizer):,} tokens, and {strange[0]} rows have ids "
+            f"beyond, such as {strange[1]:,}",
+            "Tokenize with the tokenizer that the trainer gets: these ids are none of its tokens.",
+        )
     if not ev.out_of_range:
         seen = ""
         if ev.rows is not None:
@@ -511,6 +518,17 @@ def in_range(ev: TrainerSnapshot) -> Finding:
         "After adding tokens call model.resize_token_embeddings(len(tokenizer)); a label that is "
         "not to count is -100, no other negative number.",
     )
+
+
+def _unknown(ev: TrainerSnapshot) -> tuple[int, int] | None:
+    """Rows with ids that the model has an entry for, and the tokenizer no token."""
+    if ev.rows is None or not ev.tokenizer or ev.kind != kinds.CAUSAL:
+        return None
+    largest = ev.rows.most
+    if ev.rows.labels is not None:
+        largest = np.maximum(largest, ev.rows.labels[1])
+    beyond = largest >= len(ev.tokenizer)
+    return (int(beyond.sum()), int(largest.max())) if beyond.any() else None
 
 
 def _classes(ev: TrainerSnapshot) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ _WORSE_THAN_GUESSING = 1.5
 # A loss whose gradient has less than this cosine with cross-entropy's teaches something else.
 _ALONG = 0.3
 _SLOW = 4.0
+_MAY_REST = re.compile(r"expert|vision|visual|audio|image")
 
 
 class _Pull(NamedTuple):
@@ -225,7 +227,7 @@ def plain_loss(ev: TrainerSnapshot) -> Finding:
     if same:
         return Finding(PASS, told)
     places = batch["labels"].numel(), batch["labels"][:, 1:].numel()
-    if found := _scale(own, plain, int(counted.sum()), places, told):
+    if _own_loss(ev) and (found := _scale(own, plain, int(counted.sum()), places, told)):
         return found
     if pulled is not None and not pulled.cosine > _ALONG:
         return Finding(
@@ -244,6 +246,13 @@ def plain_loss(ev: TrainerSnapshot) -> Finding:
     if pulled is None:
         why = "the rest is a term of its own"
     return Finding(PASS, f"{told}; {why}")
+
+
+def _own_loss(ev: TrainerSnapshot) -> bool:
+    """Whether the loss is somebody's own, and not the libraries'."""
+    trainer = ev.trainer
+    module = type(trainer).compute_loss.__module__
+    return trainer.compute_loss_func is not None or not module.startswith(("transformers.", "trl."))
 
 
 def _scale(
@@ -352,7 +361,8 @@ def step(ev: TrainerSnapshot) -> Finding:
     if ev.kind == kinds.ONLINE and total == 0:
         return not_judged("see rewards")
     # An expert that no token was sent to has no gradient, and that is all right.
-    idle = [n for n, norm in tried.norms.items() if not norm > 0 and "expert" not in n]
+    # A picture's last layers are left out by design, and a batch may have no picture.
+    idle = [n for n, norm in tried.norms.items() if not norm > 0 and not _MAY_REST.search(n)]
     reached = f"loss {tried.loss:.3g}"
     if ev.kind == kinds.CAUSAL:
         reached += f" (a uniform guess has {math.log(ev.vocabulary):.3g})"
@@ -372,7 +382,7 @@ def step(ev: TrainerSnapshot) -> Finding:
             "Freeze what takes no part in the loss with requires_grad_(False).",
         )
     clip = getattr(ev.args, "max_grad_norm", None)
-    if clip and total > 1e4 * clip and "sgd" in str(ev.args.optim).lower():
+    if clip and total > clip and _swallowed(ev, clip):
         return Finding(
             WARN,
             f"{reached}; the gradient's norm is {total:.2g}, and max_grad_norm={clip:g} leaves "
@@ -383,6 +393,15 @@ def step(ev: TrainerSnapshot) -> Finding:
     return Finding(
         PASS, f"{reached}; gradient norm {total:.2g}, > 0 in {plural(len(tried.norms), part)}"
     )
+
+
+def _swallowed(ev: TrainerSnapshot, clip: float) -> bool:
+    """Whether clipping leaves less of a gradient than the optimizer can use."""
+    count = sum(parameter.numel() for parameter in ev.trainable.values())
+    if "sgd" in str(ev.args.optim).lower():
+        return clip < 1e-4
+    # Adam divides by the gradient's size, plus this.
+    return clip / math.sqrt(count) < 3 * getattr(ev.args, "adam_epsilon", 1e-8)
 
 
 def accumulation(ev: TrainerSnapshot) -> Finding:

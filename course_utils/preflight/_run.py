@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,11 @@ _FULL_RATES = {"texts": 1e-3, "preferences": 1e-4}
 _NO_RATE = 0.01
 _RATE_SAMPLES = 200
 # Weight decay that takes away more than this share of the weights in the run.
-_DECAYED = 0.4
+_DECAYED = 0.1
+
+
+# One text that is more than this share of the examples.
+_REPEATED, _LEAST_REPEATED = 0.3, 10
 
 
 class _Noted(dict):
@@ -116,6 +121,8 @@ def batches(ev: TrainerSnapshot) -> Finding:
             cure = "Let the collator make labels: DataCollatorForLanguageModeling(tokenizer, "
             cure += "mlm=False)."
             return Finding(FAIL, f"the batches have {has or 'no columns'}, but no labels", cure)
+    if found := _repeated(ev):
+        return found
     total = "" if ev.total is None else f" of {ev.total:,}"
     found = f"{ev.looked_at}{total} examples looked at"
     lengths = sorted(len(sample.ids) for sample in ev.samples)
@@ -127,6 +134,20 @@ def batches(ev: TrainerSnapshot) -> Finding:
             f"{int(ev.rows.lengths.max()):,} tokens"
         )
     return Finding(PASS, found)
+
+
+def _repeated(ev: TrainerSnapshot) -> Finding | None:
+    """One text that is a good part of the training set."""
+    if len(ev.samples) < _LEAST_REPEATED:
+        return None
+    (_, most), *_ = Counter(tuple(sample.ids) for sample in ev.samples).most_common(1)
+    if most <= _REPEATED * len(ev.samples):
+        return None
+    return Finding(
+        WARN,
+        f"{most} of {len(ev.samples)} examples looked at are the same text",
+        "Drop duplicates before training: the model would learn that one text by heart.",
+    )
 
 
 def _asked_rate(ev: TrainerSnapshot) -> float:
@@ -234,7 +255,8 @@ def _decay(ev: TrainerSnapshot, rates: list[float], steps: int) -> Finding | Non
     """Weight decay that shrinks the weights away."""
     decay = ev.args.weight_decay
     left = math.exp(-decay * float(np.mean(rates)) * steps)
-    if 1 - left <= _DECAYED or "adam" not in str(ev.args.optim).lower():
+    # Over a long run even the usual 0.1 adds up, and the gradient holds against it.
+    if decay < 1 or 1 - left <= _DECAYED or "adam" not in str(ev.args.optim).lower():
         return None
     return Finding(
         WARN,

@@ -153,6 +153,14 @@ def _inactive(ev: TrainerSnapshot) -> Finding | None:
     trained = {
         part for name in ev.trainable for part in name.split(".") if part in ev.model.peft_config
     }
+    fresh = [name for name in ev.model.peft_config if _is_fresh(ev, name)]
+    if trained and fresh and not trained & set(fresh):
+        return Finding(
+            WARN,
+            f"the adapter {', '.join(fresh)} is new and not trained, and "
+            f"{', '.join(sorted(trained))}, which was trained before, is",
+            f"Call model.set_adapter({fresh[0]!r}) before training.",
+        )
     if trained and not trained & set(active):
         return Finding(
             FAIL,
@@ -161,6 +169,12 @@ def _inactive(ev: TrainerSnapshot) -> Finding | None:
             f"Call model.set_adapter({sorted(trained)[0]!r}) before training.",
         )
     return None
+
+
+def _is_fresh(ev: TrainerSnapshot, adapter: str) -> bool:
+    """Whether a LoRA adapter is as it was initialised: B is zero."""
+    parts = [p for n, p in ev.model.named_parameters() if f"lora_B.{adapter}." in n]
+    return bool(parts) and not any(bool(part.detach().any()) for part in parts)
 
 
 def trainable(ev: TrainerSnapshot) -> Finding:
