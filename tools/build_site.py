@@ -319,6 +319,7 @@ def toctrees() -> str:
                 "tools.md",
                 "predictions.md",
                 "architectures.md",
+                "silent_faults.md",
                 "slides.md",
                 "teaching.md",
                 "contributing.md",
@@ -412,6 +413,54 @@ def architecture_table() -> str:
     )
 
 
+def silent_faults() -> str:
+    """Each fault by its kind: what somebody did, the reports, what preflight says, the cure."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.silent_faults.__main__ import cases, read
+
+    faults, _ = cases()
+    rows = {row["name"]: row for row in read()}
+    told = [row for row in rows.values() if row["kind"] != "healthy"]
+    healthy = [row for row in rows.values() if row["kind"] == "healthy"]
+    found = [row for row in told if row["found"] == "yes"]
+    cured = [row for row in found if row["cure_works"] == "yes"]
+    alarms = [row for row in healthy if row["found"] != "no"]
+    parts = [
+        f"`preflight` finds {len(found)} of {len(told)} faults; for {len(cured)} of these the cure "
+        "was applied, and nothing was left to say. Of "
+        f"{len(healthy)} correct set-ups it says something about {len(alarms)}. (transformers "
+        f"{told[0]['transformers']}, TRL {told[0]['trl']}, peft {told[0]['peft']}.)"
+    ]
+    for kind in dict.fromkeys(fault.kind for fault in faults.values()):
+        parts.append(f"\n## {kind}\n")
+        for fault in faults.values():
+            if fault.kind == kind and fault.name in rows:
+                parts.append(_fault(fault, rows[fault.name]))
+    return "\n".join(parts)
+
+
+def _fault(fault: Any, row: dict[str, str]) -> str:
+    """One fault of the page."""
+    links = ", ".join(
+        f"[{issue}](https://github.com/{issue.replace('#', '/issues/')})" for issue in fault.issues
+    )
+    title = fault.name.replace("-", " ").capitalize()
+    lines = [f"### {title}\n", f"{_plain(fault.story)} Reports: {links}.\n"]
+    if row["proof"]:
+        lines.append(f"*Measured here:* {_plain(row['proof'])}\n")
+    if row["found"] == "yes":
+        lines.append(f"*preflight:* {_plain(row['text'])}\n")
+        lines.append(f"*Cure:* {_plain(row['cure'])}\n")
+    else:
+        lines.append("*preflight* does not find it.\n")
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """A text that may hold marks of a template, which Markdown would take for its own."""
+    return re.sub(r"([<>|*_\[\]{}#$\\~])", r"\\\1", text)
+
+
 def _replayed() -> list[dict[str, Any]]:
     """The predictions beside what others measured."""
     with (ROOT / "benchmarks" / "results" / "replay.csv").open(encoding="utf-8") as file:
@@ -495,6 +544,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "timing-machines": timing_machines,
     "replay": replay_table,
     "architectures": architecture_table,
+    "silent_faults": silent_faults,
     "replay-adapters": adapters_table,
     "replay-plot": replay_plot,
     "calculator": calculator.html,

@@ -264,7 +264,7 @@ add(
         "labels of its own over them, and the prompts are trained.",
         make=lambda: collated(overwrite=True),
         mended=lambda: collated(overwrite=False),
-        rows=("prompt not supervised",),
+        rows=("prompt not supervised", "supervised tokens"),
         proof=labels_overwritten,
     )
 )

@@ -363,7 +363,7 @@ enter(
     "short text began at position 26, and was learned there.",
     make=lambda: learned_positions("left"),
     mended=lambda: learned_positions("right"),
-    rows=("plain loss", "loss and gradients", "batches"),
+    rows=("plain loss", "loss and gradients", "batches", "documents apart"),
 )
 
 
@@ -543,7 +543,7 @@ def enter_accumulation(name: str, issues: str, story: str, **parts: Any) -> None
         "kind": ACCUMULATION,
         "mended": lambda: accumulating(compute_loss_func=right),
         "proof": gradient_differs,
-        "rows": ("gradient accumulation",),
+        "rows": ("gradient accumulation", "plain loss"),
     }
     add(Fault(name, issues=tuple(issues.split()), story=story, **(usual | parts)))
 

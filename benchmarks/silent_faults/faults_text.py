@@ -136,10 +136,8 @@ def distilled(keep: bool) -> SFTTrainer:
         tokenizer.chat_template = tokenizer.chat_template.replace(cut, "")
     rows = [
         {
-            "messages": [
-                {"role": "user", "content": f"Say {word} twice"},
-                {"role": "assistant", "content": thought(word)},
-            ]
+            "prompt": [{"role": "user", "content": f"Say {word} twice"}],
+            "completion": [{"role": "assistant", "content": thought(word)}],
         }
         for word in WORDS
     ]
@@ -344,7 +342,11 @@ add(
         story="ShareGPT's roles `human` and `gpt` are kept as they are, and the template renders "
         "`user` and `assistant` only: of every conversation the system prompt is left.",
         make=lambda: tuned(shared("human", "gpt"), tokenizer_with("qwen2_5")),
-        mended=lambda: tuned(shared("user", "assistant"), tokenizer_with("qwen2_5")),
+        mended=lambda: tuned(
+            [{"messages": row["prompt"] + row["completion"]} for row in pairs()],
+            tokenizer_with("qwen2_5"),
+            assistant_only_loss=True,
+        ),
         rows=("text and template", "supervised tokens"),
         proof=no_conversation,
     )

@@ -98,9 +98,11 @@ def _half_answered(ev: TrainerSnapshot) -> int:
         learned = dense(ev.decode(sample.supervised))
         read = dense(ev.decode(sample.ids))
         for answer in answers:
-            wanted = dense(answer) if isinstance(answer, str) else ""
-            # What the template has left out or rewritten is another check's.
-            if wanted and wanted in read and wanted not in learned:
+            # An opening <think> may belong to the prompt; and what the template has left out or
+            # rewritten is another check's.
+            pieces = re.split(r"</?think>", answer) if isinstance(answer, str) else []
+            wanted = [piece for piece in map(dense, pieces) if piece and piece in read]
+            if any(piece not in learned for piece in wanted):
                 found += 1
                 break
     return found

@@ -531,29 +531,92 @@ print(report)
 assert report.ok
 
 # %% [markdown]
-# And one with the careless collator of section 5, in transformers' own `Trainer`:
+# Now three trainings with one mistake each. All of them use transformers' own `Trainer`, and differ
+# only in the collator. None of them raises an error, and in each of them the loss falls.
 
 # %%
-from transformers import Trainer, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-careless_trainer = Trainer(
-    model=tuned,
-    args=TrainingArguments(
-        output_dir=tempfile.mkdtemp(),
-        report_to="none",
-        learning_rate=1e-3,
-        use_cpu=model.device.type == "cpu",
-    ),
-    train_dataset=[dict(tokenizer(as_text(row))) for row in some],
-    data_collator=collate,
-    processing_class=tokenizer,
-)
-report = preflight(careless_trainer)
-for row in report.rows:
-    if row.status == "fail":
-        print(f"✗ {row.name}: {row.found}\n  → {row.cure}")
+tokenized = [dict(tokenizer(as_text(row))) for row in some]
+with_labels = [{**row, "labels": row["input_ids"]} for row in tokenized]
 
-assert not report.ok
+
+def collator_a(rows):
+    return collate([{"input_ids": row["input_ids"]} for row in rows])
+
+
+def collator_b(rows):
+    batch = DataCollatorForSeq2Seq(tokenizer)([dict(row) for row in rows])
+    batch["labels"] = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+    return batch
+
+
+def collator_c(rows):
+    batch = tokenizer.pad([{"input_ids": r["input_ids"]} for r in rows], return_tensors="pt")
+    return {**batch, "labels": batch["input_ids"].clone()}
+
+
+def plain_trainer(collator):
+    return Trainer(
+        model=tuned,
+        args=TrainingArguments(
+            output_dir=tempfile.mkdtemp(),
+            report_to="none",
+            learning_rate=1e-3,
+            per_device_train_batch_size=2,
+            remove_unused_columns=False,
+            use_cpu=model.device.type == "cpu",
+        ),
+        train_dataset=with_labels,
+        data_collator=collator,
+        processing_class=tokenizer,
+    )
+
+
+trainers = {
+    "A": plain_trainer(collator_a),
+    "B": plain_trainer(collator_b),
+    "C": plain_trainer(collator_c),
+}
+
+# %% [markdown]
+# Look at one batch of each. Where the label at a place is another token than the one that is read
+# there, `masks.show` draws both, as `read→learned`.
+
+# %%
+from IPython.display import display
+
+for name, each in trainers.items():
+    print(name)
+    display(masks.show(first_batch(each), tokenizer))
+
+# %% [markdown]
+# **Guess first:** what is wrong with each? Write `"end"` where no end token is learned, `"padding"`
+# where padding is learned, and `"shift"` where each place learns the wrong token.
+
+# %%
+my_guess_faults = {"A": "?", "B": "?", "C": "?"}
+
+# %%
+found = {name: preflight(each) for name, each in trainers.items()}
+for name, report in found.items():
+    for row in report.rows:
+        if row.status == "fail":
+            print(f"{name} ✗ {row.name}: {row.found}\n    → {row.cure}")
+
+assert [row.name for row in found["A"].rows if row.status == "fail"] == ["pad vs eos"]
+assert [row.name for row in found["B"].rows if row.status == "fail"] == ["plain loss"]
+assert [row.name for row in found["C"].rows if row.status == "fail"] == ["pad vs eos"]
+
+# %% [markdown]
+# A is the collator of section 5: it masks every token that *is* the padding token, and the end token
+# is one. C makes the opposite mistake: it copies the input ids, padding included, so the model
+# learns to write padding. B shifts the labels by one place, and the model shifts them again, so
+# each place learns the token after the next.
+#
+# `preflight` found B by comparing: it looked at which token the loss makes more likely at each
+# place, and that token has to be the next one. The course's page "Silent faults" lists more such
+# mistakes, each with the report of somebody who made it.
 
 # %% [markdown]
 # From here on, each training of this course is preceded by it.
