@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
+from transformers.utils import logging
 
 from course_utils.hardware import detect, pick_dtype
 from course_utils.preflight import _kinds as kinds
@@ -325,16 +327,21 @@ def quantized(ev: TrainerSnapshot) -> Finding:
 
 
 @contextlib.contextmanager
-def _offline() -> Iterator[None]:
-    """peft asks the hub for a base model's vocabulary: here it is not to."""
+def _quietly_offline() -> Iterator[None]:
+    """Without bars and remarks, and without asking the hub for a base model's vocabulary."""
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE
+    before, bars = constants.HF_HUB_OFFLINE, logging.is_progress_bar_enabled()
     constants.HF_HUB_OFFLINE = True
+    logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         constants.HF_HUB_OFFLINE = before
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _adapters_kept(ev: TrainerSnapshot) -> list[str]:
@@ -342,7 +349,7 @@ def _adapters_kept(ev: TrainerSnapshot) -> list[str]:
     kept: set[int] = set()
     names: set[str] = set()
     for adapter in ev.model.peft_config:
-        with _offline():
+        with _quietly_offline():
             state = get_peft_model_state_dict(ev.model, adapter_name=adapter)
         kept |= {tensor.data_ptr() for tensor in state.values()}
         names |= {name.replace(f".{adapter}", "") for name in state}
@@ -380,7 +387,7 @@ def _untied(ev: TrainerSnapshot) -> Finding | None:
 
 def _reloaded(ev: TrainerSnapshot) -> list[str]:
     """The trained parameters that are not there, or different, after saving and loading."""
-    with tempfile.TemporaryDirectory() as folder, _offline():
+    with tempfile.TemporaryDirectory() as folder, _quietly_offline():
         ev.base.save_pretrained(folder)
         again = type(ev.base).from_pretrained(folder, dtype=next(ev.base.parameters()).dtype)
     there = dict(again.named_parameters(remove_duplicate=False))
