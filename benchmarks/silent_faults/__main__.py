@@ -48,7 +48,7 @@ HEALTHY_KIND = "healthy"
 # Of making a training with its proof, of preflight, and of the mended training.
 SECONDS = 60
 STARTING_SECONDS = 300
-CASES_A_CHILD = 25
+CASES_A_CHILD = 50
 ITSELF = "this check itself failed"
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
