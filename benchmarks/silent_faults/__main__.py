@@ -306,11 +306,19 @@ def _some(names: list[str], seconds: float) -> Iterator[tuple[str, Row | str]]:
                 yield current, value
 
 
+def done(path: Path) -> set[str]:
+    """The cases whose rows are there for the versions that are installed."""
+    now = versions()
+    rows = (row for row in read(path) if row["found"] != "crash")
+    return {row["name"] for row in rows if row.items() >= now.items()}
+
+
 def run(
     names: Iterable[str],
     path: Path = RESULTS,
     seconds: float = SECONDS,
     show: Callable[[Row], None] = _nothing,
+    again: bool = True,
 ) -> None:
     """Try cases in child processes and write a row for each.
 
@@ -319,10 +327,16 @@ def run(
         path: the file of results, which is continued.
         seconds: how long a phase of a case may take.
         show: is given each row.
+        again: also those that another program has tried meanwhile.
     """
     faults, _ = cases()
     left = list(names)
     while left:
+        if not again:
+            there = done(path)
+            left = [name for name in left if name not in there]
+            if not left:
+                break
         for name, found in _some(left[:CASES_A_CHILD], seconds):
             if isinstance(found, str):
                 fault = faults.get(name)
@@ -388,10 +402,8 @@ def chosen(args: argparse.Namespace) -> list[str]:
         if not args.words or any(word in f"{name} {kind}" for word in args.words)
     ]
     if not args.again:
-        now = versions()
-        rows = [row for row in read(args.results) if row["found"] != "crash"]
-        done = {row["name"] for row in rows if row.items() >= now.items()}
-        names = [name for name in names if name not in done]
+        there = done(args.results)
+        names = [name for name in names if name not in there]
     return names[: args.limit]
 
 
@@ -425,7 +437,7 @@ def main() -> None:
             place = f"{next(count)}/{len(names)}"
             print(f"{place} {row['name']}: {told[:150]}{cure[:80]}{took}", flush=True)
 
-        run(names, args.results, show=show)
+        run(names, args.results, show=show, again=args.again)
         if names:
             faults, healthy = cases()
             settle(args.results, [*faults, *healthy])
