@@ -70,8 +70,10 @@ def test_a_fault_is_told_whole(name: str) -> None:
 
 
 def test_results_cover_every_case(recorded: dict[str, Any]) -> None:
-    """A row for each case, one line each, and none of a case that is gone."""
-    assert list(recorded) == [*FAULTS, *HEALTHY]
+    """A row for each fault and 300 correct set-ups at least, and none of a case that is gone."""
+    assert recorded.keys() >= FAULTS.keys()
+    assert recorded.keys() <= FAULTS.keys() | HEALTHY.keys()
+    assert len(recorded) - len(FAULTS) >= 300
     text = program.RESULTS.read_text(encoding="utf-8")
     assert len(text.splitlines()) == 1 + len(recorded)
     assert text.splitlines()[0] == ",".join(program.COLUMNS)
@@ -111,10 +113,10 @@ def test_a_fault_is_found_again(name: str, recorded: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", _sample(list(HEALTHY), SAMPLE["healthy"]))
-def test_a_correct_set_up_is_left_in_peace(name: str, recorded: dict[str, Any]) -> None:
-    """What the results say of it is still so."""
-    row, before = program.try_healthy(HEALTHY[name]), recorded[name]
-    assert (row["found"], row["raised"]) == (before["found"], before["raised"]), row
+def test_a_correct_set_up_is_left_in_peace(name: str) -> None:
+    """Nothing is said of it."""
+    row = program.try_healthy(HEALTHY[name])
+    assert row["found"] == "quiet", row
 
 
 @pytest.mark.slow

@@ -424,7 +424,7 @@ def silent_faults() -> str:
     healthy = [row for row in rows.values() if row["kind"] == "healthy"]
     found = [row for row in told if row["found"] == "yes"]
     cured = [row for row in found if row["cure_works"] == "yes"]
-    alarms = [row for row in healthy if row["found"] != "no"]
+    alarms = [row for row in healthy if row["found"] != "quiet"]
     parts = [
         f"`preflight` finds {len(found)} of {len(told)} faults; for {len(cured)} of these the cure "
         "was applied, and nothing was left to say. Of "

@@ -73,13 +73,30 @@ def _backwards(ev: TrainerSnapshot) -> Finding | None:
     return None
 
 
+def _only_one(ev: TrainerSnapshot) -> Finding | None:
+    """A best model that is chosen among one."""
+    args = ev.args
+    if not args.load_best_model_at_end or isinstance(ev.planned, str):
+        return None
+    by_steps = str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "steps"
+    every = args.eval_steps or args.logging_steps
+    if not by_steps or every < 1 or ev.planned[0] < 1 or every * 2 <= ev.planned[0]:
+        return None
+    return Finding(
+        WARN,
+        f"evaluation is due every {every:g} steps of a run of {ev.planned[0]:,}: the best model "
+        "would be chosen among one or two",
+        "Set eval_steps and save_steps to a fraction of the run, such as a tenth.",
+    )
+
+
 def evaluation(ev: TrainerSnapshot) -> Finding:
     """Evaluation rows are no training rows, and the best checkpoint is the best."""
     trainer = ev.trainer
     held_out = trainer.eval_dataset
     if ev.kind == kinds.ONLINE or held_out is None:
         return SILENT
-    if found := _backwards(ev):
+    if found := _backwards(ev) or _only_one(ev):
         return found
     parts = held_out if isinstance(held_out, dict) else {"": held_out}
     if ev.total is None or not hasattr(trainer.train_dataset, "__getitem__") or ev.packing:

@@ -18,6 +18,7 @@ from course_utils.preflight._apart import token_losses
 from course_utils.preflight._checkpoint import not_loaded
 from course_utils.preflight._report import FAIL, PASS, SILENT, WARN, Finding, not_judged
 from course_utils.preflight._snapshot import TrainerSnapshot, plural, shorten
+from course_utils.preflight._weights import untouched
 
 # Logits beyond this are not kept with a graph: 10^8 float32 numbers are 0.4 GB.
 _MOST_LOGITS = 1e8
@@ -311,7 +312,13 @@ def _surprised(
             "worse than guessing",
             "Make sure that the tokenizer is this model's own, and that its weights were loaded.",
         )
-    if abs(of_all - uniform) < 0.05 * uniform and _untouched(ev) and (lost := not_loaded(ev.base)):
+    adapted = hasattr(ev.model, "peft_config")  # of those `saved and loaded` tells
+    if (
+        not adapted
+        and abs(of_all - uniform) < 0.05 * uniform
+        and untouched(ev)
+        and (lost := not_loaded(ev.base))
+    ):
         return Finding(
             FAIL,
             f"the texts have a loss of {of_all:.3g}, as of a uniform guess, and {lost[0]} of "
@@ -320,15 +327,6 @@ def _surprised(
             "checkpoint was saved with.",
         )
     return None
-
-
-def _untouched(ev: TrainerSnapshot) -> bool:
-    """Whether nothing has changed the weights since they were loaded."""
-    configs = getattr(ev.model, "peft_config", None)
-    configs = configs.values() if isinstance(configs, dict) else ()
-    # Such as PiSSA, which takes part of the weights into the adapter.
-    moved = any(isinstance(getattr(config, "init_lora_weights", True), str) for config in configs)
-    return not moved and not ev.trainer.state.global_step
 
 
 def step(ev: TrainerSnapshot) -> Finding:

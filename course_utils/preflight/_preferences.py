@@ -14,8 +14,8 @@ from course_utils.preflight._report import FAIL, PASS, SILENT, WARN, Finding, no
 from course_utils.preflight._snapshot import TrainerSnapshot, plural
 from course_utils.preflight._text import dense
 
-_SAME_SHARE, _OPEN_SHARE = 0.05, 0.5
-_LONG_ENOUGH = 20
+_SAME_SHARE, _OPEN_SHARE, _CUT_SHARE = 0.05, 0.5, 0.2
+_LONG_ENOUGH = 12
 
 
 def _rows(ev: TrainerSnapshot) -> list[Mapping[str, Any]]:
@@ -28,9 +28,35 @@ def _answers(kind: str, row: Mapping[str, Any]) -> list[list[int]]:
     return [list(row[name]) for name in names if row.get(name) is not None]
 
 
+def _cut(ev: TrainerSnapshot, row: Mapping[str, Any]) -> list[bool]:
+    """For each answer of a row, whether the collator cuts it off."""
+    limit = ev.max_length or math.inf
+    prompt = len(list(row.get("prompt_ids") or []))
+    return [prompt + len(answer) > limit for answer in _answers(ev.kind, row)]
+
+
+def _as_read(ev: TrainerSnapshot, row: Mapping[str, Any]) -> list[list[int]]:
+    """A row's answers as far as `max_length` leaves them."""
+    prompt = list(row.get("prompt_ids") or [])
+    if ev.max_length is None or not ev.keeps_start:
+        return _answers(ev.kind, row)
+    return [(prompt + answer)[: ev.max_length] for answer in _answers(ev.kind, row)]
+
+
 def _open(ev: TrainerSnapshot, rows: list[Mapping[str, Any]]) -> Finding | None:
     """Answers without an end, on one side or on both."""
     sides = ("completion",) if ev.kind == kinds.UNPAIRED else ("chosen", "rejected")
+    for place, side in enumerate(sides):
+        whole = [_cut(ev, row) for row in rows]
+        short = sum(place < len(cut) and cut[place] for cut in whole)
+        if short > _CUT_SHARE * len(rows):
+            return Finding(
+                WARN,
+                f"{short} of {len(rows)} {side} answers are cut off at max_length={ev.max_length}, "
+                "and lose their end",
+                "Raise max_length, or leave longer answers out: that an answer ends at all would "
+                "become the sign of a good one.",
+            )
     for place, side in enumerate(sides):
         missing = judged = 0
         for row in rows:
@@ -93,13 +119,14 @@ def pairs(ev: TrainerSnapshot) -> Finding:
                 "Give answers that are wanted and answers that are not: the loss compares them.",
             )
     else:
-        answers = [_answers(ev.kind, row) for row in rows]
+        answers = [_as_read(ev, row) for row in rows]
         same = sum(len(pair) == 2 and pair[0] == pair[1] for pair in answers)
         if same > _SAME_SHARE * of:
             return Finding(
                 FAIL if same > of / 2 else WARN,
-                f"in {same} of {of} pairs both answers are the same",
-                "Leave such pairs out: there is nothing to prefer.",
+                f"in {same} of {of} pairs both answers are the same, as far as max_length leaves "
+                "them",
+                "Leave such pairs out, or raise max_length: there is nothing to prefer.",
             )
     if ev.kind != kinds.REWARD:
         empty = sum(not list(row.get("prompt_ids") or []) for row in rows)

@@ -29,6 +29,8 @@ _NO_RATE = 0.01
 _RATE_SAMPLES = 200
 # Weight decay that takes away more than this share of the weights in the run.
 _DECAYED = 0.1
+# More padding than this in the batches is time for nothing.
+_MOSTLY = 0.6
 
 
 # One text that is more than this share of the examples.
@@ -322,6 +324,12 @@ def steps(ev: TrainerSnapshot) -> Finding:
                 "An update takes more examples than there are: lower the batch size or "
                 "gradient_accumulation_steps.",
             )
+    if ev.kind == kinds.CAUSAL and ev.padding > _MOSTLY:
+        return Finding(
+            WARN,
+            f"{found}; {ev.padding:.0%} of the tokens in a batch are padding",
+            "Set train_sampling_strategy='group_by_length', or packing=True in SFTConfig.",
+        )
     return Finding(PASS, found)
 
 

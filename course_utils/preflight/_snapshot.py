@@ -410,6 +410,16 @@ class TrainerSnapshot:
         rate = max(0.0, (slow - fast) / (long - short))
         return max(0.0, fast + rate * (self._mean_tokens() - short))
 
+    @functools.cached_property
+    def padding(self) -> float:
+        """The share of padding in batches of rows that are drawn at random; 0 where unknown."""
+        free = self.packing or getattr(self.trainer, "padding_free", False)
+        grouped = "length" in str(getattr(self.args, "train_sampling_strategy", ""))
+        if self.rows is None or free or grouped:
+            return 0.0
+        mean = float(self.rows.lengths.mean()) * max(1, self.args.train_batch_size)
+        return max(0.0, 1 - mean / max(1.0, self._mean_tokens()))
+
     def _mean_tokens(self) -> float:
         """The mean places of a batch of rows that are drawn at random and padded."""
         size = max(1, self.args.train_batch_size)
@@ -433,9 +443,9 @@ def figure(number: float) -> str:
     return f"{number:.2g}" if number < 10 else f"{number:,.0f}"
 
 
-def plural(count: int, what: str) -> str:
+def plural(count: int, what: str, several: str = "") -> str:
     """A count and its noun."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+    return f"{count:,} {what if count == 1 else several or f'{what}s'}"
 
 
 def shorten(text: str, width: int = 70) -> str:

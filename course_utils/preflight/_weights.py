@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from course_utils.hardware import detect, pick_dtype
 from course_utils.preflight import _kinds as kinds
+from course_utils.preflight._checkpoint import not_loaded
 from course_utils.preflight._report import FAIL, PASS, SILENT, WARN, Finding, not_judged
 from course_utils.preflight._snapshot import TrainerSnapshot, plural
 
@@ -385,6 +386,28 @@ def _untied(ev: TrainerSnapshot) -> Finding | None:
     return None
 
 
+def _other_base(ev: TrainerSnapshot) -> Finding | None:
+    """An adapter over weights that no checkpoint has: it is loaded over others."""
+    if not untouched(ev) or not (lost := not_loaded(ev.base)):
+        return None
+    return Finding(
+        WARN,
+        f"{lost[0]} of {plural(lost[1], 'matrix', 'matrices')} under the adapter are not those of "
+        "the checkpoint that the model names: the adapter would be loaded over other weights",
+        "Save the changed model first (after merge_and_unload), load it from there, and train the "
+        "adapter over that.",
+    )
+
+
+def untouched(ev: TrainerSnapshot) -> bool:
+    """Whether nothing has changed the weights since they were loaded."""
+    configs = getattr(ev.model, "peft_config", None)
+    configs = configs.values() if isinstance(configs, dict) else ()
+    # Such as PiSSA, which takes part of the weights into the adapter.
+    moved = any(isinstance(getattr(config, "init_lora_weights", True), str) for config in configs)
+    return not moved and not ev.trainer.state.global_step
+
+
 def _reloaded(ev: TrainerSnapshot) -> list[str]:
     """The trained parameters that are not there, or different, after saving and loading."""
     with tempfile.TemporaryDirectory() as folder, _quietly_offline():
@@ -419,7 +442,7 @@ def saved(ev: TrainerSnapshot) -> Finding:
                     "Name their modules in modules_to_save of the LoraConfig instead of thawing "
                     "them.",
                 )
-            if found := _untied(ev):
+            if found := _untied(ev) or _other_base(ev):
                 return found
             return Finding(
                 PASS, f"all {plural(len(ev.trainable), 'trained tensor')} are in the checkpoint"
