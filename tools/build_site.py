@@ -544,7 +544,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "timing-machines": timing_machines,
     "replay": replay_table,
     "architectures": architecture_table,
-    "silent_faults": silent_faults,
+    "silent-faults": silent_faults,
     "replay-adapters": adapters_table,
     "replay-plot": replay_plot,
     "calculator": calculator.html,
