@@ -145,11 +145,13 @@
     const { gpu, method, length, batch } = chosen;
     const auto = method === AUTO;
     let fitting = 0;
+    let unknown = 0;
     const lines = atlas.models.map(({ id }) => {
       const { fullest, least } = best(gpu, id, length, batch);
       const asked = auto ? fullest : { id: method, row: rowOf(gpu, id, method, length, batch) };
       const fit = auto ? Boolean(fullest) : fits(gpu, id, method, length, batch) === true;
       fitting += fit ? 1 : 0;
+      unknown += least ? 0 : 1;
       const name = make("button", {
         type: "button", text: short(id), title: id, on: { click: () => choose({ model: id }) },
         ...(id === chosen.model ? { "aria-current": "true" } : {}),
@@ -181,9 +183,10 @@
     if (focused) table.querySelector("[aria-current]").focus({ preventScroll: true });
     const how = auto ? "can be trained" : `can be trained with ${methods[method].name}`;
     const each = batch === 1 ? "one example" : `${batch} examples`;
+    const rest = unknown ? ` For ${unknown} of the models, there is no prediction here.` : "";
     summary.textContent =
       `On your ${gpus[gpu].name}, ${fitting} of these ${atlas.models.length} models ${how}, ` +
-      `with ${each} of ${tokens(length)} tokens in a batch.`;
+      `with ${each} of ${tokens(length)} tokens in a batch.${rest}`;
   }
 
   /* Why there is no number: too long for the model, or too large for every GPU of the kind. */
