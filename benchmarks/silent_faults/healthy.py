@@ -426,6 +426,8 @@ def small(name: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> PreT
 TARGETS: dict[str, Any] = {
     "mamba": ["in_proj", "x_proj"],
     "mamba2": ["in_proj"],
+    # Jamba reads the weight of dt_proj without calling the layer.
+    "jamba": ["q_proj", "v_proj", "in_proj", "x_proj", "gate_proj", "up_proj", "down_proj"],
 }
 
 
@@ -837,7 +839,7 @@ def base_model(kind: str) -> Trainer:
             answer = tokenizer(f" {word} {word}{tokenizer.eos_token}")["input_ids"]
             mask = [0] * len(prompt) + [1] * len(answer)
             rows.append({"input_ids": prompt + answer, "completion_mask": mask})
-        return sft(rows, model, tokenizer)
+        return sft(rows, model, tokenizer, completion_only_loss=True)
     if kind == "whole pairs on purpose":
         rows = [{"text": f"Say {word} twice, {row}\n{word} {word}"} for row, word in words]
         return sft(rows, model, tokenizer, completion_only_loss=False)
