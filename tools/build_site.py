@@ -415,7 +415,7 @@ def architecture_table() -> str:
 
 def silent_faults() -> str:
     """Each fault by its kind: what somebody did, the reports, what preflight says, the cure."""
-    sys.path.insert(0, str(ROOT))
+    from benchmarks.silent_faults import others
     from benchmarks.silent_faults.__main__ import cases, read
 
     faults, _ = cases()
@@ -429,7 +429,8 @@ def silent_faults() -> str:
         f"`preflight` finds {len(found)} of {len(told)} faults; for {len(cured)} of these the cure "
         "was applied, and nothing was left to say. Of "
         f"{len(healthy)} correct set-ups it says something about {len(alarms)}. (transformers "
-        f"{told[0]['transformers']}, TRL {told[0]['trl']}, peft {told[0]['peft']}.)"
+        f"{told[0]['transformers']}, TRL {told[0]['trl']}, peft {told[0]['peft']}.)",
+        _others(others.counts(others.read())),
     ]
     for kind in dict.fromkeys(fault.kind for fault in faults.values()):
         parts.append(f"\n## {kind}\n")
@@ -437,6 +438,26 @@ def silent_faults() -> str:
             if fault.kind == kind and fault.name in rows:
                 parts.append(_fault(fault, rows[fault.name]))
     return "\n".join(parts)
+
+
+def _others(counts: list[dict[str, Any]]) -> str:
+    """What the libraries and other tools say of the same trainings."""
+    rows = [
+        [
+            each["tool"],
+            str(each["takes"]),
+            str(each["names"]),
+            "{wrong} of {correct}".format_map(each),
+        ]
+        for each in counts
+    ]
+    head = ["tool", "faults that it can take", "names the fault", "speaks of correct set-ups"]
+    return (
+        "\nThe libraries warn of some of these faults themselves, and other tools look at data, "
+        "templates or a step. Most of them were made for something else, and each can take only "
+        "part of the trainings. *Names the fault* is a generous count, by one pattern of words for "
+        "each kind of fault.\n\n" + table(head, rows)
+    )
 
 
 def _fault(fault: Any, row: dict[str, str]) -> str:

@@ -84,6 +84,12 @@ def add(fault: Fault) -> None:
     FAULTS[fault.name] = fault
 
 
+def enter_fault(name: str, issues: str, story: str, *, rows: str, **parts: Any) -> None:
+    """Enter a fault; issues stand apart by blanks, rows by semicolons."""
+    names = tuple(rows.split("; "))
+    add(Fault(name, issues=tuple(issues.split()), story=story, rows=names, **parts))
+
+
 def add_healthy(name: str, make: Callable[[], Trainer]) -> None:
     """Enter a correct set-up; names are unique."""
     assert name not in HEALTHY, name

@@ -6,6 +6,7 @@ import contextlib
 import io
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,9 @@ from transformers import (
 )
 
 from benchmarks.silent_faults.common import (
-    Fault,
-    add,
     base_tokenizer,
     chat_tokenizer,
+    enter_fault,
     first_batch,
     folder,
     lora,
@@ -45,20 +45,7 @@ LEARNED = "What will be learned"
 KEPT = "What will be kept"
 
 
-def enter(
-    name: str, issues: str, story: str, *, rows: str, kind: str = LEARNED, **parts: Any
-) -> None:
-    """Enter a fault; issues stand apart by blanks, rows by semicolons."""
-    add(
-        Fault(
-            name,
-            kind=kind,
-            issues=tuple(issues.split()),
-            story=story,
-            rows=tuple(rows.split("; ")),
-            **parts,
-        )
-    )
+enter = partial(enter_fault, kind=LEARNED)
 
 
 def with_lora(*, model: PreTrainedModel | None = None, rows: Any = None, **options: Any) -> Trainer:

@@ -10,6 +10,7 @@ import contextlib
 import io
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,8 @@ from trl import (
 
 from benchmarks.silent_faults.common import (
     SETTINGS,
-    Fault,
-    add,
     chat_tokenizer,
+    enter_fault,
     first_batch,
     folder,
     lora,
@@ -57,20 +57,7 @@ QUIET = {**SETTINGS, "bf16": False, "gradient_checkpointing": False}
 Rows = list[dict[str, Any]]
 
 
-def enter(
-    name: str, issues: str, story: str, *, rows: str, kind: str = PREFERENCES, **parts: Any
-) -> None:
-    """Enter a fault; issues stand apart by blanks, rows by semicolons."""
-    add(
-        Fault(
-            name,
-            kind=kind,
-            issues=tuple(issues.split()),
-            story=story,
-            rows=tuple(rows.split("; ")),
-            **parts,
-        )
-    )
+enter = partial(enter_fault, kind=PREFERENCES)
 
 
 def from_folder(model: PreTrainedModel) -> PreTrainedModel:

@@ -262,23 +262,32 @@ def _write(path: Path, rows: list[Row]) -> None:
         replace_file(path, text.getvalue())
 
 
-def summary(rows: list[dict[str, str]]) -> str:
-    """By tool: of how many cases it speaks, and which faults it names."""
-    lines = []
+def counts(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """By tool: the faults that it takes, speaks of and names; the correct set-ups it speaks of."""
+    found = []
     for tool in dict.fromkeys(row["tool"] for row in rows):
         own = [row for row in rows if row["tool"] == tool]
         faults = [row for row in own if row["kind"] != HEALTHY_KIND]
         correct = [row for row in own if row["kind"] == HEALTHY_KIND]
-        count = {
-            name: sum(row[name] == "yes" for row in faults) for name in ("takes", "speaks", "names")
-        }
-        wrong = sum(row["speaks"] == "yes" for row in correct)
-        lines.append(
-            f"{tool}: takes {count['takes']} of {len(faults)} faults, speaks of "
-            f"{count['speaks']}, names {count['names']}; speaks of {wrong} of {len(correct)} "
-            "correct set-ups"
+        found.append(
+            {
+                "tool": f"{tool} {own[0]['version']}" if tool != "libraries" else "the libraries",
+                "faults": len(faults),
+                **{n: sum(r[n] == "yes" for r in faults) for n in ("takes", "speaks", "names")},
+                "wrong": sum(row["speaks"] == "yes" for row in correct),
+                "correct": len(correct),
+            }
         )
-    return "\n".join(lines)
+    return found
+
+
+def summary(rows: list[dict[str, str]]) -> str:
+    """The counts of every tool, a line each."""
+    return "\n".join(
+        "{tool}: takes {takes} of {faults} faults, speaks of {speaks}, names {names}; speaks of "
+        "{wrong} of {correct} correct set-ups".format_map(each)
+        for each in counts(rows)
+    )
 
 
 def main() -> None:

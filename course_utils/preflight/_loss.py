@@ -151,7 +151,7 @@ def _against_plain(
     return cosine, (gradient.norm() / plain.norm().clamp(min=1e-12)).item()
 
 
-def _judge(ev: TrainerSnapshot, pull: _Pull) -> Finding | None:
+def _judge(pull: _Pull) -> Finding | None:
     """What is wrong with the places that the loss pushes; None where nothing is."""
     if pull.offset != 1:
         learns = {0: "the token that it has just read", 2: "the token after the next"}.get(
@@ -211,7 +211,7 @@ def plain_loss(ev: TrainerSnapshot) -> Finding:
     plain = losses[counted].mean().item() if counted.any() else math.nan
     if math.isnan(own):
         return not_judged("see loss and gradients")
-    if pulled is not None and (found := _judge(ev, pulled)):
+    if pulled is not None and (found := _judge(pulled)):
         return found
     told = f"the trainer's {own:.4g}, a plain forward's {plain:.4g}"
     if pulled is None and not counted.any():
@@ -222,7 +222,7 @@ def plain_loss(ev: TrainerSnapshot) -> Finding:
         )
     if pulled is None and (found := _shifted(ev, batch)):
         return found
-    if found := _surprised(ev, losses, batch, told):
+    if found := _surprised(ev, losses, batch):
         return found
     same = abs(own - plain) <= max(_SAME * abs(plain), 5e-3)
     if same:
@@ -296,7 +296,7 @@ def _shifted(ev: TrainerSnapshot, batch: Mapping[str, Any]) -> Finding | None:
 
 
 def _surprised(
-    ev: TrainerSnapshot, losses: torch.Tensor, batch: Mapping[str, Any], told: str
+    ev: TrainerSnapshot, losses: torch.Tensor, batch: Mapping[str, Any]
 ) -> Finding | None:
     """A model that is sure and wrong, as with another model's tokenizer."""
     mask = batch.get("attention_mask")

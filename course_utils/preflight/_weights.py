@@ -368,24 +368,6 @@ def _adapters_kept(ev: TrainerSnapshot) -> list[str]:
     return lost
 
 
-def _untied(ev: TrainerSnapshot) -> Finding | None:
-    """One of two tied matrices is trained as a copy: merging puts them together again."""
-    if not getattr(ev.base.config, "tie_word_embeddings", False):
-        return None
-    for config in ev.model.peft_config.values():
-        modules = set(getattr(config, "modules_to_save", None) or ())
-        head = bool(modules & {"lm_head", "embed_out", "output"})
-        inputs = bool(modules & {"embed_tokens", "wte", "embed_in", "word_embeddings"})
-        if head != inputs and not getattr(config, "ensure_weight_tying", False):
-            return Finding(
-                WARN,
-                f"{', '.join(sorted(modules))} is trained as a copy, and this model ties its "
-                "embeddings to lm_head: a merged model loses it when it is saved",
-                "Set ensure_weight_tying=True in the LoraConfig.",
-            )
-    return None
-
-
 def _other_base(ev: TrainerSnapshot) -> Finding | None:
     """An adapter over weights that no checkpoint has: it is loaded over others."""
     if not untouched(ev) or not (lost := not_loaded(ev.base)):
@@ -442,7 +424,7 @@ def saved(ev: TrainerSnapshot) -> Finding:
                     "Name their modules in modules_to_save of the LoraConfig instead of thawing "
                     "them.",
                 )
-            if found := _untied(ev) or _other_base(ev):
+            if found := _other_base(ev):
                 return found
             return Finding(
                 PASS, f"all {plural(len(ev.trainable), 'trained tensor')} are in the checkpoint"
