@@ -1016,7 +1016,7 @@ def command_arguments(command: str, option: str, value: str) -> list[str]:
     base = [part for part in COMMANDS[command][0] if not part.startswith(f"{option}=")]
     if not option.startswith("--"):
         return [*command.split(), value]
-    return [*command.split(), *base, f"{option}={value}"]
+    return [*command.split(), f"{option}={value}", *base]
 
 
 # ----------------------------------------------------------------------------------- trying

@@ -529,6 +529,21 @@ def test_padding_is_trained_on(
     assert "padding tokens are trained on" in row.found
 
 
+def test_labels_are_shifted_twice(
+    plain: Callable[..., Trainer], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """A collator that shifts what the model shifts again."""
+    _as_base(tokenizer)
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = tokenizer.pad(rows, return_tensors="pt")
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        return {**batch, "labels": torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)}
+
+    row = _only(preflight(plain(data_collator=collate)), "plain loss", "fail")
+    assert "the token after the next" in row.found
+
+
 def test_truncation(sft: Callable[..., SFTTrainer]) -> None:
     """Long completions that are cut off, and prompts that fill max_length and are dropped."""
     long = {**CHAT_PAIRS[0], "completion": [{"role": "assistant", "content": "plum " * 60}]}

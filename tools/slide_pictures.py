@@ -263,7 +263,7 @@ def batch() -> str:
         ("prompt and completion: the completion is", "masks.show(first_batch(trainer), tokenizer)"),
     ):
         said = saved.said(fragment)
-        found = re.findall(r"(\d+) trained, (\d+) masked, \d+ special, (\d+) padding", said)
+        found = re.findall(r"(\d+) trained, (\d+) masked, (\d+) padding", said)
         if len(found) != 3:
             raise NotFound(f"{saved.path.name}: {len(found)} examples in a drawn batch, not three")
         d.text(left, y + 18, title, 28, anchor="start", bold=True)

@@ -319,6 +319,12 @@ def _jinja(saved: Saved) -> str:
     return fenced("\n".join(line.removesuffix("\\").removesuffix('"""') for line in lines), "jinja")
 
 
+def _half(names: list[str], which: int) -> str:
+    """The first or the second half of a list, for a column."""
+    middle = (len(names) + 1) // 2
+    return "\n".join(f"- {name}" for name in (names[:middle], names[middle:])[which])
+
+
 _STOPS = "rows, curves = [judged("
 _STOCK = "encoded = tokenizer.apply_chat_template(\n    conversation, return_dict"
 COLLATORS = Notebook(
@@ -332,8 +338,8 @@ COLLATORS = Notebook(
     ended_careless=at(_STOPS, "pad = eos", "ended of 12"),
     ended_careful=at(_STOPS, "pad ≠ eos", "ended of 12"),
     checks=lambda saved: len(_checks(saved)),
-    checks_left=lambda saved: "\n".join(f"- {name}" for name in _checks(saved)[:8]),
-    checks_right=lambda saved: "\n".join(f"- {name}" for name in _checks(saved)[8:]),
+    checks_left=lambda saved: _half(_checks(saved), 0),
+    checks_right=lambda saved: _half(_checks(saved), 1),
 )
 
 PRECISIONS = 'compared = compare("chat"'

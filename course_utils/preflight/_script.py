@@ -24,14 +24,14 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         CourseError: there is no such script, or it ended without calling `train`.
     """
-    if not args.script.is_file():
-        raise CourseError(f"There is no script {args.script}.")
     limit = None if args.examples is None else checks.whole("--examples", args.examples, 1)
     gpu = None
     if args.gpu is not None:
         from course_utils.memory import gpu as gpu_by_name
 
         gpu = gpu_by_name(args.gpu)
+    if not args.script.is_file():
+        raise CourseError(f"There is no script {args.script}.")
     from transformers import Trainer
 
     from course_utils.preflight import EXAMPLES, _report_on

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 03 · Pig Latin and data collators
 #
-# **You will learn** how texts become a batch, which tokens a model is trained on and who decides
-# it, and how three small mistakes ruin a fine-tuning without an error: a prompt that is trained on,
-# an end token that is not, a mask that is all zeros.
+# **You will learn** how texts become a batch, and what decides which tokens a model is trained on.
+# You will also see three small mistakes that ruin a fine-tuning without an error: a prompt that is
+# trained on, an end token that is not, and a mask that is all zeros.
 #
 # **You need** notebook 01, and an idea of what LoRA is (notebook 02).
 #
@@ -532,7 +532,7 @@ assert report.ok
 
 # %% [markdown]
 # Now three trainings with one mistake each. All of them use transformers' own `Trainer`, and differ
-# only in the collator. None of them raises an error, and in each of them the loss falls.
+# only in the collator. None of them would raise an error.
 
 # %%
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
@@ -604,15 +604,17 @@ for name, report in found.items():
         if row.status == "fail":
             print(f"{name} ✗ {row.name}: {row.found}\n    → {row.cure}")
 
-assert [row.name for row in found["A"].rows if row.status == "fail"] == ["pad vs eos"]
-assert [row.name for row in found["B"].rows if row.status == "fail"] == ["plain loss"]
-assert [row.name for row in found["C"].rows if row.status == "fail"] == ["pad vs eos"]
+print("your guess:", my_guess_faults)
 
 # %% [markdown]
-# A is the collator of section 5: it masks every token that *is* the padding token, and the end token
-# is one. C makes the opposite mistake: it copies the input ids, padding included, so the model
-# learns to write padding. B shifts the labels by one place, and the model shifts them again, so
-# each place learns the token after the next.
+# **A is `"end"`.** It is the collator of section 5: it masks every token that *is* the padding token,
+# and the end token is one.
+#
+# **B is `"shift"`.** It shifts the labels by one place, and the model shifts them again. So each
+# place learns the token after the next.
+#
+# **C is `"padding"`.** It copies the input ids into the labels, padding included, so the model learns
+# to write padding.
 #
 # `preflight` found B by comparing: it looked at which token the loss makes more likely at each
 # place, and that token has to be the next one. The course's page "Silent faults" lists more such

@@ -1385,22 +1385,26 @@ def draw_timeline(prediction, axis):
 plain = predict(step.replace(trainer="trainer"))
 full = predict(step)
 lora = predict(step.replace(lora=True, lora_targets="all-linear"))
-figure, axes = plt.subplots(3, 1, figsize=(8, 7.4))
-for axis, prediction, title in (
-    (axes[0], plain, "Trainer, all weights"),
-    (axes[1], full, "SFTTrainer, all weights (another scale)"),
-    (axes[2], lora, "SFTTrainer, LoRA on all linear layers"),
-):
-    draw_timeline(prediction, axis)
-    axis.set_title(title)
-axes[2].sharey(axes[1])
-axes[0].legend(ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.02), fontsize=9)
-axes[2].set_xlabel("requests and releases, in their order; lines where a phase ends")
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.5))
+draw_timeline(plain, axes[0])
+axes[0].set_title("Trainer, all weights")
+draw_timeline(full, axes[1])
+axes[1].set_title("SFTTrainer, all weights (another scale)")
+axes[1].set_ylabel("")
+figure.supxlabel("requests and releases, in their order; lines where a phase ends", fontsize=10)
+figure.legend(*axes[0].get_legend_handles_labels(), ncols=5, loc="outside upper center")
 plt.show()
 
 print("You said:", my_guess)
 print(f"Trainer: {plain.peak_allocated_mb:,.0f} MB; SFTTrainer: {full.peak_allocated_mb:,.0f} MB.")
 print(f"SFTTrainer with LoRA: {lora.peak_allocated_mb:,.0f} MB.")
+
+# %%
+_, axis = plt.subplots(figsize=(8, 2.3))
+draw_timeline(lora, axis)
+axis.set_ylim(axes[1].get_ylim())
+axis.set_title("SFTTrainer, LoRA on all linear layers (the second picture's scale)")
+plt.show()
 
 # %%
 named = {"Trainer": plain, "SFTTrainer": full, "SFTTrainer, LoRA": lora}

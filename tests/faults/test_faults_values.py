@@ -126,7 +126,7 @@ def test_every_public_function_is_tried() -> None:
 
 def test_every_option_is_tried() -> None:
     """Whatever takes a value on the command line has bad values in `COMMANDS`."""
-    from argparse import _SubParsersAction
+    from argparse import REMAINDER, _SubParsersAction
 
     from course_utils.__main__ import parser
 
@@ -137,7 +137,7 @@ def test_every_option_is_tried() -> None:
             if isinstance(action, _SubParsersAction):
                 for word, inner in action.choices.items():
                     found |= options(inner, f"{name} {word}".strip())
-            elif action.nargs != 0:
+            elif action.nargs not in (0, REMAINDER):  # a script's own arguments are anything
                 here.add(action.option_strings[-1] if action.option_strings else action.dest)
         return found or {name: here}
 
