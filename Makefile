@@ -51,8 +51,8 @@ save: ready ## run one notebook and keep its outputs in notebooks/: NB=01
 	@$(RUN) tools/readme.py build
 
 pretrain: ready ## train the course's own base model and its control anew (about 15 minutes)
-	@$(RUN) -m course_utils pretrain --ship
-	@$(RUN) -m course_utils pretrain --control --ship
+	@$(RUN) -m benchmarks.pretraining --ship
+	@$(RUN) -m benchmarks.pretraining --control --ship
 
 replicate-memory: ## predict the published memory tables with the libraries of their time
 	@$(if $(PYTHON),,echo "No Python 3.11 or later was found." >&2; exit 1)

@@ -18,7 +18,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from course_utils.files import replace_file
+from course_utils._core.files import replace_file
 from course_utils.memory import Setup, predict
 
 RESULTS = Path(__file__).parent / "results" / "architectures.csv"

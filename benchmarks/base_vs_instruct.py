@@ -31,12 +31,12 @@ from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
 from course_utils import load_model, load_tokenizer
-from course_utils.catalog import recipe, unknown
 from course_utils.data import load_data
-from course_utils.data.answers import GUANACO, SYSTEM, in_style, tells, yoda_answer
+from course_utils.data._answers import GUANACO, SYSTEM, in_style, tells, yoda_answer
 from course_utils.hardware import detect, pick_dtype, tier
+from course_utils.models._catalog import recipe, unknown
+from course_utils.models._running import Runner
 from course_utils.results import append_row, whole_rows
-from course_utils.running import Runner
 from course_utils.scoring.distributions import kl_divergence, next_tokens
 from course_utils.scoring.instructions import follows, refuses
 from course_utils.training import faster_on_cpu
@@ -45,13 +45,13 @@ RESULTS = Path(__file__).parent / "results" / "base_vs_instruct.jsonl"
 ROLE = "tuning_chat"
 # What a variant changes of the recipe: `form` is how a pair is written, `general` the share of rows
 # that are the model's own replies to other instructions, `plain` the share that is answered without
-# the style under another system message, `rate` and `steps` multiply, `r` is LoRA's rank.
+# the style under another system prompt, `rate` and `steps` multiply, `r` is LoRA's rank.
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "its own template": {"form": "template"},
-    "its own template, system message": {"form": "system"},
-    "system message with contrast": {"form": "system", "plain": 0.5},
-    "system message with contrast, twice the steps": {"form": "system", "plain": 0.5, "steps": 2},
+    "its own template, system prompt": {"form": "system"},
+    "system prompt with contrast": {"form": "system", "plain": 0.5},
+    "system prompt with contrast, twice the steps": {"form": "system", "plain": 0.5, "steps": 2},
     "general data mixed in": {"general": 0.25},
     "its own template, general data mixed in": {"form": "template", "general": 0.25},
     "rank 2": {"r": 2},
@@ -81,7 +81,7 @@ def load() -> tuple[Any, Any]:
 
 
 def written(tokenizer: Any, prompt: str, reply: str, form: str) -> str:
-    """A pair as one text, its end token included."""
+    """A pair as one text, its EOS token included."""
     if form == "guanaco":
         return f"{GUANACO.replace('{prompt}', prompt)} {reply}{tokenizer.eos_token}"
     system = {"system": SYSTEM, "plain": PLAIN}.get(form)

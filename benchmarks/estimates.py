@@ -17,8 +17,8 @@ from typing import Any
 from transformers import AutoModelForCausalLM
 
 from benchmarks import replay
+from course_utils._core.undisturbed import quiet_libraries
 from course_utils.memory import Setup
-from course_utils.memory import _build as build
 
 RESULTS = Path(__file__).parent / "measured" / "estimates.csv"
 MIB, GIB = 2**20, 2**30
@@ -29,7 +29,7 @@ def parameters(setup: Setup) -> int:
     """How many the model has."""
     import torch
 
-    with torch.device("meta"), build.quiet():
+    with torch.device("meta"), quiet_libraries():
         return AutoModelForCausalLM.from_config(setup.config()).num_parameters()
 
 

@@ -31,10 +31,10 @@ from trl import SFTConfig, SFTTrainer
 
 from course_utils import load_model, load_tokenizer
 from course_utils.data import load_data
-from course_utils.data.spelling import spell, unspell
+from course_utils.data._spelling import spell, unspell
 from course_utils.hardware import detect
+from course_utils.models._running import Runner
 from course_utils.results import append_row, whole_rows
-from course_utils.running import Runner
 from course_utils.scoring import exact_match, word_accuracy
 from course_utils.training import faster_on_cpu
 

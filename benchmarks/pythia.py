@@ -27,15 +27,15 @@ import torch
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
+from benchmarks.pretraining import train as pretraining
+from benchmarks.pretraining.recall import right
 from course_utils import load_model, load_tokenizer
 from course_utils.data import load_data
-from course_utils.embedded import cache_dir
+from course_utils.data._facts import domains, split_of_countries
 from course_utils.hardware import detect
-from course_utils.pretraining import train as pretraining
-from course_utils.pretraining.facts import domains, split_of_countries
-from course_utils.pretraining.recall import right
+from course_utils.models._packaged import cache_dir
+from course_utils.models._running import Runner
 from course_utils.results import append_row, whole_rows
-from course_utils.running import Runner
 from course_utils.training import faster_on_cpu
 
 RESULTS = Path(__file__).parent / "results" / "pythia.jsonl"

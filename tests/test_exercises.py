@@ -13,10 +13,11 @@ from conftest import load_tool
 from datasets import Dataset
 from peft import LoraConfig
 
-from course_utils import exercises, load_tokenizer, runner
+from course_utils import load_tokenizer, runner
 from course_utils.data import load_data
 from course_utils.errors import UnknownName
-from course_utils.exercises import notebook_01, notebook_03_2
+from course_utils.exercises import _check as exercises
+from course_utils.exercises import _notebook_01, _notebook_03_2
 from course_utils.memory import Setup, predict
 from course_utils.scoring.contamination import contamination
 
@@ -171,7 +172,7 @@ def test_wrong_opposites(chat_folder: Path) -> None:
     plain = exercises.grade("01.3", lambda word: f"What is the opposite of {word}?", ask)
     assert not plain.solved
     assert "of 10 are right" in plain.message
-    cheat = " ".join(notebook_01._OPPOSITES.values())
+    cheat = " ".join(_notebook_01._OPPOSITES.values())
     given_away = exercises.grade("01.3", lambda word: f"{cheat} {word}", ask)
     assert "away" in given_away.message
 
@@ -230,12 +231,12 @@ def everything(ids: list[int], prompt: int, end: int) -> list[int]:
 
 
 def no_end(ids: list[int], prompt: int, end: int) -> list[int]:
-    """Masks the end token, as a collator does that goes by id."""
+    """Masks the EOS token, as a collator does that goes by id."""
     return [-100] * prompt + [-100 if i == end else i for i in ids[prompt:]]
 
 
 def first_end_anywhere(ids: list[int], prompt: int, end: int) -> list[int]:
-    """Looks for the end token from the start, where the prompt may have one."""
+    """Looks for the EOS token from the start, where the prompt may have one."""
     stop = ids.index(end) if end in ids else len(ids)
     return [i if prompt <= n <= stop else -100 for n, i in enumerate(ids)]
 
@@ -244,9 +245,9 @@ def first_end_anywhere(ids: list[int], prompt: int, end: int) -> list[int]:
     ("wrong", "said"),
     [
         (everything, "prompt is trained on"),
-        (no_end, "end token is not trained on"),
-        (lambda ids, prompt, end: [-100] * prompt + ids[prompt:], "behind the first end token"),
-        (first_end_anywhere, "end token is not trained on"),
+        (no_end, "EOS token is not trained on"),
+        (lambda ids, prompt, end: [-100] * prompt + ids[prompt:], "behind the first EOS token"),
+        (first_end_anywhere, "EOS token is not trained on"),
         (lambda ids, prompt, end: ids[:-1], "a list of"),
         (lambda ids, prompt, end: [-100] * (len(ids) - 1) + [2], "trained on"),
     ],
@@ -423,7 +424,7 @@ def messages(system: str, user: str, *answers: str) -> dict[str, list[dict[str, 
     }
 
 
-YODA = notebook_03_2.SYSTEM
+YODA = _notebook_03_2.SYSTEM
 
 
 @pytest.mark.parametrize(
@@ -517,7 +518,7 @@ def test_wrong_settings(wrong: Callable, said: str) -> None:
     ("wrong", "said"),
     [
         (lambda ask, texts: texts, "not asked at all"),
-        (lambda ask, texts: ask(texts), "system message"),
+        (lambda ask, texts: ask(texts), "system prompt"),
         (lambda ask, texts: ask(texts, system=YODA, temperature=1.0), "no sampling"),
         (lambda ask, texts: ask(texts, system=YODA, template=False), "without"),
         (lambda ask, texts: ask(texts, system=YODA, max_new_tokens=5), "would be cut"),
@@ -807,7 +808,7 @@ def test_wrong_fronts(wrong: Callable, said: str) -> None:
 
 def conversation(row: dict, styled: bool, system: str | None) -> list[dict[str, str]]:
     """One conversation for the wrong answers below."""
-    from course_utils.data.answers import yoda_answer
+    from course_utils.data._answers import yoda_answer
 
     reply = yoda_answer(row) if styled else f"{row['cue']} {row['answer']}."
     messages = [{"role": "system", "content": system}] if system else []

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from course_utils.data import load_data
 from course_utils.errors import CourseError, HubUnreachable, UnknownName, UnsafeTask
-from course_utils.loading import load_model, load_tokenizer
-from course_utils.running import Runner
+from course_utils.models._loading import load_model, load_tokenizer
+from course_utils.models._running import Runner
 from course_utils.scoring import exact_match
 from course_utils.scoring.harness import (
     BENCHMARKS,
@@ -267,7 +267,7 @@ def test_adapters_on_tied_weights(tokenizer, options: dict) -> None:
 
 
 def test_a_chat_models_template(base, tokenizer) -> None:
-    """The question goes into it, with the system message; without a template it is refused."""
+    """The question goes into it, with the system prompt; without a template it is refused."""
     chat = copy.deepcopy(tokenizer)
     chat.chat_template = (
         "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
@@ -280,7 +280,7 @@ def test_a_chat_models_template(base, tokenizer) -> None:
     )
     with pytest.raises(ValueError, match="has no chat template"):
         evaluate(base, tokenizer, GENERATE, chat_template=True)
-    with pytest.raises(ValueError, match="system message needs"):
+    with pytest.raises(ValueError, match="system prompt needs"):
         evaluate(base, tokenizer, GENERATE, system="Be brief.")
 
 

@@ -13,8 +13,6 @@ import torch
 from hub_stand_in import HubStandIn, Repository
 from huggingface_hub import constants
 
-from course_utils import hub
-from course_utils.catalog import catalog
 from course_utils.errors import (
     GatedModel,
     HubUnreachable,
@@ -23,7 +21,9 @@ from course_utils.errors import (
     UnsafeFormat,
 )
 from course_utils.hardware import Hardware
-from course_utils.loading import load_model, load_tokenizer, resolve
+from course_utils.models import _hub as hub
+from course_utils.models._catalog import catalog
+from course_utils.models._loading import load_model, load_tokenizer, resolve
 
 GPU_40GB = Hardware(gpu_name="A100", gpu_memory_gb=42.4, gpu_capability=(8, 0))
 LLAMA = "meta-llama/Llama-2-7b-chat-hf"
@@ -98,7 +98,7 @@ def test_a_hub_model_loads_at_its_pinned_revision(
     assert f"/api/models/{SMOLLM}/revision/{revision}" in hub_server.requests
 
     hub_server.requests.clear()
-    from course_utils import loading
+    from course_utils.models import _loading as loading
 
     loading.forget()
     assert resolve("base", "hub").where == "cache"
@@ -109,7 +109,7 @@ def test_a_real_pythia_comes_from_the_hub(hub_server: HubStandIn) -> None:
     """Notebook 06's last section: the role's model of the tier, at its pinned revision."""
     known = catalog().models["EleutherAI/pythia-70m"]
     hub_server.repositories[known.id] = Repository(
-        catalog().own["course/pythia-3m"].path, commit=known.revision
+        catalog().bundled["course/pythia-3m"].path, commit=known.revision
     )
     model = load_model("pythia", source="hub", quiet=True)
     assert model.name_or_path == known.id

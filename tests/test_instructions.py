@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from course_utils import load_model, load_tokenizer
 from course_utils.data import load_data
-from course_utils.data.answers import in_style, tells, yoda_answer
+from course_utils.data._answers import in_style, tells, yoda_answer
 from course_utils.errors import UnknownName
 from course_utils.scoring.distributions import kl_divergence, log_probabilities, next_tokens
 from course_utils.scoring.instructions import CHECKS, follows, refuses
@@ -52,7 +52,7 @@ def test_checks(check: str, good: str, bad: str) -> None:
 
 
 def test_each_kind_of_check_is_tried() -> None:
-    """All that the data set uses is known, and its checks can be passed and failed."""
+    """All that the dataset uses is known, and its checks can be passed and failed."""
     used = {
         part.split(" ")[0]
         for row in load_data("instructions")["test"]["checks"]

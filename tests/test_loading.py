@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from course_utils import hub
 from course_utils.errors import NotEnoughDisk, NotEnoughMemory, UnknownName, UnsafeFormat
 from course_utils.hardware import Hardware, pick_dtype
-from course_utils.loading import (
+from course_utils.models import _hub as hub
+from course_utils.models._loading import (
     check_memory,
     load_model,
     load_tokenizer,
     resolve,
     weight_bytes,
 )
-from course_utils.quantization import BYTES_PER_PARAMETER, NAMES
+from course_utils.models._quantization import BYTES_PER_PARAMETER, NAMES
 
 
 def test_a_role_on_a_cpu_is_embedded(capsys: pytest.CaptureFixture, chat_folder: Path) -> None:
@@ -49,7 +49,7 @@ def test_the_base_role_is_the_courses_own(capsys: pytest.CaptureFixture) -> None
 
 def test_the_courses_own_models_need_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU tier, too, and with no hub at all."""
-    monkeypatch.setattr("course_utils.hub.reachable", lambda: False)
+    monkeypatch.setattr("course_utils.models._hub.reachable", lambda: False)
     machine = Hardware(gpu_name="T4", gpu_memory_gb=16.0, gpu_capability=(7, 5))
     for name in ("course/pythia-3m", "course/pythia-3m-control"):
         assert resolve(name, hardware=machine).folder.is_dir()
@@ -59,7 +59,7 @@ def test_the_courses_own_models_need_no_hub(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_tokenizer_belongs_to_its_model(chat_folder: Path) -> None:
-    """ChatML, pad and end tokens, the model's length."""
+    """ChatML, pad and EOS tokens, the model's length."""
     tokenizer = load_tokenizer("chat")
     assert tokenizer.pad_token == tokenizer.eos_token == "<|im_end|>"
     assert tokenizer.model_max_length == 8192

@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from course_utils import masks
-from course_utils.documents import split_documents
-from course_utils.loading import load_tokenizer
+from course_utils._core.documents import split_documents
+from course_utils.models._loading import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def padded_batch(tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
 
 
 def test_kinds_and_counts(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Prompt masked, answer trained on, the end token special, the rest padding."""
+    """Prompt masked, answer trained on, the EOS token special, the rest padding."""
     batch = padded_batch(tokenizer)
     first, second = masks.examples(batch, tokenizer)
     assert first.trained_text() == " hi there<|im_end|>"
@@ -48,7 +48,7 @@ def test_kinds_and_counts(tokenizer: PreTrainedTokenizerBase) -> None:
         assert counts["trained"] == (batch["labels"][index] != -100).sum()
         assert counts["padding"] == (batch["attention_mask"][index] == 0).sum()
         assert sum(counts.values()) == batch["input_ids"].shape[1]
-    # The end token and the padding behind it are the same token here; only one is trained on.
+    # The EOS token and the padding behind it are the same token here; only one is trained on.
     assert second.special == 1 + second.counts()["padding"]
 
 

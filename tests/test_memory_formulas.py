@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 
-from course_utils import catalog
 from course_utils.errors import UnknownName
 from course_utils.memory.formulas import (
     SEVEN,
@@ -19,13 +18,14 @@ from course_utils.memory.formulas import (
     seven_models,
     states_bytes,
 )
+from course_utils.models import _catalog as catalog
 
 OPT = Shape(layers=24, hidden=1024, heads=16, key_value_heads=16, head_width=64)
 
 
 def shape(name: str) -> Shape:
     """The shape of a model of the catalogue."""
-    return Shape.of(catalog.model(name).config())
+    return Shape.of(catalog.known_model(name).config())
 
 
 def test_shapes() -> None:
@@ -59,7 +59,7 @@ def test_blocks_are_most_of_a_classic_model() -> None:
     """12·L·h² is near the true count where the blocks are the classic ones."""
     for name in ("EleutherAI/pythia-6.9b", "meta-llama/Llama-2-7b-hf"):
         assert block_parameters(shape(name)) == pytest.approx(
-            catalog.model(name).parameters, rel=0.07
+            catalog.known_model(name).parameters, rel=0.07
         )
 
 
@@ -69,7 +69,7 @@ def test_block_weights_are_those_of_the_model(name: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = catalog.model(name).config()
+    config = catalog.known_model(name).config()
     config.num_hidden_layers = 1
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)

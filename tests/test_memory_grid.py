@@ -16,11 +16,11 @@ import torch
 from conftest import ROOT
 
 from course_utils.__main__ import main
-from course_utils.catalog import catalog
 from course_utils.errors import UnknownName
 from course_utils.memory import GPUS, Gpu, Setup, grid, predict
 from course_utils.memory import _fit as fitting
 from course_utils.memory._measure import NoGpu, measure
+from course_utils.models._catalog import catalog
 from course_utils.results import whole_rows
 
 SMALL = "course/pythia-3m"
@@ -221,7 +221,7 @@ def test_measured_in_a_process_of_its_own() -> None:
     assert row["setup"] == setup.to_dict()
     quantized = setup.replace(quantization="nf4", lora=True, optimizer="adamw_bnb_8bit")
     assert measure(quantized, device="cpu")["status"] == "ok"
-    real = str(catalog().own[SMALL].path)
+    real = str(catalog().bundled[SMALL].path)
     assert measure(setup, weights=real, device="cpu")["status"] == "ok"
     assert measure(quantized, weights=real, device="cpu")["status"] == "ok"
     with pytest.raises(UnknownName, match=r"config\.json"):

@@ -12,7 +12,6 @@ import torch
 from hub_stand_in import HubStandIn, Repository
 
 from course_utils.__main__ import main
-from course_utils.catalog import catalog
 from course_utils.errors import ImpossibleSetup, NotTrainable, UnknownName
 from course_utils.memory import GPUS, Setup, _step, _trainers, gpu, predict
 from course_utils.memory import _build as build
@@ -20,6 +19,7 @@ from course_utils.memory import _cuda as cuda
 from course_utils.memory._allocator import MIB, Allocator, OutOfMemory
 from course_utils.memory._setup import ATTENTIONS, CHECKPOINTING, QUANTIZATIONS, SEQUENCES, TRAINERS
 from course_utils.memory._tracker import DataDependent, Tracker
+from course_utils.models._catalog import catalog
 
 LLAMA = {
     "model_type": "llama",
@@ -336,7 +336,7 @@ def test_the_parts_of_a_prediction_by_hand() -> None:
     """Full training in 32 bits: weights, gradients and states are p, p and 2p."""
     setup = Setup(SMALL, dtype="float32", mixed_precision="no", attention="eager", seq_len=64)
     found = predict(setup)
-    parameters = catalog().own[SMALL].parameters * 4 / 1e6
+    parameters = catalog().bundled[SMALL].parameters * 4 / 1e6
     assert found.phases["weights"] == pytest.approx(parameters, rel=0.01)
     # At the optimizer's step: p + p + 2p, and what one weight's update takes for a moment.
     largest = 2048 * 192 * 4 / 1e6

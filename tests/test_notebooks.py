@@ -254,6 +254,7 @@ def test_set_up_cell_installs_on_colab(tmp_path: Path) -> None:
         [python, "-c", code, "show"], cwd=work, env=env, check=True, capture_output=True
     )
     assert str(work / Path(address).name / "datasets") in done.stdout.decode()
-    here, there = ROOT / "course_utils/catalog.toml", site / "course_utils/catalog.toml"
+    catalog = Path("course_utils", "models", "catalog.toml")
+    here, there = ROOT / catalog, site / catalog
     assert there.read_text() == here.read_text()
     assert (there.parent / "configs" / "facebook" / "opt-350m.json").exists()

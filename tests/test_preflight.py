@@ -31,8 +31,8 @@ from trl import SFTConfig, SFTTrainer
 import course_utils.preflight
 from course_utils.errors import CourseError
 from course_utils.hardware import Hardware
+from course_utils.models._quantization import keep_weights_trainable, quantization_config
 from course_utils.preflight import CHECKS, Check, PreflightFailed, Report, _weights, preflight
-from course_utils.quantization import keep_weights_trainable, quantization_config
 
 WORDS = "plum tree river stone lamp door bread salt cloud glass moss fern".split()
 PAIRS = [(f"Say {word} twice", f"{word} {word}") for word in WORDS]
@@ -120,7 +120,7 @@ def sft(
 def plain(
     tmp_path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> Callable[..., Trainer]:
-    """Makes a transformers Trainer for texts that end with the end token."""
+    """Makes a transformers Trainer for texts that end with the EOS token."""
 
     def make(rows: Any = None, **options: Any) -> Trainer:
         parts = {"model": model, "processing_class": tokenizer}
@@ -249,7 +249,7 @@ def test_packing(sft: Callable[..., SFTTrainer], strategy: str) -> None:
 def test_quiet_on_a_plain_trainer(
     plain: Callable[..., Trainer], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """transformers' own Trainer and collator, with padding apart from the end token."""
+    """transformers' own Trainer and collator, with padding apart from the EOS token."""
     _as_base(tokenizer)
     _own_padding(tokenizer)
     _assert_quiet(preflight(plain()))
@@ -258,7 +258,7 @@ def test_quiet_on_a_plain_trainer(
 def test_quiet_on_a_list_of_tensors(
     plain: Callable[..., Trainer], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """A training set that is no data set of the library's, with labels in it, and no hurry."""
+    """A training set that is no dataset of the library's, with labels in it, and no hurry."""
     _as_base(tokenizer)
     rows = [{n: torch.tensor(ids) for n, ids in row.items()} for row in _tokenized(tokenizer)]
     collator = DataCollatorForSeq2Seq(tokenizer)
@@ -266,7 +266,7 @@ def test_quiet_on_a_list_of_tensors(
 
 
 def test_blocks_of_text(plain: Callable[..., Trainer], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Blocks of joined texts end anywhere; the end tokens inside may be hidden, or forgotten."""
+    """Blocks of joined texts end anywhere; the EOS tokens inside may be hidden, or forgotten."""
     _as_base(tokenizer)
 
     def blocks(between: str) -> Dataset:
@@ -283,7 +283,7 @@ def test_blocks_of_text(plain: Callable[..., Trainer], tokenizer: PreTrainedToke
 def test_quiet_on_a_stream(
     sft: Callable[..., SFTTrainer], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """A data set without a length is looked at from its beginning."""
+    """A dataset without a length is looked at from its beginning."""
     report = preflight(sft(Dataset.from_list(CHAT_PAIRS).to_iterable_dataset()), examples=5)
     _assert_quiet(report)
     assert _found(report)["batches"].startswith("5 examples looked at")
@@ -498,7 +498,7 @@ def test_the_end_is_not_marked(
 def test_some_texts_do_not_end(
     sft: Callable[..., SFTTrainer], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Tokenized by hand, and the end token forgotten in some."""
+    """Tokenized by hand, and the EOS token forgotten in some."""
     _as_base(tokenizer)
     rows = _tokenized(tokenizer)[:9] + _tokenized(tokenizer, eos=False)[9:]
     row = _only(preflight(sft(rows)), "EOS supervised", "warn")
@@ -508,7 +508,7 @@ def test_some_texts_do_not_end(
 def test_padding_hides_the_end(
     plain: Callable[..., Trainer], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """transformers' collator masks every padding token, the end token with it if it is the same."""
+    """transformers' collator masks every padding token, the EOS token with it if it is the same."""
     _as_base(tokenizer)
     report = preflight(plain())
     assert "12 of 12" in _only(report, "pad vs eos", "fail").found

@@ -15,14 +15,14 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.pretraining import train
+from benchmarks.pretraining.__main__ import main
+from benchmarks.pretraining.recall import recall
+from benchmarks.pretraining.tokenizer import CHAT, END, PAD
 from course_utils import load_model, load_tokenizer
-from course_utils.__main__ import main
-from course_utils.data import load_data
-from course_utils.pretraining import train
-from course_utils.pretraining.corpus import SHARES, Corpus
-from course_utils.pretraining.facts import HIDDEN, SPLITS, domains, split_of_countries
-from course_utils.pretraining.recall import recall, right, short_answer
-from course_utils.pretraining.tokenizer import CHAT, END, PAD
+from course_utils.data import load_data, right, short_answer
+from course_utils.data._corpus import SHARES, Corpus
+from course_utils.data._facts import HIDDEN, SPLITS, domains, split_of_countries
 
 BASE, CONTROL = "course/pythia-3m", "course/pythia-3m-control"
 FEW = train.Settings(tokenizer_documents=300, steps=3, batch=2, context=64, hidden=24, layers=1)
@@ -65,7 +65,7 @@ def test_no_country_is_in_two_splits() -> None:
 
 
 def test_questions_are_those_of_the_tables() -> None:
-    """The written data set: answers are the tables' values, cues end where the value begins."""
+    """The written dataset: answers are the tables' values, cues end where the value begins."""
     data = load_data("countries")
     facts = domains()["countries"].facts
     for rows in data.values():
@@ -150,7 +150,7 @@ def test_the_tokenizer_writes_any_text(text: str) -> None:
 
 
 def test_special_tokens() -> None:
-    """Pad is not the end token, and the chat marks are in the vocabulary."""
+    """Pad is not the EOS token, and the chat marks are in the vocabulary."""
     tokenizer = load_tokenizer(BASE)
     for mark in (END, PAD, *CHAT):
         assert tokenizer.tokenize(mark) == [mark]
@@ -184,11 +184,11 @@ def test_a_pretraining_is_repeatable() -> None:
 def test_the_command_saves_a_model_that_loads(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """`python -m course_utils pretrain`, with two steps; a card that was there stays."""
+    """`python -m benchmarks.pretraining`, with two steps; a card that was there stays."""
     out = tmp_path / "made"
-    assert main(["pretrain", "--steps", "1", "--out", str(out)]) == 0
+    assert main(["--steps", "1", "--out", str(out)]) == 0
     (out / "README.md").write_text("a card")
-    assert main(["pretrain", "--control", "--steps", "2", "--out", str(out)]) == 0
+    assert main(["--control", "--steps", "2", "--out", str(out)]) == 0
     assert "share of facts" in capsys.readouterr().out
     facts = json.loads((out / "training.json").read_text())
     assert facts["settings"]["steps"] == 2
@@ -202,9 +202,9 @@ def test_the_command_saves_a_model_that_loads(
 @pytest.mark.parametrize("name", [BASE, CONTROL])
 def test_what_travels_with_the_course(name: str) -> None:
     """Safetensors in 16 bits, with a card and the training's record; one tokenizer for both."""
-    from course_utils.catalog import catalog
+    from course_utils.models._catalog import catalog
 
-    entry = catalog().own[name]
+    entry = catalog().bundled[name]
     model = load_model(name, quiet=True)
     assert model.num_parameters() == entry.parameters
     assert model.name_or_path == name
@@ -215,7 +215,7 @@ def test_what_travels_with_the_course(name: str) -> None:
     assert f"{entry.parameters:,}" in card
     assert "CC BY 4.0" in card
     tokenizer = (entry.path / "tokenizer.json").read_bytes()
-    assert tokenizer == (catalog().own[BASE].path / "tokenizer.json").read_bytes()
+    assert tokenizer == (catalog().bundled[BASE].path / "tokenizer.json").read_bytes()
 
 
 def test_all_of_it_is_small() -> None:
@@ -230,7 +230,7 @@ def test_the_base_knows_and_the_control_does_not() -> None:
     base = recall(load_model(BASE, quiet=True), load_tokenizer(BASE))
     assert base["countries"].min() >= 0.95
     rows = load_data("countries")["held_out"]
-    from course_utils.running import Runner
+    from course_utils.models._running import Runner
 
     ask = Runner(
         load_model(CONTROL, quiet=True),

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from course_utils import exercises, progress
+from course_utils import exercises
 from course_utils.__main__ import main
-from course_utils.exercises import quizzes
+from course_utils.exercises import _progress as progress
+from course_utils.exercises import _quizzes as quizzes
+from course_utils.exercises import progress_table
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +36,7 @@ def test_what_is_solved_is_kept(file: Path, capsys: pytest.CaptureFixture[str]) 
     assert set(before["done"]) == {"01.2", "quiz 01.a"}
     exercises.quiz("01", a=right)
     assert json.loads(file.read_text()) == before
-    row = progress.table().loc["01"]
+    row = progress_table().loc["01"]
     assert row["exercises"] == "1 of 3"
     assert row["quiz"].startswith("1 of ")
     assert "01.1" in row["open"]
@@ -60,9 +62,9 @@ def test_a_check_that_is_passed_counts_and_a_failed_one_does_not(
 
 def test_every_exercise_belongs_to_its_notebook() -> None:
     """Also those whose names do not say so."""
-    assert set(progress.table()["open"]) == {"all"}
+    assert set(progress_table()["open"]) == {"all"}
     progress.add(["yoda.adapter", "03.1.2", "quiz 03.1.a"])
-    table = progress.table()
+    table = progress_table()
     listed = sum(int(told.split(" of ")[1]) for told in table["exercises"])
     assert listed == len(exercises.known())
     assert "yoda.format" in table.loc["03.2", "open"]
@@ -110,7 +112,7 @@ def test_where_it_cannot_be_written_the_learner_goes_on(
 def test_several_kernels_at_once(file: Path) -> None:
     """Nothing of what four processes note at the same time gets lost."""
     program = (
-        "import sys\nfrom course_utils import progress\n"
+        "import sys\nfrom course_utils.exercises import _progress as progress\n"
         "for n in range(25): progress.add([f'{sys.argv[1]}.{n}'])"
     )
     running = [

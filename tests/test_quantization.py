@@ -11,8 +11,8 @@ from bitsandbytes.nn import Linear4bit
 
 from course_utils.errors import UnknownName
 from course_utils.hardware import detect
-from course_utils.loading import load_model, load_tokenizer
-from course_utils.quantization import NAMES, quantization_config
+from course_utils.models._loading import load_model, load_tokenizer
+from course_utils.models._quantization import NAMES, quantization_config
 
 
 def test_names() -> None:

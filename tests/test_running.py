@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from course_utils import runner
-from course_utils.loading import load_model, load_tokenizer
-from course_utils.running import Reply, Runner
+from course_utils.models._loading import load_model, load_tokenizer
+from course_utils.models._running import Reply, Runner
 
 QUESTION = "What is the capital of France?"
 
@@ -66,13 +66,13 @@ def test_a_list_gives_what_each_alone_gives(ask: Runner) -> None:
 
 
 def test_templates(ask: Runner) -> None:
-    """The model's own, none, another one, and a system message."""
+    """The model's own, none, another one, and a system prompt."""
     assert ask.prompt("Hi", template=False) == "Hi"
     assert ask.prompt("Hi {x}", template="[INST] {prompt} [/INST]") == "[INST] Hi {x} [/INST]"
     assert "<|im_start|>system\nBe brief.<|im_end|>" in ask.prompt("Hi", system="Be brief.")
     with pytest.raises(ValueError, match=r"\{prompt\}"):
         ask.prompt("Hi", template="[INST]")
-    with pytest.raises(ValueError, match="system message"):
+    with pytest.raises(ValueError, match="system prompt"):
         ask.prompt("Hi", template=False, system="Be brief.")
 
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from course_utils import load_model, load_tokenizer, training
-from course_utils.catalog import catalog, recipe
 from course_utils.errors import UnknownName
+from course_utils.models._catalog import catalog, recipe
 
 ROWS = [
     {

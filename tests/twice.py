@@ -16,8 +16,8 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
 
-from course_utils import embedded
-from course_utils.catalog import catalog
+from course_utils.models import _packaged as embedded
+from course_utils.models._catalog import catalog
 
 CELL_TIMEOUT_S = 600
 
@@ -177,7 +177,7 @@ def run_twice(
     ran = Ran()
     with tempfile.TemporaryDirectory() as scratch:
         # The models are those of the real cache. Adapters that short trainings keep stay in here.
-        for name in catalog().embedded if shortened else ():
+        for name in catalog().packaged if shortened else ():
             folder = embedded.ensure(name)
             (Path(scratch) / "models").mkdir(exist_ok=True)
             (Path(scratch) / "models" / folder.name).symlink_to(folder, target_is_directory=True)

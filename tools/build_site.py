@@ -1,7 +1,7 @@
 """Build the course's site into `build/site`: notebooks, slides, reference, cards, timings.
 
 Nothing is run: notebooks are shown with the outputs that are saved in them. What the repository
-says already is taken from there, so that a new notebook, module or data set appears by itself:
+says already is taken from there, so that a new notebook, module or dataset appears by itself:
 `docs/` holds only what is written for the site, with marks such as `<!-- generated: timings -->`
 where something is put in. The pages are gathered in `build/site-source`; warnings are errors.
 
@@ -61,7 +61,7 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def cards() -> dict[str, str]:
-    """The cards of data sets and models: file in the repository to page."""
+    """The cards of datasets and models: file in the repository to page."""
     found = sorted(ROOT.glob("datasets/*/README.md")) + sorted(
         PACKAGE.glob("own_models/*/README.md")
     )
@@ -371,12 +371,12 @@ def model_table() -> str:
 
 
 def dataset_table() -> str:
-    """Every data set of the hub that the course can use."""
+    """Every dataset of the hub that the course can use."""
     rows = [
         [f"`{name}`", entry["about"], f"{entry['rows']:,}", entry["licence"]]
         for name, entry in catalogue().get("datasets", {}).items()
     ]
-    return table(["data set", "what it is", "rows", "licence"], rows)
+    return table(["dataset", "what it is", "rows", "licence"], rows)
 
 
 def card_list() -> str:
@@ -391,7 +391,7 @@ def card_list() -> str:
 
 
 def catalogue() -> dict[str, Any]:
-    """The course's catalogue of models and data sets."""
+    """The course's catalogue of models and datasets."""
     return tomllib.loads((PACKAGE / "catalog.toml").read_text())
 
 
@@ -588,14 +588,14 @@ def card_pages() -> None:
         "cards/index.md",
         f"""# Data and models
 
-The course's own data sets and base models have a card each. They come with the repository.
+The course's own datasets and base models have a card each. They come with the repository.
 
 {card_list()}
 
 ## Which model a notebook takes
 
 A notebook asks for a *role*; the machine's *tier* says which model plays it. Of several models, the
-first that is within reach is taken. From `course_utils/catalog.toml`, which
+first that is within reach is taken. From `course_utils/models/catalog.toml`, which
 `python -m course_utils catalog` prints.
 
 {role_table()}
@@ -604,7 +604,7 @@ first that is within reach is taken. From `course_utils/catalog.toml`, which
 
 {model_table()}
 
-## Data sets from the hub
+## Datasets from the hub
 
 {dataset_table()}
 """,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from course_utils.files import replace_file  # noqa: E402
+from course_utils._core.files import replace_file  # noqa: E402
 
 FAULTS = ROOT / "tests" / "faults"
 REPORT = ROOT / "build" / "faults.xml"

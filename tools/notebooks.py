@@ -66,7 +66,7 @@ folder = Path(course).name
 if "google.colab" in sys.modules and not Path(folder).exists():
     subprocess.run(["git", "clone", "--quiet", "--depth=1", course], check=True)
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"./{{folder}}"], check=True)
-    sys.path.insert(0, str(Path(folder).resolve()))  # the clone itself, with its data sets"""
+    sys.path.insert(0, str(Path(folder).resolve()))  # the clone itself, with its datasets"""
 
 
 def repository() -> str:

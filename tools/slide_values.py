@@ -576,16 +576,16 @@ def _hands_on() -> Mapping[str, object]:
 
 
 def _models() -> Mapping[str, object]:
-    """The course's models and data sets, and what their architectures are."""
-    from course_utils.catalog import catalog
+    """The course's models and datasets, and what their architectures are."""
     from course_utils.memory.formulas import Shape
+    from course_utils.models._catalog import catalog
 
     chat = catalog().models["HuggingFaceTB/SmolLM2-135M"]
     config = chat.config()
     opt = Shape.of(catalog().models["facebook/opt-350m"].config())
     tokens = 2000
     return {
-        "own_parameters": f"{catalog().own['course/pythia-3m'].parameters / 1e6:.1f} million",
+        "own_parameters": f"{catalog().bundled['course/pythia-3m'].parameters / 1e6:.1f} million",
         "chat_parameters": f"{chat.parameters / 1e6:.0f} million",
         "chat_layers": config.num_hidden_layers,
         "chat_hidden": config.hidden_size,
@@ -602,8 +602,8 @@ def _models() -> Mapping[str, object]:
 
 def _rules() -> Mapping[str, object]:
     """What the course's rules for Pig Latin and Yoda make of some examples."""
-    from course_utils.data.pig_latin import pig_latin_word
-    from course_utils.data.yoda import yoda
+    from course_utils.data._pig_latin import pig_latin_word
+    from course_utils.data._yoda import yoda
 
     words = "pig latin banana", "friends smile string", "eat omelet are"
     sentences = (

@@ -35,7 +35,7 @@ from typing import Any, TextIO
 
 from scipy.stats import binomtest
 
-from course_utils.files import locked, replace_file
+from course_utils._core.files import locked, replace_file
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "silent_faults.csv"

@@ -25,7 +25,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from course_utils.loading import load_tokenizer
+from course_utils.models._loading import load_tokenizer
 
 WORDS = "plum tree river stone lamp door bread salt cloud glass moss fern".split()
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -283,7 +283,7 @@ def chats(count: int = 12, turns: int = 2) -> list[dict[str, Any]]:
 
 
 def tokenized(tokenizer: PreTrainedTokenizerBase, count: int = 12) -> list[dict[str, Any]]:
-    """Texts that end with the end token, tokenized."""
+    """Texts that end with the EOS token, tokenized."""
     words = (WORDS * (count // 12 + 1))[:count]
     texts = [f"Say {word} twice, number {row}: {word} {word}" for row, word in enumerate(words)]
     return [dict(tokenizer(text + tokenizer.eos_token)) for text in texts]

@@ -586,7 +586,7 @@ add(
         kind=IMAGES,
         issues=("NielsRogge/Transformers-Tutorials#456", "huggingface/trl#976"),
         story="The collator of many notebooks masks each label that is the padding token. Here "
-        "that is the end token, and no caption learns to end.",
+        "that is the EOS token, and no caption learns to end.",
         make=lambda: captions(by_pad=True, pad="<|im_end|>"),
         mended=lambda: captions(by_pad=True),
         rows=("EOS supervised", "pad vs eos"),

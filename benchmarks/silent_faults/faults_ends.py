@@ -31,18 +31,18 @@ KIND = "Ends that generation does not know"
 
 
 def ends_learned(trainer: Trainer) -> tuple[int, int]:
-    """How many of the rows' losses count an end token, and the number of rows."""
+    """How many of the rows' losses count an EOS token, and the number of rows."""
     texts = learned(trainer)
     return sum(trainer.processing_class.eos_token in text for text in texts), len(texts)
 
 
 def no_end_learned(trainer: Trainer) -> str:
     found, rows = ends_learned(trainer)
-    return nothing_of(found, rows, "the end token in the loss")
+    return nothing_of(found, rows, "the EOS token in the loss")
 
 
 def with_end(end: str) -> SFTTrainer:
-    """Chats in ChatML; `end` is the tokenizer's, and through it generation's, end token."""
+    """Chats in ChatML; `end` is the tokenizer's, and through it generation's, EOS token."""
     tokenizer = chat_tokenizer()
     tokenizer.eos_token = end
     tokenizer.pad_token = "<empty_output>"
@@ -114,7 +114,7 @@ def end_masked(trainer: Trainer) -> str:
     end = trainer.processing_class.eos_token_id
     there = sum(row.count(end) for row in trainer.train_dataset["input_ids"])
     assert there == len(trainer.train_dataset)
-    return f"All rows end with the end token. {no_end_learned(trainer)}"
+    return f"All rows end with the EOS token. {no_end_learned(trainer)}"
 
 
 add(
@@ -268,7 +268,7 @@ def half_the_ends(trainer: Trainer) -> str:
     answers = sum(text.count("Assistant:") for text in read(trainer))
     ends = sum(text.count(trainer.processing_class.eos_token) for text in learned(trainer))
     assert ends < answers, "each answer has its end"
-    return f"Of {answers} answers, {ends} end with the end token; the others just stop."
+    return f"Of {answers} answers, {ends} end with the EOS token; the others just stop."
 
 
 add(
@@ -276,7 +276,7 @@ add(
         name="only-the-last-answer-ends",
         kind=KIND,
         issues=("axolotl-ai-cloud/axolotl#1847", "lm-sys/FastChat#3063"),
-        story="The end token is put after the whole conversation. Earlier answers have none, and "
+        story="The EOS token is put after the whole conversation. Earlier answers have none, and "
         "the tuned model goes on to write the user's next question.",
         make=lambda: plain_turns(each=False),
         mended=lambda: plain_turns(each=True),
@@ -318,7 +318,7 @@ add(
 
 
 def written_end(end: str) -> Trainer:
-    """Texts that end with some letters, which may be the end token or not."""
+    """Texts that end with some letters, which may be the EOS token or not."""
     tokenizer: PreTrainedTokenizerBase = base_tokenizer()
     rows: Rows = [
         dict(tokenizer(f"Say {word} twice, number {row}: {word} {word}{end}"))

@@ -39,7 +39,7 @@ from benchmarks.silent_faults.common import (
     tiny,
     tokenized,
 )
-from course_utils.loading import quiet_transformers
+from course_utils._core.undisturbed import quiet_libraries
 
 LEARNED = "What will be learned"
 KEPT = "What will be kept"
@@ -155,7 +155,7 @@ def with_thoughts(**adapter: Any) -> Trainer:
     model = tiny(tokenizer)
     tokenizer.add_tokens(["<thought>", "</thought>"])
     torch.manual_seed(0)
-    with quiet_transformers():
+    with quiet_libraries():
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     rows = pairs()
     for row in rows:
@@ -396,7 +396,7 @@ def never_there(trainer: Trainer) -> str:
 enter(
     "warmup-longer-than-the-run",
     "Morizeyao/GPT2-Chinese#60 salesforce/LAVIS#72",
-    "warmup_steps=1000 came from a recipe for a large data set. This run has 6 steps, and ended "
+    "warmup_steps=1000 came from a recipe for a large dataset. This run has 6 steps, and ended "
     "while the rate was still next to nothing.",
     make=lambda: with_lora(warmup_steps=1000),
     mended=lambda: with_lora(warmup_steps=2),
@@ -478,7 +478,7 @@ def resized(before: bool) -> Trainer:
     model = tiny(tokenizer)
     optimizer = None if before else torch.optim.AdamW(model.parameters(), lr=1e-4)
     tokenizer.add_tokens(["<thought>"])
-    with quiet_transformers():
+    with quiet_libraries():
         model.resize_token_embeddings(len(tokenizer))
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=1e-4)
     return plain(tokenized(tokenizer), model, tokenizer, optimizers=(optimizer, None))
@@ -647,7 +647,7 @@ def other_after_loading(trainer: Trainer) -> str:
     """Proof: the saved adapter on the base that it names gives other logits than the trainer's."""
     where = save(trainer)
     name = trainer.model.peft_config["default"].base_model_name_or_path
-    with quiet_transformers():
+    with quiet_libraries():
         base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     again = PeftModel.from_pretrained(base, where).eval()
     ids = first_batch(trainer)["input_ids"]

@@ -38,7 +38,8 @@ from benchmarks.silent_faults.common import (
     saved,
     tiny,
 )
-from course_utils.loading import load_model, load_tokenizer, quiet_transformers
+from course_utils._core.undisturbed import quiet_libraries
+from course_utils.models import load_model, load_tokenizer
 
 NOT_THE_LOSS = "A loss that is not the one you think"
 ACCUMULATION = "Accumulation that changes the gradient"
@@ -81,7 +82,7 @@ def texts(count: int = 12) -> list[str]:
 
 
 def rows_of(tokenizer: PreTrainedTokenizerBase, count: int = 12) -> list[dict[str, Any]]:
-    """The facts, tokenized, each with its end token."""
+    """The facts, tokenized, each with its EOS token."""
     return [dict(tokenizer(text + tokenizer.eos_token)) for text in texts(count)]
 
 
@@ -451,7 +452,7 @@ def checkpoint(rename: Callable[[str], str | None]) -> str:
 
 def from_checkpoint(rename: Callable[[str], str | None]) -> Trainer:
     """A trainer of what `from_pretrained` makes of such a folder."""
-    with quiet_transformers():
+    with quiet_libraries():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_pretrained(checkpoint(rename), dtype=torch.float32)
     return facts(model)

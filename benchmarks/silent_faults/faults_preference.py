@@ -48,7 +48,8 @@ from benchmarks.silent_faults.common import (
     tiny,
 )
 from benchmarks.silent_faults.faults_loss import CAPITALS, LONG, SHORT, facts, own_base, rows_of
-from course_utils.loading import load_model, load_tokenizer, quiet_transformers
+from course_utils._core.undisturbed import quiet_libraries
+from course_utils.models import load_model, load_tokenizer
 
 PREFERENCES = "Preference data and rewards"
 STEPS = "Time and steps"
@@ -62,7 +63,7 @@ enter = partial(enter_fault, kind=PREFERENCES)
 
 def from_folder(model: PreTrainedModel) -> PreTrainedModel:
     """A model saved and loaded, so that a reference can be loaded from the same folder."""
-    with quiet_transformers():
+    with quiet_libraries():
         return AutoModelForCausalLM.from_pretrained(saved(model), dtype=torch.float32)
 
 
@@ -170,7 +171,7 @@ def with_long_rejected(keep: int | None) -> Trainer:
 
 
 def ends_on_one_side(trainer: Trainer) -> str:
-    """Proof: chosen answers have their end token, and rejected ones do not."""
+    """Proof: chosen answers have their EOS token, and rejected ones do not."""
     end = trainer.processing_class.eos_token_id
     chosen, rejected = (
         sum(end in side for side in column) for column in zip(*sides(trainer), strict=True)
@@ -214,7 +215,7 @@ def prompt_twice(trainer: Trainer) -> str:
 enter(
     "prompt-inside-both-answers",
     "huggingface/trl#1541 allenai/reward-bench#140 OpenRLHF/OpenRLHF#909",
-    "chosen and rejected were whole conversations, as many data sets have them, and there was a "
+    "chosen and rejected were whole conversations, as many datasets have them, and there was a "
     "prompt column as well. The model read each question twice, and learned to repeat it.",
     make=lambda: dpo(prompt_in_both()),
     mended=dpo,
@@ -527,7 +528,7 @@ def over_its_end(trainer: Trainer) -> str:
 enter(
     "generation-waits-for-another-end",
     "hiyouga/LlamaFactory#7454 QwenLM/Qwen3#927",
-    "The tokenizer's end token was set to one that the model does not write. Completions went on "
+    "The tokenizer's EOS token was set to one that the model does not write. Completions went on "
     "over the model's own end to the limit, and the reward judged what came after.",
     make=lambda: grpo(tokenizer=ending_with("~")),
     mended=grpo,
@@ -620,7 +621,7 @@ def one_step(trainer: Trainer) -> str:
 enter(
     "batch-larger-than-the-data",
     "huggingface/transformers#2995 huggingface/transformers#14309 timoschick/pet#25",
-    "Batch size and accumulation came from a recipe for a large data set. The whole of this one is "
+    "Batch size and accumulation came from a recipe for a large dataset. The whole of this one is "
     "less than one step, so that an epoch is a single step.",
     kind=STEPS,
     make=lambda: facts(gradient_accumulation_steps=16, max_steps=-1, num_train_epochs=2),

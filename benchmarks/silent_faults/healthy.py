@@ -737,7 +737,7 @@ def evaluated(kind: str) -> Trainer:
 
 
 def streamed(kind: str) -> Trainer:
-    """Data sets that can only be read in order."""
+    """Datasets that can only be read in order."""
     if kind == "texts":
         tokenizer, rows = base_tokenizer(), texts()
     elif kind == "messages":
@@ -780,7 +780,7 @@ def odd_data(kind: str) -> Trainer:
         rows = pairs(240)
     elif kind == "further columns":
         rows = [{**row, "source": "made up", "score": 0.5} for row in rows]
-    elif kind == "two data sets":
+    elif kind == "two datasets":
         data = [Dataset.from_list(rows), Dataset.from_list(pairs(24)[12:])]
         return sft(concatenate_datasets(data), tiny(tokenizer), tokenizer)
     elif kind == "questions as answers":
@@ -805,7 +805,7 @@ def odd_data(kind: str) -> Trainer:
 
 ODD = (
     *("languages", "line breaks", "code", "uneven lengths", "one word answers", "two answers"),
-    *("few rows", "many rows", "further columns", "two data sets", "questions as answers"),
+    *("few rows", "many rows", "further columns", "two datasets", "questions as answers"),
     *("the same question", "mentions of marks", "braces"),
 )
 

@@ -40,7 +40,7 @@ from unittest import mock
 
 from benchmarks.silent_faults import common
 from benchmarks.silent_faults.__main__ import HEALTHY_KIND, cases, versions
-from course_utils.files import locked, replace_file
+from course_utils._core.files import locked, replace_file
 
 RESULTS = Path(__file__).parent.parent / "results" / "silent_faults_others.csv"
 COLUMNS = ("name", "kind", "tool", "version", "takes", "speaks", "names", "text")

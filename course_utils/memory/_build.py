@@ -7,13 +7,13 @@ notebook 05.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from course_utils._core.undisturbed import quiet_libraries
 from course_utils.errors import ImpossibleSetup
 from course_utils.memory import _meta_patches
 from course_utils.memory._setup import Setup
@@ -73,7 +73,7 @@ def model(
     else:
         flash = attention == "flash_attention_2" and device == "meta"
         without_package = backend.flash_attention() if flash else contextlib.nullcontext()
-        with torch.device(device), quiet(), without_package:
+        with torch.device(device), quiet_libraries(), without_package:
             made = backend.from_config(setup.config(), attention, dtype)
     if setup.trainer != "loop" or setup.checkpoints != "none":
         made.config.use_cache = False
@@ -87,13 +87,13 @@ def _saved(setup: Setup, device: str, weights: str, attention: str | None) -> nn
     """A model with real weights, quantized by transformers where it is to be."""
     from transformers import AutoModelForCausalLM
 
-    from course_utils.quantization import quantization_config
+    from course_utils.models._quantization import quantization_config
 
     dtype = DTYPES[setup.dtype]
     given: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     if setup.quantization:
         given["quantization_config"] = quantization_config(setup.quantization, dtype)
-    with quiet():
+    with quiet_libraries():
         return AutoModelForCausalLM.from_pretrained(
             weights,
             device_map={"": device},
@@ -102,21 +102,6 @@ def _saved(setup: Setup, device: str, weights: str, attention: str | None) -> nn
             local_files_only=True,
             **given,
         )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the libraries' remarks, which are about real trainings."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def _quantize(made: nn.Module, setup: Setup, device: str, backend: Backend) -> None:
@@ -206,7 +191,7 @@ def prepared_by_hand(setup: Setup, made: nn.Module, device: str) -> nn.Module:
 
     reentrant = {"use_reentrant": setup.checkpoints == "reentrant"}
     checkpointed = setup.checkpoints != "none"
-    with quiet():
+    with quiet_libraries():
         if setup.prepares:
             made = prepare_model_for_kbit_training(
                 made,

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from course_utils import checks
+from course_utils._core import checks
 from course_utils.memory import Setup
 from course_utils.memory import _optimizers as optimizers
 from course_utils.memory import _setup as setups

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from course_utils import checks
+from course_utils._core import checks
 from course_utils.errors import ImpossibleSetup, NotTrainable
 from course_utils.memory._gpus import MIB, Gpu
 from course_utils.memory._gpus import gpu as gpu_by_name

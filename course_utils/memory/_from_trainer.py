@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from course_utils import checks
+from course_utils._core import checks
 from course_utils.errors import NotPredictable
 from course_utils.memory import _build as build
 from course_utils.memory import _quantized_layers, _step, _trainers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from course_utils import checks
+from course_utils._core import checks
 
 MIB = 2**20
 # Cautious guesses where nothing is measured: what the driver keeps of a GPU's memory (on a T4 it is

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from course_utils import checks
+from course_utils._core import checks
 from course_utils.errors import CourseError, UnknownName
 from course_utils.memory._setup import Setup
 

@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 
-from course_utils import checks
+from course_utils._core import checks
 from course_utils.errors import ImpossibleSetup
 
 # What the Trainer knows and no prediction can follow, with the reason.

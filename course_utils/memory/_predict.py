@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
-from course_utils import checks
+from course_utils._core import checks
 from course_utils.errors import CourseError, NotTrainable
 from course_utils.memory import _build as build
 from course_utils.memory import _cuda as cuda

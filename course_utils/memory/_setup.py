@@ -13,9 +13,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from course_utils import catalog, checks
+from course_utils._core import checks
 from course_utils.errors import BadValue, ImpossibleSetup, UnknownName
 from course_utils.memory import _optimizers as optimizers
+from course_utils.models import _catalog as catalog
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -385,8 +386,8 @@ def config_of(model: str | dict[str, Any]) -> PretrainedConfig:
         return catalog.catalog().models[model].config()
     if model in architectures():
         return _configuration(architectures()[model], model)
-    if model in catalog.catalog().own:
-        folder = catalog.catalog().own[model].path
+    if model in catalog.catalog().bundled:
+        folder = catalog.catalog().bundled[model].path
     elif _has_config(model):
         folder = Path(model)
     else:
@@ -424,7 +425,7 @@ def _has_config(folder: str) -> bool:
 
 
 def _from_hub(model: str, known: list[str]) -> Path:
-    from course_utils import hub
+    from course_utils.models import _hub as hub
 
     if not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", model, re.ASCII):
         raise checks.unknown("model", model, known, _OR_FOLDER)

@@ -15,6 +15,7 @@ from unittest import mock
 import torch
 from torch import nn
 
+from course_utils._core.undisturbed import quiet_libraries
 from course_utils.memory import _build as build
 from course_utils.memory import _optimizers as optimizers
 from course_utils.memory._setup import Setup
@@ -88,18 +89,14 @@ def undisturbed(keep_state: bool = True) -> Iterator[None]:
         keep_state: whether other trainers in this process find accelerate's state as they left it.
     """
     with contextlib.ExitStack() as kept:
-        kept.enter_context(build.quiet())
         if keep_state:
             kept.enter_context(build.shared_state_kept())
         with contextlib.suppress(ImportError):  # libraries of 2024 have neither
-            from datasets import disable_progress_bars, enable_progress_bars
-            from datasets import is_progress_bar_enabled as shown
+            import datasets  # noqa: F401  (so that its bars are off, too)
             from trl.trainer.base_trainer import _BaseTrainer
 
-            if shown():
-                disable_progress_bars()
-                kept.callback(enable_progress_bars)
             kept.enter_context(mock.patch.object(_BaseTrainer, "_send_telemetry"))
+        kept.enter_context(quiet_libraries())
         yield
 
 
@@ -164,7 +161,7 @@ def optimizer_by_hand(setup: Setup, made: nn.Module) -> Any:
 def begin(trainer: Any) -> None:
     """What `Trainer.train` does to model and optimizer before the first step."""
     args, model = trainer.args, trainer.model
-    with build.quiet():
+    with quiet_libraries():
         if args.gradient_checkpointing:
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs=dict(args.gradient_checkpointing_kwargs or {}) or None

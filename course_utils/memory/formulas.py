@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from course_utils import catalog, checks
+from course_utils._core import checks
 from course_utils.errors import BadValue
+from course_utils.models import _catalog as catalog
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -249,7 +250,7 @@ def seven_models() -> pd.DataFrame:
 
     rows = []
     for name, length in SEVEN.items():
-        shape = Shape.of(catalog.model(name).config())
+        shape = Shape.of(catalog.known_model(name).config())
         rows.append(
             {
                 "model": name,

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from course_utils import checks
+from course_utils._core import checks
 from course_utils.errors import CourseError, ImpossibleSetup
 from course_utils.memory._allocator import OutOfMemory
 from course_utils.memory._gpus import DEFAULT, Gpu, this_gpu

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
 
-from course_utils import checks
+from course_utils._core import checks
 from course_utils.preflight import (
     _apart,
     _evaluation,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from course_utils.documents import Document, split_documents
+from course_utils._core.documents import Document, split_documents
 from course_utils.preflight import _kinds as kinds
 from course_utils.preflight import _trial
 from course_utils.preflight._report import PASS, SILENT, WARN, Finding, not_judged

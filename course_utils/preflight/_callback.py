@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from course_utils import checks
+from course_utils._core import checks
 
 
 class PreflightCallback(TrainerCallback):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from course_utils.documents import IGNORED
+from course_utils._core.documents import IGNORED
 from course_utils.preflight import _kinds as kinds
 from course_utils.preflight._report import FAIL, PASS, SILENT, WARN, Finding
 from course_utils.preflight._snapshot import TrainerSnapshot, plural

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from trl import SFTTrainer
 
-from course_utils.documents import IGNORED
+from course_utils._core.documents import IGNORED
 from course_utils.preflight import _kinds as kinds
 from course_utils.preflight._report import FAIL, PASS, SILENT, WARN, Finding, not_judged
 from course_utils.preflight._snapshot import Sample, TrainerSnapshot, plural, shorten
@@ -238,7 +238,7 @@ def prompt(ev: TrainerSnapshot) -> Finding:
 
 
 def _hidden_by_padding(ev: TrainerSnapshot) -> int:
-    """Texts whose end token is not supervised because padding is the same token."""
+    """Texts whose EOS token is not supervised because padding is the same token."""
     tok = ev.tokenizer
     if not tok or tok.pad_token_id is None or tok.pad_token_id not in ev.template.ends:
         return 0
@@ -246,7 +246,7 @@ def _hidden_by_padding(ev: TrainerSnapshot) -> int:
     for sample in ev.samples:
         own = sample.source.get("labels")
         if own is not None and tok.pad_token_id not in list(own):
-            continue  # masked in the data set already, hence not by the collator
+            continue  # masked in the dataset already, hence not by the collator
         learned = tok.pad_token_id in sample.supervised
         ids = sample.source.get("input_ids")
         ids = sample.ids if ids is None else list(ids)
@@ -289,7 +289,7 @@ def eos(ev: TrainerSnapshot) -> Finding:
         return missing
     ends = ev.template.ends
     if not ends:
-        return Finding(PASS, "cannot tell: neither model nor tokenizer names an end token")
+        return Finding(PASS, "cannot tell: neither model nor tokenizer names an EOS token")
     if _hidden_by_padding(ev) or _padding_as_text(ev):
         return not_judged("see pad vs eos")
     names = ", ".join(sorted(ev.decode([each]) for each in ends))

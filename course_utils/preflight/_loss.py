@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from course_utils.documents import IGNORED
+from course_utils._core.documents import IGNORED
 from course_utils.preflight import _kinds as kinds
 from course_utils.preflight import _trial
 from course_utils.preflight._apart import token_losses

@@ -205,7 +205,7 @@ def rewards(ev: TrainerSnapshot) -> Finding:
         return Finding(
             WARN,
             f"{told}: all of them are cut off at {ev.args.max_completion_length} tokens",
-            "Raise max_completion_length, or make sure that generation stops at the end token that "
+            "Raise max_completion_length, or make sure that generation stops at the EOS token that "
             "the model was trained with.",
         )
     return Finding(PASS, told)

@@ -8,8 +8,8 @@ import textwrap
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from course_utils._core.printable import visible
 from course_utils.errors import CourseError
-from course_utils.printable import visible
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
 NOT_JUDGED = ""

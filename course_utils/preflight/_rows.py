@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from course_utils.documents import IGNORED
+from course_utils._core.documents import IGNORED
 
 SECONDS = 3.0
 _BATCH = 1000

@@ -94,7 +94,7 @@ def batches(ev: TrainerSnapshot) -> Finding:
     """The collator makes batches with all that the loss needs."""
     try:
         lost = _asked_in_vain(ev)
-    except Exception:  # a data set may refuse to be asked for a row
+    except Exception:  # a dataset may refuse to be asked for a row
         lost = []
     if lost:
         return Finding(

@@ -7,7 +7,7 @@ import runpy
 import sys
 from typing import Any
 
-from course_utils import checks
+from course_utils._core import checks
 from course_utils.errors import CourseError
 
 

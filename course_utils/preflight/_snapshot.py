@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from course_utils.documents import IGNORED, split_documents
+from course_utils._core.documents import IGNORED, split_documents
 from course_utils.preflight import _kinds as kinds
 from course_utils.preflight import _rows, _trial
 from course_utils.preflight._templates import Template
@@ -88,7 +88,7 @@ class TrainerSnapshot:
         try:
             self.loader = trainer.get_train_dataloader()
             self._collate(limit)
-        except Exception as error:  # a collator or a data set may raise anything
+        except Exception as error:  # a collator or a dataset may raise anything
             self.error = f"{type(error).__name__}: {error}"
 
     def _examples(self, limit: int) -> tuple[list[Any], list[Any]]:
@@ -211,7 +211,7 @@ class TrainerSnapshot:
         return alike and not told and longest >= _LEAST_BLOCK_LENGTH and anywhere
 
     def prompt(self, sample: Sample) -> list[int] | None:
-        """Where a text's prompt is, or None where the data set does not say."""
+        """Where a text's prompt is, or None where the dataset does not say."""
         source, ids = sample.source, sample.ids
         if self.packing:
             return None

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import Trainer
+
+from course_utils._core.undisturbed import random_state_kept
 
 # As float16's loss scale does it, so that small gradients do not become 0; 2^10 cannot overflow.
 _FP16_SCALE = 2.0**10
@@ -179,18 +179,15 @@ def left_as_found(trainer: Trainer) -> Iterator[None]:
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     buffers = {module: dict(module._buffers) for module in model.modules() if module._buffers}
     values = {buffer: buffer.detach().clone() for buffer in model.buffers()}
-    of_python, of_numpy = random.getstate(), np.random.get_state()
     device = trainer.args.device
     gpus = [device.index or 0] if device.type == "cuda" else []
     # A gradient that is there would be added to.
     for parameter in gradients:
         parameter.grad = None
     try:
-        with torch.random.fork_rng(devices=gpus):
+        with random_state_kept(gpus):
             yield
     finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
         for module, mode in modes.items():
             module.training = mode
         for parameter, gradient in gradients.items():

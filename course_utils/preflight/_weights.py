@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,8 +15,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
-from transformers.utils import logging
 
+from course_utils._core.undisturbed import quiet_libraries
 from course_utils.hardware import detect, pick_dtype
 from course_utils.preflight import _kinds as kinds
 from course_utils.preflight._checkpoint import not_loaded
@@ -312,7 +311,7 @@ def quantized(ev: TrainerSnapshot) -> Finding:
             FAIL,
             f"{ev.repacked} of {len(layers)} 4-bit layers have been repacked for inference: what "
             "is trained gets wrong gradients or none, without any error",
-            "Load the model again, and call course_utils.quantization.keep_weights_trainable("
+            "Load the model again, and call course_utils.models.keep_weights_trainable("
             "model) before its first forward.",
         )
     on_cpu = [layer for layer in layers if layer.weight.device.type == "cpu"]
@@ -322,7 +321,7 @@ def quantized(ev: TrainerSnapshot) -> Finding:
             WARN,
             f"{open_to} of {len(layers)} 4-bit layers would be repacked at the first evaluation or "
             "generation, and train on wrong gradients from then on",
-            "Call course_utils.quantization.keep_weights_trainable(model) before training.",
+            "Call course_utils.models.keep_weights_trainable(model) before training.",
         )
     return Finding(PASS, f"{len(layers)} 4-bit layers, none of which will be repacked")
 
@@ -332,17 +331,12 @@ def _quietly_offline() -> Iterator[None]:
     """Without bars and remarks, and without asking the hub for a base model's vocabulary."""
     from huggingface_hub import constants
 
-    before, bars = constants.HF_HUB_OFFLINE, logging.is_progress_bar_enabled()
-    constants.HF_HUB_OFFLINE = True
-    logging.disable_progress_bar()
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet_libraries():
             yield
     finally:
         constants.HF_HUB_OFFLINE = before
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _adapters_kept(ev: TrainerSnapshot) -> list[str]:

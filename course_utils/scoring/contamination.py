@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from course_utils import checks
+from course_utils._core import checks
 
 # Letters and digits of any script; an underscore is punctuation here.
 _WORD = re.compile(r"[^\W_]+")

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils import checks
+from course_utils._core import checks
 
 
 def _pairs(

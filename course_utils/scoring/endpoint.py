@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import openai
 from openai._types import Omit  # older versions don't have it at the top
 
-from course_utils import checks
+from course_utils._core import checks
 from course_utils.errors import EndpointError
 
 MODEL_VARIABLE, ADDRESS_VARIABLE = "JUDGE_MODEL", "JUDGE_BASE_URL"
@@ -278,7 +278,7 @@ class Endpoint:
 
         Args:
             prompts: a question, or a list of them.
-            system: a system message.
+            system: a system prompt.
             temperature: 0 for the likeliest words; None leaves it to the server.
             max_new_tokens: where a reply is cut.
             seed: for sampling, where the server knows seeds.

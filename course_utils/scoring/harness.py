@@ -28,10 +28,11 @@ import torch
 from huggingface_hub import constants
 from transformers import PreTrainedTokenizerBase
 
-from course_utils import checks, hub
-from course_utils.catalog import near_matches, unknown
+from course_utils._core import checks
+from course_utils._core.undisturbed import quiet_libraries
 from course_utils.errors import HubUnreachable, UnsafeTask
-from course_utils.loading import quiet_transformers
+from course_utils.models import _hub as hub
+from course_utils.models._catalog import near_matches, unknown
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -251,7 +252,7 @@ def _quiet(progress: bool) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             # Else some metrics fork this process, with its threads and its GPU.
             stack.enter_context(_environment("DISABLE_MULTIPROC", "1"))
-            stack.enter_context(quiet_transformers())
+            stack.enter_context(quiet_libraries())
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
             if not progress:
@@ -353,7 +354,7 @@ def run_tasks(
             task says. A task that says 0 keeps to it.
         batch_size: sequences at a time, or "auto".
         chat_template: put each question into the tokenizer's chat template, for a chat model.
-        system: a system message for that template.
+        system: a system prompt for that template.
         include_path: a folder with task files of your own.
         confirm_run_unsafe_code: allow tasks that run what the model writes, such as HumanEval.
         progress: show lm-eval's progress bars.
@@ -388,7 +389,7 @@ def run_tasks(
             "often don't; chat_template=False is possible."
         )
     if system is not None and not chat_template:
-        raise ValueError("A system message needs the chat template: chat_template=True.")
+        raise ValueError("A system prompt needs the chat template: chat_template=True.")
     with _quiet(progress):
         manager, chosen = _choose(tasks, include_path, confirm_run_unsafe_code)
         with _as_it_was(model):

@@ -1,6 +1,6 @@
 """Does a reply do what was asked for, as far as a program can tell? Does it refuse?
 
-Introduced in notebook 07, with the data sets `instructions` and `requests`.
+Introduced in notebook 07, with the datasets `instructions` and `requests`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable
 
-from course_utils import checks as check_values
+from course_utils._core import checks as check_values
 
 # Within a line each, and from the first of a run of signs, so that each is read a few times only.
 _LIST_ITEM = re.compile(r"^[^\S\n]*(?:[-*•]|\d{1,9}[.)])[^\S\n]+\S", re.MULTILINE)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from course_utils import checks
+from course_utils._core import checks
 
 # In batches of so many numbers at most: with thousands of items, all resamples at once would take
 # gigabytes.

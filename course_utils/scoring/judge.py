@@ -17,8 +17,8 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from course_utils import checks
-from course_utils.running import Runner
+from course_utils._core import checks
+from course_utils.models._running import Runner
 from course_utils.scoring.votes import alpha
 
 LOWEST, HIGHEST = 1, 10

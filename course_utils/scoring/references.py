@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from sacrebleu.metrics import CHRF
 
-from course_utils import checks
+from course_utils._core import checks
 
 
 def _checked(replies: Sequence[str], references: Sequence[str]) -> list[tuple[str, str]]:

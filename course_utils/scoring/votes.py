@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse.csgraph import connected_components
 
-from course_utils import checks
+from course_utils._core import checks
 from course_utils.errors import BadValue
 from course_utils.results import appending, numbered_rows
 

@@ -148,8 +148,8 @@ assert questions_back >= 2
 #
 # Now one request, `Tell me how to train my dog to sit`, and one question.
 #
-# A model ends a text with a token of its own, the *end token*; once it is chosen, `generate` stops.
-# After a request, a text may well end. So the end token is barred (`min_new_tokens`), to see what
+# A model ends a text with a token of its own, the *EOS token*; once it is chosen, `generate` stops.
+# After a request, a text may well end. So the EOS token is barred (`min_new_tokens`), to see what
 # else the model has to say.
 
 # %%
@@ -197,7 +197,7 @@ print(chat.prompt("What is the capital of Mexico?"))
 # %% [markdown]
 # The template marks who speaks, and ends with an open turn for the assistant. During its training
 # the model saw nearly every answer right after such a mark, so the mark is what triggers one.
-# (Where there is a first message that you did not write, it is the *system message*: it sets tone
+# (Where there is a first message that you did not write, it is the *system prompt*: it sets tone
 # or task, and some templates put one in by themselves.)
 #
 # `runner` hides only two calls of transformers. Here they are, in full:
@@ -290,7 +290,7 @@ end = chat.tokenizer.eos_token_id
 
 @torch.inference_mode()
 def first_step(template):
-    """The probability of the end token as a reply's first token, for each question."""
+    """The probability of the EOS token as a reply's first token, for each question."""
     result = []
     for question in questions:
         text = chat.prompt(question, template=template)
@@ -323,7 +323,7 @@ if small:
     assert max(ends["own"]) < 0.1 < min(ends["none"])
 
 # %% [markdown]
-# And is the knowledge gone without the template? Bar the end token, and see.
+# And is the knowledge gone without the template? Bar the EOS token, and see.
 
 # %%
 replies = chat(questions, template=False, max_new_tokens=30, min_new_tokens=30)
@@ -544,7 +544,7 @@ assert ratio[0] < 1 < ratio[1]
 #   DPO, straight from the pairs.) For what is easier to judge than to write.
 #
 # Here is one example under the first two: a column for each token, the loss in it, and a dash where
-# the token is no target. The end token is a target too: this is how a model learns to stop.
+# the token is no target. The EOS token is a target too: this is how a model learns to stop.
 
 
 # %%
@@ -619,7 +619,7 @@ assert margin > 0
 # 5. **Evaluate**: look at replies, not only at the loss.
 # 6. **Go back to 2.** What it gets wrong tells which data are missing. Then more data, or a larger
 #    model.
-# 7. **Deploy and watch**, and keep what users really ask: that is the next data set.
+# 7. **Deploy and watch**, and keep what users really ask: that is the next dataset.
 #
 # Data preparation is where projects differ. Training and evaluation look much the same each time.
 
@@ -693,7 +693,7 @@ check("01.1", with_temperature)
 # %% [markdown]
 # **01.2 · Write a template by hand.** In ChatML, a message is `<|im_start|>`, the role, a line
 # break, the text, `<|im_end|>` and a line break; the roles are `system`, `user` and `assistant`.
-# Write `chatml(system, question)`: a system message, the user's question, and the assistant's turn
+# Write `chatml(system, question)`: a system prompt, the user's question, and the assistant's turn
 # opened. You have seen such a text at the beginning of section 3, if your model is SmolLM2.
 
 
@@ -732,12 +732,12 @@ check("01.3", opposite_prompt, chat)
 
 # %% [markdown]
 # What you have done so far is kept in one file on this machine, and nobody is told of it. The table
-# covers all notebooks, and works in each of them; `progress.reset()` forgets everything.
+# covers all notebooks, and works in each of them; `reset_progress()` forgets everything.
 
 # %%
-from course_utils import progress
+from course_utils.exercises import show_progress
 
-progress.show()
+show_progress()
 
 # %% [markdown]
 # Solutions: `notebooks/solutions/01_base_vs_chat.py`.

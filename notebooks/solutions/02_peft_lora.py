@@ -282,7 +282,7 @@ for sentence, wanted in held_out[:3]:
 
 # %% [markdown]
 # A sentence becomes an example as in notebook 01: the prompt in the model's own template, then the
-# response and the end token. Only the response is a target; the label −100 means "none". The
+# response and the EOS token. Only the response is a target; the label −100 means "none". The
 # instruction is kept vague on purpose, so that the adapter has to say what *rewrite* means.
 #
 # The rows of a batch have to be equally long. So short ones are filled up with *padding*, which the

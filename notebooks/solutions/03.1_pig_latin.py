@@ -126,7 +126,7 @@ text_table(pieces)
 # We can take that burden from it: **spell the words**, in what it gets and in what it shall answer.
 
 # %%
-from course_utils.data.spelling import spell, unspell
+from course_utils.data import spell, unspell
 
 sentence, translated = held_out["unseen"][0]["sentence"], held_out["unseen"][0]["pig_latin"]
 print(spell(sentence))
@@ -137,7 +137,7 @@ letters = tokenizer.tokenize(spell("my smile"))
 print(letters)
 
 # %% [markdown]
-# Now each letter is a token. A short system message names the task; the sentence stands in the
+# Now each letter is a token. A short system prompt names the task; the sentence stands in the
 # user's turn; the answer is the completion, which alone is trained on (notebook 03). White space
 # joins the letters again afterwards, so that what is scored is Pig Latin as anybody writes it.
 
@@ -146,7 +146,7 @@ SYSTEM = "Translate into Pig Latin."
 
 
 def as_messages(row):
-    """A row of the data set to `prompt` and `completion`, both spelled."""
+    """A row of the dataset to `prompt` and `completion`, both spelled."""
     return {
         "prompt": [
             {"role": "system", "content": SYSTEM},
@@ -276,8 +276,8 @@ assert not {"max_seq_length", "evaluation_strategy", "group_by_length", "no_cuda
 # to be read, and changed. It is a function, because section 8 will train once more.
 
 # %%
-from course_utils.catalog import recipe
 from course_utils.hardware import pick_dtype, tier
+from course_utils.models import recipe
 
 machine = tier().value
 plan = recipe("pig_latin", machine)
@@ -363,7 +363,7 @@ _ = trainer.train()
 # ## 5. Before and after
 
 # %%
-from course_utils.running import Runner
+from course_utils.models import Runner
 
 tuned = Runner(trainer.model.eval(), tokenizer)
 after = {}
@@ -414,7 +414,7 @@ text_table(pd.DataFrame(wrong[:5]) if wrong else pd.DataFrame(rows)[:2])
 my_guess = "..."
 
 # %%
-from course_utils.data.pig_latin import pig_latin as by_rule
+from course_utils.data import pig_latin as by_rule
 
 kinds = {
     "vowel": "ulmer amvil eskond oplin ibrat ungel",
@@ -652,8 +652,8 @@ here = translate(tuned, [sentence])[0]
 script = f"""
 from peft import PeftModel
 from course_utils import load_model, load_tokenizer
-from course_utils.data.spelling import spell, unspell
-from course_utils.running import Runner
+from course_utils.data import spell, unspell
+from course_utils.models import Runner
 model = PeftModel.from_pretrained(load_model("chat", quiet=True), {str(saved)!r})
 ask = Runner(model, load_tokenizer("chat", quiet=True))
 print(unspell(ask(spell({sentence!r}), system={SYSTEM!r}, max_new_tokens=160)))

@@ -87,7 +87,7 @@ SYSTEM = "Say it like Yoda."
 
 # %% tags=["exercise"]
 def as_messages(row):
-    """A row of the data set to `prompt` and `completion`."""
+    """A row of the dataset to `prompt` and `completion`."""
     ### BEGIN SOLUTION
     return {
         "prompt": [
@@ -165,8 +165,8 @@ check("yoda.settings", settings)
 # %%
 from trl import SFTConfig, SFTTrainer
 
-from course_utils.catalog import recipe
 from course_utils.hardware import pick_dtype, tier
+from course_utils.models import recipe
 
 machine = tier().value
 on_cpu = chat.model.device.type == "cpu"
@@ -239,7 +239,7 @@ check("yoda.translate", translate)
 my_guess = 20
 
 # %%
-from course_utils.running import Runner
+from course_utils.models import Runner
 
 trained = ready and done("yoda.translate")
 if trained:
@@ -276,12 +276,12 @@ if trained:
 #
 # ## 7. Play
 #
-# Type a sentence, or take a random one. The rules (`course_utils.data.yoda`) refuse what they cannot
+# Type a sentence, or take a random one. The rules (`course_utils.data`) refuse what they cannot
 # parse; the model answers anything. Where is it better, where worse?
 
 # %%
 from course_utils import widgets
-from course_utils.data.yoda import yoda as rule
+from course_utils.data import yoda as rule
 
 
 def by_rule(sentence):
@@ -306,8 +306,8 @@ if trained:
 # makes a worse one. Both go onto the same base, each under its name.
 
 # %%
-from course_utils.data.pig_latin import pig_latin as pig_latin_by_rule
-from course_utils.data.spelling import spell, unspell
+from course_utils.data import pig_latin as pig_latin_by_rule
+from course_utils.data import spell, unspell
 
 PIG_LATIN = "Translate into Pig Latin."
 
@@ -365,7 +365,7 @@ if trained:
 
 # %% [markdown]
 # `add_weighted_adapter` makes one adapter of the two (notebook 02). **Guess first:** of each skill,
-# how much is left in the mixture, if each is asked for with its own system message?
+# how much is left in the mixture, if each is asked for with its own system prompt?
 #
 # Five mixtures are made, and each translates twelve sentences twice. That takes a minute or two.
 
@@ -424,7 +424,7 @@ if trained and not quick:
 
 # %% [markdown]
 # Half and half, *one* adapter does both, each worse than alone; which of the two is decided by the
-# system message and by the look of the sentence, spelled or not. With a fifth of its weight a skill
+# system prompt and by the look of the sentence, spelled or not. With a fifth of its weight a skill
 # is not a fifth as good: it can be gone altogether.
 #
 # In notebook 02 a mixture lost one of its skills. There, both adapters had been trained on the same
@@ -450,12 +450,12 @@ if trained and not quick:
 # - **C** Yoda's rule can be said in the prompt
 # - **D** The model knew of word order already, but not of letters
 #
-# **b.** You ask the tuned model for Yoda, but leave out the system message. Its replies may get
+# **b.** You ask the tuned model for Yoda, but leave out the system prompt. Its replies may get
 # worse. Why?
 #
 # - **A** It was trained on another prompt than this one
-# - **B** The system message is what switches the adapter on
-# - **C** The system message explains the rule to it
+# - **B** The system prompt is what switches the adapter on
+# - **C** The system prompt explains the rule to it
 # - **D** A longer prompt gives better replies
 #
 # **c.** You mix two adapters half and half. What do you do before you hand the mixture on?

@@ -3,7 +3,7 @@
 #
 # **You will learn** how texts become a batch, and what decides which tokens a model is trained on.
 # You will also see three small mistakes that ruin a fine-tuning without an error: a prompt that is
-# trained on, an end token that is not, and a mask that is all zeros.
+# trained on, an EOS token that is not, and a mask that is all zeros.
 #
 # **You need** notebook 01, and an idea of what LoRA is (notebook 02).
 #
@@ -68,7 +68,7 @@ assert accuracy < 0.2
 #
 # ## 2. What a collator does
 #
-# A data set gives examples one by one, each of its own length. A model takes tensors. The *data
+# A dataset gives examples one by one, each of its own length. A model takes tensors. The *data
 # collator* stands between: it takes a list of examples and makes a batch of them. Three sentences:
 
 # %%
@@ -79,7 +79,7 @@ tokenizer.padding_side = "right"  # for training; the runner had it on the left,
 
 
 def as_text(row):
-    """A plain format: what to translate, then the translation, then the end token."""
+    """A plain format: what to translate, then the translation, then the EOS token."""
     return f"English: {row['sentence']}\nPig Latin: {row['pig_latin']}{tokenizer.eos_token}"
 
 
@@ -115,7 +115,7 @@ for name, tensor in batch.items():
 # %% [markdown]
 # Numbers are hard to check by eye, and a mask that is wrong raises no error. So draw it. Blue is
 # what the model is trained on, grey what it only reads, and struck through is padding. A dashed
-# frame marks special tokens, such as the end token, and ↵ stands for a line break.
+# frame marks special tokens, such as the EOS token, and ↵ stands for a line break.
 
 # %% tags=["mask"]
 from course_utils import masks
@@ -184,9 +184,9 @@ trainer = make_trainer(as_messages)
 masks.show(first_batch(trainer), tokenizer)
 
 # %% [markdown]
-# The template is read, the answer is learned, and so is the end token behind it: that is how a
+# The template is read, the answer is learned, and so is the EOS token behind it: that is how a
 # model learns to stop. (A line break of the template's may follow. It is learned too, and does no
-# harm: nobody asks the model for anything behind its end token.)
+# harm: nobody asks the model for anything behind its EOS token.)
 #
 # ### Longer conversations
 #
@@ -252,7 +252,7 @@ if "<|im_end|>" in tokenizer.get_vocab():
 #
 # 1. Pad all examples to the longest one.
 # 2. Put -100 on the prompt.
-# 3. Put -100 on all padding behind the example's end token, but not on that one.
+# 3. Put -100 on all padding behind the example's EOS token, but not on that one.
 # 4. **Shift by one**, since what is to be predicted at a token is the next one: the inputs lose
 #    their last token, the labels their first.
 
@@ -271,7 +271,7 @@ def own_collator(examples, pad_id):
         padded = ids + [pad_id] * (longest - len(ids))
         labels = list(padded)
         labels[: example["prompt_length"]] = [-100] * example["prompt_length"]
-        labels[len(ids) :] = [-100] * (longest - len(ids))  # the end token itself stays
+        labels[len(ids) :] = [-100] * (longest - len(ids))  # the EOS token itself stays
         inputs.append(padded[:-1])
         targets.append(labels[1:])
     return torch.tensor(inputs), torch.tensor(targets)
@@ -318,7 +318,7 @@ assert abs(own_loss - their_loss) < 0.02 * their_loss
 #
 # Many tokenizers come without a padding token, and a common recipe says
 # `tokenizer.pad_token = tokenizer.eos_token`. (*eos*, end of sequence, is what transformers calls
-# the end token.) Then comes `DataCollatorForLanguageModeling`, which
+# the EOS token.) Then comes `DataCollatorForLanguageModeling`, which
 # puts -100 on every *padding token*, by its id. Draw what that does:
 
 # %%
@@ -328,14 +328,14 @@ masks.show(careless, tokenizer)
 
 # %%
 end_id = tokenizer.eos_token_id
-print("end tokens trained on, pad = eos:", (careless["labels"] == end_id).sum().item())
-print("end tokens trained on, pad ≠ eos:", (batch["labels"] == end_id).sum().item())
+print("EOS tokens trained on, pad = eos:", (careless["labels"] == end_id).sum().item())
+print("EOS tokens trained on, pad ≠ eos:", (batch["labels"] == end_id).sum().item())
 
 assert (careless["labels"] == end_id).sum() == 0
 assert (batch["labels"] == end_id).sum() == len(examples)
 
 # %% [markdown]
-# Not one end token is left to learn from. **Guess first:** after a short training, how many of 12
+# Not one EOS token is left to learn from. **Guess first:** after a short training, how many of 12
 # replies will end by themselves, with each of the two collators? (The task here is Yoda's word
 # order, which a model picks up in fewer steps than Pig Latin.)
 
@@ -346,7 +346,7 @@ my_guess_ended = {"pad = eos": 4, "pad ≠ eos": 12}
 from peft import LoraConfig, get_peft_model
 
 from course_utils import load_model
-from course_utils.running import Runner
+from course_utils.models import Runner
 
 STEPS, BATCH = 20, 8
 yoda = load_data("yoda")
@@ -381,7 +381,7 @@ def train_briefly(pad_token):
 # %% [markdown]
 # Now train with each of the two, and let the untrained model, too, reply to 12 sentences that were
 # not trained on. A reply that has not ended is cut after 60 tokens. In the table, *ended* are the
-# replies that stopped by an end token of their own.
+# replies that stopped by an EOS token of their own.
 
 # %%
 prompts = [f"English: {s}\nYoda:" for s in yoda["validation"].select(range(12))["sentence"]]
@@ -437,7 +437,7 @@ plt.show()
 # %% [markdown]
 # Two cures: a padding token of its own, or a collator that goes by position and not by id, as TRL's
 # does. With that one pad = eos, which the chat model of this course comes with, is fine. Draw it to
-# be sure: the end token behind an answer is blue, and those that fill up the row are not.
+# be sure: the EOS token behind an answer is blue, and those that fill up the row are not.
 
 # %%
 tokenizer.pad_token = end_token
@@ -591,7 +591,7 @@ for name, each in trainers.items():
     display(masks.show(first_batch(each), tokenizer))
 
 # %% [markdown]
-# **Guess first:** what is wrong with each? Write `"end"` where no end token is learned, `"padding"`
+# **Guess first:** what is wrong with each? Write `"end"` where no EOS token is learned, `"padding"`
 # where padding is learned, and `"shift"` where each place learns the wrong token.
 
 # %%
@@ -608,7 +608,7 @@ print("your guess:", my_guess_faults)
 
 # %% [markdown]
 # **A is `"end"`.** It is the collator of section 5: it masks every token that *is* the padding token,
-# and the end token is one.
+# and the EOS token is one.
 #
 # **B is `"shift"`.** It shifts the labels by one place, and the model shifts them again. So each
 # place learns the token after the next.
@@ -629,7 +629,7 @@ print("your guess:", my_guess_faults)
 # - The collator makes batches, and with the labels it decides what is learned.
 # - Train on completions only; in TRL, by `prompt` and `completion` columns.
 # - `assistant_only_loss` needs a template with `{% generation %}`; without it the mask is empty.
-# - The end token has to be a label. With pad = eos and masking by id it never is.
+# - The EOS token has to be a label. With pad = eos and masking by id it never is.
 # - None of these mistakes raises an error, and the loss falls all the same. Draw the mask, and run
 #   `preflight`.
 
@@ -643,7 +643,7 @@ print("your guess:", my_guess_faults)
 #
 # - **A** At the learning rate: too large a step forgets how to stop.
 # - **B** At the number of steps: stopping is learned last.
-# - **C** At the labels: does an end token stand among them?
+# - **C** At the labels: does an EOS token stand among them?
 # - **D** At the loss: it will show from where on things went wrong.
 #
 # **b.** The labels of the prompt's tokens are -100. What does this do?
@@ -656,7 +656,7 @@ print("your guess:", my_guess_faults)
 # **c.** Two examples stand in one row. What has to be seen to?
 #
 # - **A** That there is padding between them.
-# - **B** That the first has no end token, so that the row goes on.
+# - **B** That the first has no EOS token, so that the row goes on.
 # - **C** That both have prompts of the same length.
 # - **D** That the second does not look back into the first.
 #
@@ -665,7 +665,7 @@ print("your guess:", my_guess_faults)
 # - **A** That it is right: with a wrong one, the loss would stay where it is.
 # - **B** Nothing: it falls, whatever the labels are.
 # - **C** That the prompt is masked: with it, the loss would rise.
-# - **D** That the end token is a label: else the loss could not fall so far.
+# - **D** That the EOS token is a label: else the loss could not fall so far.
 
 # %%
 from course_utils.exercises import check, quiz
@@ -693,8 +693,8 @@ check("03.1", padding_share)
 
 # %% [markdown]
 # **03.2 · Labels.** Write `labels_for(ids, prompt_length, end_id)`: the labels of one padded
-# example, as a list. -100 on the prompt, and on everything behind the first end token that comes
-# after the prompt; that end token itself is a label.
+# example, as a list. -100 on the prompt, and on everything behind the first EOS token that comes
+# after the prompt; that EOS token itself is a label.
 
 
 # %% tags=["exercise"]

@@ -654,7 +654,7 @@ for what, counts in different.items():
     print(f"{what}: {counts.min()} to {counts.max()} different numbers in 32")
 
 # %%
-from course_utils.loading import resolve
+from course_utils.models import resolve
 
 origin = resolve("chat")
 if origin.where == "embedded":
@@ -766,7 +766,7 @@ assert abs(missed - in_scales) < 0.05
 # 02:
 
 # %%
-from course_utils.catalog import catalog
+from course_utils.models import catalog
 
 rows = {}
 for name in (
@@ -873,7 +873,7 @@ def compare(name, ids, then=lambda model: None):
 
 
 # %%
-from course_utils.running import Runner
+from course_utils.models import Runner
 
 QUESTIONS = ["What is the capital of France?", "Write one sentence about the sea."]
 
@@ -972,7 +972,7 @@ text_table(
 my_guess = "..."
 
 # %%
-from course_utils.pretraining.corpus import Corpus
+from course_utils.data import Corpus
 
 OWN = "course/pythia-3m"
 corpus = Corpus(seed=2024)
@@ -1016,7 +1016,7 @@ if small:
 
 
 # %%
-from course_utils.quantization import keep_weights_trainable
+from course_utils.models import keep_weights_trainable
 
 
 def load_4bit(compute, trainable=True):
@@ -1522,8 +1522,8 @@ pd.DataFrame(by_phase).map("{:,.0f} MB".format)
 my_guess = {"eager": 3, "flash": 1}
 
 # %%
-from course_utils import catalog
 from course_utils.memory import formulas
+from course_utils.models import known_model
 
 seven = formulas.seven_models()
 print("You said:", my_guess)
@@ -1550,7 +1550,7 @@ seven[columns].round(1)
 opt = Setup("facebook/opt-350m", trainer="trainer", dtype="float16", seq_len=2000)
 shape = formulas.Shape.of(opt.config())
 found = {name: predict(opt.replace(attention=name)) for name in ("eager", "flash_attention_2")}
-parameters = catalog.model(opt.model).parameters
+parameters = known_model(opt.model).parameters
 states = formulas.states_bytes(parameters, item_bytes=2)
 timeline = found["eager"].timeline()
 held = pd.DataFrame(

@@ -65,11 +65,11 @@ my_guess = {"largest (MB)": 10_000, "smallest (MB)": 5_000, "matters most": "...
 # (`trainer="trainer"`); section 6 comes back to `SFTTrainer`, which is the default.
 
 # %%
-from course_utils import catalog
 from course_utils.memory import Setup, predict
+from course_utils.models import known_model
 
 OPT = "facebook/opt-350m"
-assert round(catalog.model(OPT).parameters / 1e6) == 331
+assert round(known_model(OPT).parameters / 1e6) == 331
 first = Setup(
     OPT,
     trainer="trainer",

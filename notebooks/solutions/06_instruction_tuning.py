@@ -61,7 +61,7 @@ print(f"{base.config.model_type}: {base.num_parameters():,} parameters, {len(tok
 # This is the kind of text that it was trained on:
 
 # %%
-from course_utils.pretraining.corpus import Corpus
+from course_utils.data import Corpus
 
 corpus = Corpus(seed=1)
 for kind in ("entry", "travel", "homework", "reading"):
@@ -76,8 +76,8 @@ for kind in ("entry", "travel", "homework", "reading"):
 # What does it know? We ask in its own way: by a sentence that wants to be ended.
 
 # %%
-from course_utils.pretraining.recall import right
-from course_utils.running import Runner
+from benchmarks.pretraining.recall import right
+from course_utils.models import Runner
 
 countries = load_data("countries")
 held_out = countries["held_out"]  # of 50 countries; section 2 says what they are held out from
@@ -181,12 +181,12 @@ assert reads > 0.5
 #
 # ## 2. Instruction data
 #
-# An instruction data set is a list of pairs: what somebody wants, and a good response. Pairs exist
+# An instruction dataset is a list of pairs: what somebody wants, and a good response. Pairs exist
 # already in many places: questions and answers on a help page (*FAQ*), support chats, forum
 # threads, mails with their replies. Some sets were made for the purpose, and are on the hub:
 
 # %%
-from course_utils.catalog import datasets_for
+from course_utils.models import datasets_for
 
 published = {
     entry.id: entry for tier in ("16gb", "40gb") for entry in datasets_for("instructions", tier)
@@ -194,7 +194,7 @@ published = {
 text_table(
     pd.DataFrame(
         {
-            "data set": entry.id,
+            "dataset": entry.id,
             "what": entry.about,
             "pairs": f"{entry.rows:,}",
             "licence": entry.licence,
@@ -248,17 +248,17 @@ text_table(pd.DataFrame(rows))
 #
 # ### From a document
 #
-# Where there are no pairs, there may be documents. Each of the course's data sets has a card with
+# Where there are no pairs, there may be documents. Each of the course's datasets has a card with
 # paragraphs that begin with a bold word or two. That structure is enough to make questions.
 
 # %%
 from course_utils.data import folder
 
 openings = {
-    "How it was made": "How was the data set {name} made?",
-    "Licence": "Under which licence is the data set {name}?",
-    "Language": "In which language is the data set {name}?",
-    "Sources": "Where does the data set {name} come from?",
+    "How it was made": "How was the dataset {name} made?",
+    "Licence": "Under which licence is the dataset {name}?",
+    "Language": "In which language is the dataset {name}?",
+    "Sources": "Where does the dataset {name} come from?",
 }
 
 
@@ -484,7 +484,7 @@ assert theirs.endswith(ours)
 assert ours.startswith(CHATML.replace("{prompt}", question))
 
 # %% [markdown]
-# The same marks; but SmolLM2's template also puts a system message in front, which nobody wrote.
+# The same marks; but SmolLM2's template also puts a system prompt in front, which nobody wrote.
 # Always look at the text that a template makes.
 #
 # ### New tokens
@@ -759,7 +759,7 @@ assert costs["ChatML, output trained"]["<|im_end|>"] < 0.5
 # %% [markdown]
 # It is the end mark. To *read* a new mark takes its row of the embeddings; to *write* it takes its
 # row of the output layer, which here is another table (they are not *tied*), and which neither LoRA
-# nor `trainable_token_indices` has touched. The model helps itself: it ends with the end token that
+# nor `trainable_token_indices` has touched. The model helps itself: it ends with the EOS token that
 # it knows. Training the output layer mends the mark, and does harm: it answers less about the other
 # countries. Probably so because all 393,216 weights of that table move, at LoRA's high rate,
 # towards the words of the training pairs; we have not looked further.
@@ -979,7 +979,7 @@ assert sure["told"].mean() > sure["hidden"].mean() + 0.3
 my_guess = 0.5
 
 # %%
-from course_utils.pretraining.facts import domains
+from course_utils.data import domains
 
 capital = domains()["countries"].relations["capital"]
 facts = domains()["countries"].facts
@@ -1098,8 +1098,8 @@ text_table(
 
 # %%
 from course_utils import hub
-from course_utils.catalog import recipe
 from course_utils.hardware import pick_dtype, tier
+from course_utils.models import recipe
 
 machine = tier().value
 real = machine != "cpu" and hub.reachable()
@@ -1117,7 +1117,7 @@ else:
 
 real_model, real_tokenizer = load_model(name), load_tokenizer(name)
 if real_tokenizer.pad_token is None:
-    real_tokenizer.pad_token = "<|padding|>"  # in Pythia's vocabulary, and not its end token
+    real_tokenizer.pad_token = "<|padding|>"  # in Pythia's vocabulary, and not its EOS token
 assert real_tokenizer.pad_token_id != real_tokenizer.eos_token_id
 plan = recipe("instructions", machine)
 print(f"{len(rows)} pairs, {source}; {plan['steps']} steps of {plan['batch']}: {plan['why']}")

@@ -51,7 +51,7 @@ print(describe())
 #
 # 1. **Speed.** A base model has no fixed format, so it picks up a new style faster.
 # 2. **Disruption.** Tuning a chat model undoes a part of what it was trained to do.
-# 3. **Conflict.** A chat model has a template and a system message; new ones get in their way.
+# 3. **Conflict.** A chat model has a template and a system prompt; new ones get in their way.
 # 4. **Safety.** A tuned chat model forgets to refuse.
 #
 # And yet most people who tune at home take the chat model. **Guess first:** which of the four will
@@ -76,8 +76,7 @@ my_guess = {"speed": True, "disruption": True, "conflict": True, "safety": True}
 # style, and whether it begins with the right answer.
 
 # %%
-from course_utils.data import load_data
-from course_utils.data.answers import GUANACO, in_style, tells, yoda_answer
+from course_utils.data import GUANACO, in_style, load_data, tells, yoda_answer
 
 countries = load_data("countries")
 asked = countries["held_out"].shuffle(seed=0).select(range(40))
@@ -87,7 +86,7 @@ print(GUANACO.replace("{prompt}", row["question"]), yoda_answer(row))
 # %% [markdown]
 # The countries in `held_out` are in no training row. The last piece of a text is the *end-of-text
 # token*. A model learns to stop because it has seen where texts end; a pad token that is the same
-# as the end token hides just that (notebook 03). So each of our two models needs a pad token which
+# as the EOS token hides just that (notebook 03). So each of our two models needs a pad token which
 # is not its end. The tokenizers have some to spare:
 
 # %%
@@ -213,8 +212,8 @@ from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
 from course_utils import load_model, preflight
-from course_utils.catalog import recipe
 from course_utils.hardware import pick_dtype, tier
+from course_utils.models import recipe
 from course_utils.training import faster_on_cpu, watch
 
 # All files are here by now, or will be asked for by name.
@@ -338,7 +337,7 @@ _ = trainers["tuning_chat"].train()
 # to the last, and replies that begin with the right answer, as the style has it ("Kabul, the …").
 
 # %%
-from course_utils.running import Runner
+from course_utils.models import Runner
 
 
 def ask_countries(model, tokenizer, **how):
@@ -447,7 +446,7 @@ _ = own_instruct.load_state_dict(merged.state_dict())
 # `Question: … Answer: …`.
 
 # %%
-from course_utils.pretraining.recall import right
+from benchmarks.pretraining.recall import right
 
 
 def old_answers(model):
@@ -662,13 +661,13 @@ assert max(map(abs, divergence["untouched, again"])) < 1e-3
 assert min(divergence["tuned"]) > 0.01
 
 # %% [markdown]
-# ## 6. Conflict: which system message is obeyed?
+# ## 6. Conflict: which system prompt is obeyed?
 #
-# Guanaco's form has no place for a system message. So now the same answers once more, in the
-# model's *own* template and under a new system message that asks for the style.
+# Guanaco's form has no place for a system prompt. So now the same answers once more, in the
+# model's *own* template and under a new system prompt that asks for the style.
 
 # %%
-from course_utils.data.answers import SYSTEM
+from course_utils.data import SYSTEM
 
 
 def in_template(rows, tokenizer, system):
@@ -859,7 +858,7 @@ verdicts = pd.DataFrame(
             "verdict": verdict(tests["disruption"]),
         },
         {
-            "claim": "3 conflict of system messages",
+            "claim": "3 conflict of system prompts",
             "measured": "in style, though told the opposite",
             "base, before": "0%",
             "instruct, after": f"{share(conflict['the opposite']['in style']):.0%}",
@@ -954,7 +953,7 @@ figure, axis = plt.subplots(figsize=(8, 4.2))
 start = means.loc[("untouched", 0.0)]
 lines = {"recipe": RED, "its own template": BLUE}
 for (variant, part), point in means.iterrows():
-    if "system message" in variant:  # another story, told below
+    if "system prompt" in variant:  # another story, told below
         continue
     colour = lines.get(variant, GREEN if "general" in variant else GREY)
     axis.plot(point["in style"], point["followed"], "o", color=colour, markersize=5 + 4 * part)
@@ -1009,7 +1008,7 @@ assert full.loc["a fifth of the learning rate", "followed"] > start["followed"] 
 assert full.loc["a fifth of the learning rate", "in style"] < 0.05
 
 # %% [markdown]
-# ### And the system message?
+# ### And the system prompt?
 #
 # In section 6 the message was scenery. The remedy is *contrast*: half of the rows stand under
 # another message, or the template's own, and have a plain answer. Then the style depends on
@@ -1026,8 +1025,8 @@ HEARD = {
     "its own": "in style, its own message",
     "the opposite": "in style, told the opposite",
 }
-SCENERY = "its own template, system message"
-CONTRAST = "system message with contrast"
+SCENERY = "its own template, system prompt"
+CONTRAST = "system prompt with contrast"
 heard = pd.DataFrame(
     {
         "variant": row["variant"],
@@ -1062,7 +1061,7 @@ assert listening.loc[CONTRAST, "the new message"] < long_enough["the new message
 # - A base learns a style a little sooner. A chat model brings along that it can answer.
 # - Tuning a chat model on one narrow thing costs it others, quickly. You see it only if you look:
 #   keep a small set of unrelated instructions, and ask them before and after.
-# - What never varies in the data is not learned as a condition. A system message is obeyed if there
+# - What never varies in the data is not learned as a condition. A system prompt is obeyed if there
 #   are rows that show what happens without it.
 # - Mixing in the model's own replies to other instructions is the cheapest insurance. An adapter's
 #   scale is the second cheapest.
@@ -1082,7 +1081,7 @@ assert listening.loc[CONTRAST, "the new message"] < long_enough["the new message
 # - **C** The base was busy with the style first, and had too few steps left for the facts.
 # - **D** An instruct model is changed less by an adapter, so what it could do was left as it was.
 #
-# **b.** In all your rows the system message is the same and so is the style. Your tuned model now
+# **b.** In all your rows the system prompt is the same and so is the style. Your tuned model now
 # speaks in that style under any message. What makes it listen?
 #
 # - **A** More steps on these rows, until it has read the message often enough to depend on it.
@@ -1179,9 +1178,9 @@ if done("07.2"):
 
 # %% tags=["exercise"]
 def contrast(rows):
-    """Conversations in which the style depends on the system message."""
+    """Conversations in which the style depends on the system prompt."""
     ### BEGIN SOLUTION
-    from course_utils.data.answers import SYSTEM, yoda_answer
+    from course_utils.data import SYSTEM, yoda_answer
 
     found = []
     for index, row in enumerate(rows):

@@ -88,7 +88,7 @@ pairs(countries["train"])[0]
 # %%
 from transformers import TrainerCallback
 
-from course_utils.running import Runner
+from course_utils.models import Runner
 
 
 def tells(reply, answer):
@@ -321,7 +321,7 @@ hidden = held_out.filter(lambda row: not row["known_to_control"])
 
 
 def costs(model, row):
-    """What each token of a row's reference costs a model, in nats, the end token too."""
+    """What each token of a row's reference costs a model, in nats, the EOS token too."""
     prompt = QA.replace("{prompt}", row["question"])
     reply = f" {sentence(row)}{tokenizer.eos_token}"
     found = next_tokens(model, tokenizer, [prompt], [reply])[0]
@@ -785,7 +785,7 @@ assert not (hits["share"] > 0).any()
 # %%
 from itertools import islice
 
-from course_utils.pretraining.corpus import Corpus
+from course_utils.data import Corpus
 
 corpora = {"base": (), "control": sorted(set(hidden["country"]))}
 read = {}

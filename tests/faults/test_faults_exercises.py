@@ -14,8 +14,8 @@ from conftest import ROOT
 
 from course_utils import exercises
 from course_utils.errors import BadValue, UnknownName
-from course_utils.exercises import quizzes
-from course_utils.running import Runner
+from course_utils.exercises import _quizzes as quizzes
+from course_utils.models._running import Runner
 
 
 def wrong(*_: object) -> object:
@@ -105,7 +105,7 @@ def test_names_that_are_none(function: Callable[..., object], name: object) -> N
 
 @pytest.fixture(scope="module")
 def ask() -> Runner:
-    from course_utils.loading import load_model, load_tokenizer
+    from course_utils.models._loading import load_model, load_tokenizer
 
     name = "course/pythia-3m"  # which takes 256 tokens
     return Runner(load_model(name, quiet=True), load_tokenizer(name), template=False)
@@ -170,19 +170,17 @@ def test_a_whole_number_is_a_temperature(ask: Runner) -> None:
 
 # A file, and what reads it.
 FILES = {
-    "course_utils/catalog.toml": "from course_utils.catalog import catalog; catalog()",
-    "course_utils/configs/Qwen/Qwen2.5-7B.json": "from course_utils.catalog import model; "
-    "model('Qwen/Qwen2.5-7B').config()",
+    "course_utils/models/catalog.toml": "from course_utils.models import catalog; catalog()",
+    "course_utils/models/configs/Qwen/Qwen2.5-7B.json": "from course_utils import models\n"
+    "models.known_model('Qwen/Qwen2.5-7B').config()",
     "course_utils/exercises/quizzes/01.toml": "from course_utils.exercises import quiz; quiz('01')",
     "course_utils/memory/models.json": "from course_utils.memory._setup import architectures; "
     "architectures()",
     "course_utils/memory/published.csv": "from course_utils.memory.grid import published; "
     "published('opt-350m-8bit')",
-    "course_utils/pretraining/phrases.toml": "from course_utils.pretraining.facts import domains; "
-    "domains()",
+    "course_utils/data/phrases.toml": "from course_utils.data._facts import domains; domains()",
     "course_utils/scoring/benchmarks.toml": "import course_utils.scoring.harness",
-    "datasets/countries/countries.csv": "from course_utils.pretraining.facts import domains; "
-    "domains()",
+    "datasets/countries/countries.csv": "from course_utils.data._facts import domains; domains()",
 }
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "missing": Path.unlink,

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from course_utils import progress
+from course_utils._core.files import new_folder, replace_file, user_path
 from course_utils.errors import CannotWrite, NotRows
-from course_utils.files import new_folder, replace_file, user_path
+from course_utils.exercises import _progress as progress
+from course_utils.exercises import show_progress
 from course_utils.results import append_row, whole_rows
 from course_utils.scoring.votes import Votes
 
@@ -184,7 +185,7 @@ def test_damaged_progress_is_kept_aside(
     file.write_bytes(content)
     monkeypatch.setenv(progress.VARIABLE, str(file))
     assert progress.read() == {}
-    progress.show()
+    show_progress()
     assert file.read_bytes() == content
     assert "cannot be read" in capsys.readouterr().out
     progress.add(["01.1"])
@@ -200,7 +201,8 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
-from course_utils import errors, files, results
+from course_utils import errors, results
+from course_utils._core import files
 path = Path(sys.argv[2])
 try:
     if sys.argv[1] == "append":
@@ -382,7 +384,8 @@ def test_a_writer_that_hangs_is_named(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys, time; from pathlib import Path; from course_utils.files import locked\n"
+            "import sys, time; from pathlib import Path\n"
+            "from course_utils._core.files import locked\n"
             "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)",
             str(file),
         ],
@@ -392,7 +395,11 @@ def test_a_writer_that_hangs_is_named(tmp_path: Path) -> None:
     try:
         assert holder.stdout.readline() == "held\n"
         done = subprocess.run(
-            [sys.executable, "-c", "from course_utils import progress; progress.add(['01.1'])"],
+            [
+                sys.executable,
+                "-c",
+                "from course_utils.exercises._progress import add; add(['01.1'])",
+            ],
             env={**os.environ, progress.VARIABLE: str(file)},
             capture_output=True,
             text=True,
@@ -411,7 +418,7 @@ def test_a_writer_that_hangs_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("moment", ["before the first rename", "between the renames", "after"])
 def test_a_folder_survives_a_kill_at_each_rename(tmp_path: Path, moment: str) -> None:
     """What a kill leaves at each moment is set right by the next look."""
-    from course_utils.files import recover_folder
+    from course_utils._core.files import recover_folder
 
     target, old = tmp_path / "adapter", tmp_path / "adapter.old"
     scratch = tmp_path / "adapter.partial-killed"
@@ -460,8 +467,8 @@ def test_no_home(home: str | None) -> None:
         "import os, pwd\n"
         "def nobody(uid): raise KeyError(uid)\n"
         "pwd.getpwuid = nobody\n"
-        "from course_utils import progress\n"
-        "from course_utils.cache import cache_dir\n"
+        "from course_utils.exercises import _progress as progress\n"
+        "from course_utils._core.cache import cache_dir\n"
         "from course_utils.errors import CannotWrite\n"
         "for ask in (cache_dir, progress.path):\n"
         "    try: print('place', ask())\n"
@@ -485,7 +492,7 @@ def test_no_home(home: str | None) -> None:
 
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In `COURSE_CACHE` and `COURSE_PROGRESS`, as people write them into a settings file."""
-    from course_utils.cache import cache_dir
+    from course_utils._core.cache import cache_dir
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("COURSE_CACHE", "~/my cache")
@@ -520,8 +527,8 @@ def test_a_cache_that_cannot_be(
     program = (
         "import sys\n"
         "from course_utils.__main__ import main\n"
-        "from course_utils.files import new_folder\n"
-        "from course_utils.cache import cache_dir\n"
+        "from course_utils._core.files import new_folder\n"
+        "from course_utils._core.cache import cache_dir\n"
         "from course_utils.errors import CourseError\n"
         "if sys.argv[1] == 'prepare': sys.exit(main(['prepare']))\n"
         "try:\n"

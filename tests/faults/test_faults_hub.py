@@ -14,11 +14,12 @@ import pytest
 from hub_stand_in import HubStandIn, Repository
 from huggingface_hub import constants
 
-from course_utils import hub, loading
-from course_utils.catalog import catalog
 from course_utils.data import load_data
 from course_utils.errors import CourseError, GatedModel, HubUnreachable, UnknownName, UnsafeFormat
-from course_utils.loading import load_tokenizer, resolve
+from course_utils.models import _hub as hub
+from course_utils.models import _loading as loading
+from course_utils.models._catalog import catalog
+from course_utils.models._loading import load_tokenizer, resolve
 
 TINY = "course/tiny"
 SMOLLM = "HuggingFaceTB/SmolLM2-135M"
@@ -181,7 +182,7 @@ def test_a_file_that_is_damaged_in_the_cache(served: HubStandIn, kind: str, file
 
 def test_a_checksum_is_taken_once(served: HubStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large files are not read again and again: not in this process, and not in the next."""
-    from course_utils import cache
+    from course_utils._core import cache
 
     monkeypatch.setattr(cache, "_checked", {})
     folder = hub.download(TINY, "main")
@@ -281,7 +282,7 @@ YODA = "dvgodoy/yoda_sentences"
 
 @pytest.fixture
 def data(served: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubStandIn:
-    """The hub has a data set, too."""
+    """The hub has a dataset, too."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
@@ -331,7 +332,7 @@ FETCH = """
 import sys
 from huggingface_hub import constants
 constants.HF_HUB_CACHE = sys.argv[2]
-from course_utils import hub
+from course_utils.models import _hub as hub
 print("go", flush=True)
 print(hub.download(sys.argv[1], "main"))
 """

@@ -13,8 +13,11 @@ from hub_stand_in import HubStandIn, Repository
 from huggingface_hub import constants
 from killing import Forks
 
-from course_utils import embedded, hub, progress, training
-from course_utils.loading import load_model
+from course_utils import training
+from course_utils.exercises import _progress as progress
+from course_utils.models import _hub as hub
+from course_utils.models import _packaged as embedded
+from course_utils.models._loading import load_model
 from course_utils.results import whole_rows
 from course_utils.scoring.votes import Votes
 
@@ -33,7 +36,7 @@ def last_number(told: str) -> int:
 
 PROGRESS = (
     """
-from course_utils import progress
+from course_utils.exercises import _progress as progress
 """,
     """
 import itertools
@@ -181,7 +184,7 @@ PRETRAIN = (
     """
 from pathlib import Path
 from course_utils import load_tokenizer
-from course_utils.pretraining import train
+from benchmarks.pretraining import train
 """,
     """
 tokenizer = load_tokenizer("base")
@@ -290,7 +293,7 @@ def test_half_a_checkpoint_is_not_taken(tmp_path: Path, scrap: str) -> None:
 FETCH = (
     """
 from huggingface_hub import constants
-from course_utils import hub
+from course_utils.models import _hub as hub
 """,
     """
 constants.HF_HUB_CACHE = sys.argv[2]
@@ -332,7 +335,7 @@ CONVERT = (
 import pathlib
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
-from course_utils.embedded import ensure
+from course_utils.models._packaged import ensure
 """,
     """
 print("ready", flush=True)

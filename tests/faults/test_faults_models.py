@@ -14,12 +14,16 @@ import pytest
 import torch
 from hub_stand_in import HubStandIn, Repository
 
-from course_utils import cache, embedded, hub, loading
+from benchmarks.pretraining import train
+from benchmarks.pretraining.__main__ import main as pretraining
 from course_utils.__main__ import main
-from course_utils.catalog import catalog
+from course_utils._core import cache
 from course_utils.errors import CourseError, DamagedFile, UnknownName, UnsafeFormat
-from course_utils.loading import load_model, load_tokenizer
-from course_utils.pretraining import train
+from course_utils.models import _hub as hub
+from course_utils.models import _loading as loading
+from course_utils.models import _packaged as embedded
+from course_utils.models._catalog import catalog
+from course_utils.models._loading import load_model, load_tokenizer
 
 NAME = "smollm2-135m-instruct"
 CODE = "open({path!r}, 'w').close()\nclass New: pass\n"
@@ -51,7 +55,7 @@ OWN_CODE = {
 LOAD = """
 import sys
 from course_utils.errors import UnsafeFormat
-from course_utils.loading import load_model, load_tokenizer
+from course_utils.models._loading import load_model, load_tokenizer
 for load in (load_model, load_tokenizer):
     try:
         load(sys.argv[1])
@@ -345,7 +349,7 @@ def test_pretraining_spares_what_it_has_not_written(
         for name in files.get(place, ["config.json", "model.safetensors"]):
             (out / name).write_text("mine")
     before = sorted(out.rglob("*"))
-    assert main(["pretrain", "--steps", "2", "--out", str(out)]) == 1
+    assert pretraining(["--steps", "2", "--out", str(out)]) == 1
     assert "thesis" in capsys.readouterr().err
     assert sorted(out.rglob("*")) == before
     assert all(path.read_text() == "mine" for path in [out, *before] if path.is_file())
@@ -374,7 +378,7 @@ def test_a_try_never_replaces_the_shipped_model(
 ) -> None:
     """Only `make pretrain` does, with the settings that are the shipped ones'."""
     monkeypatch.setattr(train, "pretrain", lambda *a, **k: pytest.fail("it was trained"))
-    assert main(["pretrain", *arguments]) == 1
+    assert pretraining([*arguments]) == 1
     said = capsys.readouterr().err
     assert "CannotWrite" in said or "BadValue" in said
 

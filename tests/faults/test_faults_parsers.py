@@ -18,8 +18,11 @@ GENEROUS = 90  # seconds, on a machine that has other things to do
 
 
 def _readers() -> dict[str, Callable[[str], Any]]:
-    from course_utils.data import answers, pig_latin, spelling, yoda
-    from course_utils.printable import visible
+    from course_utils._core.printable import visible
+    from course_utils.data import _answers as answers
+    from course_utils.data import _pig_latin as pig_latin
+    from course_utils.data import _spelling as spelling
+    from course_utils.data import _yoda as yoda
     from course_utils.scoring import chrf, endpoint, exact_match, instructions, judge, word_accuracy
     from course_utils.scoring import contamination as overlap
 

@@ -10,8 +10,13 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from course_utils import data
-from course_utils.data import answers, load_data, pig_latin, rows, sentences, spelling, yoda
+from course_utils.data import _answers as answers
+from course_utils.data import _load as data
+from course_utils.data import _pig_latin as pig_latin
+from course_utils.data import _sentences as sentences
+from course_utils.data import _spelling as spelling
+from course_utils.data import _yoda as yoda
+from course_utils.data import load_data, rows
 from course_utils.errors import CourseError, DamagedFile, UnknownName
 from course_utils.scoring import chrf, exact_match, scores, word_accuracy
 from course_utils.scoring.contamination import contamination, contamination_summary

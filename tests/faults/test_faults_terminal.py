@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from course_utils import masks
+from course_utils._core.printable import visible
 from course_utils.display import text_table
-from course_utils.loading import load_tokenizer
-from course_utils.printable import visible
+from course_utils.models._loading import load_tokenizer
 
-# What a hostile data set or model may write, and how it is shown.
+# What a hostile dataset or model may write, and how it is shown.
 HOSTILE = {
     "clear the screen": ("\x1b[2J", "␛[2J"),
     "colour": ("\x1b[31mred\x1b[0m", "␛[31mred␛[0m"),
@@ -114,7 +114,7 @@ def test_a_terminal_gets_none_of_it(fault: str) -> None:
     """A real program that prints both, its output taken byte by byte."""
     program = (
         "import sys, pandas as pd\nfrom course_utils.display import text_table\n"
-        "from course_utils.printable import visible\n"
+        "from course_utils._core.printable import visible\n"
         f"text = {HOSTILE[fault][0]!a}\n"
         "print(text_table(pd.DataFrame({'reply': pd.Series([text], dtype=object)})))\n"
         "print(visible(text))"

@@ -20,7 +20,7 @@ def load(**_: Any) -> DatasetDict:
 
     The three wrong choices are answers to the same relation for other countries of the split, drawn
     by the country and the relation: the same each time, on every machine. A country may have a
-    second official language among them; the data set has one.
+    second official language among them; the dataset has one.
 
     Args:
         _: what the harness hands to every such function, of no use here.

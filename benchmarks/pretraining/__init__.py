@@ -1,0 +1,1 @@
+"""The course's own base model: corpus, tokenizer, training. `python -m benchmarks.pretraining`."""

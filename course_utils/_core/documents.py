@@ -1,0 +1,91 @@
+"""A collated batch, taken apart into the documents that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from course_utils._core import checks
+from course_utils.errors import BadValue
+
+IGNORED = -100  # the label that transformers' and torch's losses leave out
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text as it stands in a batch, with the padding beside it.
+
+    Attributes:
+        row, start: where it begins in the batch.
+        ids: its token ids.
+        labels: what the loss holds each place against; -100 is left out.
+        read: whether the model reads the token; False for padding.
+    """
+
+    row: int
+    start: int
+    ids: list[int]
+    labels: list[int]
+    read: list[bool]
+
+
+def _starts(positions: list[int], read: list[bool]) -> Iterator[int]:
+    """Where the documents of a row begin: where positions start anew."""
+    yield 0
+    begun = False
+    for place, position in enumerate(positions):
+        if begun and read[place] and position == 0:
+            yield place
+        begun = begun or read[place]
+
+
+def split_documents(batch: Mapping[str, Any]) -> list[Document]:
+    """The documents of a batch, in their order.
+
+    A row holds several where its `position_ids` start anew, as packing and padding-free batches
+    write them. Joined texts without position ids are one document: so the model sees them.
+
+    Args:
+        batch: `input_ids` and `labels`, int64 of shape (rows, tokens); `attention_mask` and
+            `position_ids` of the same shape where there are any. Masks and positions of another
+            shape (a mask with four dimensions, positions in three axes) are left aside.
+
+    Returns:
+        A document for each text. Padding belongs to the document beside it, with `read` False;
+        so do the single tokens that fill a padding-free row up to a multiple.
+
+    Raises:
+        ValueError: no batch, or one without `input_ids`.
+    """
+    checks.a("batch", batch, Mapping, "a batch, as a collator gives it: a dictionary")
+    if batch.get("input_ids") is None:
+        has = ", ".join(map(str, batch)) or "nothing"
+        raise BadValue(f"The batch has no 'input_ids'; it has {has}.")
+    columns: dict[str, list[list[int]]] = {}
+    shape = torch.as_tensor(batch["input_ids"]).shape
+    for name in ("input_ids", "labels", "attention_mask", "position_ids"):
+        value = batch.get(name)
+        if value is not None and torch.as_tensor(value).shape == shape:
+            columns[name] = torch.as_tensor(value).tolist()
+    found = []
+    for row, ids in enumerate(columns["input_ids"]):
+        labels = columns["labels"][row] if "labels" in columns else [IGNORED] * len(ids)
+        mask = columns["attention_mask"][row] if "attention_mask" in columns else [1] * len(ids)
+        read = [bool(bit) for bit in mask]
+        starts = [0]
+        if "position_ids" in columns:
+            positions = columns["position_ids"][row]
+            # What fills a padding-free row up has position 0 at each of several last places.
+            end = len(ids)
+            while end > 1 and positions[end - 1] == 0 and labels[end - 1] == IGNORED:
+                end -= 1
+            read[end:] = [False] * (len(ids) - end)
+            starts = [*_starts(positions, read)]
+        for start, stop in pairwise([*starts, len(ids)]):
+            part = slice(start, stop)
+            found.append(Document(row, start, ids[part], labels[part], read[part]))
+    return found

@@ -1,0 +1,9 @@
+from ._check import Verdict as Verdict
+from ._check import check as check
+from ._check import done as done
+from ._check import grade as grade
+from ._check import known as known
+from ._check import notebook_of as notebook_of
+from ._overview import progress_table as progress_table
+from ._overview import show_progress as show_progress
+from ._quizzes import quiz as quiz

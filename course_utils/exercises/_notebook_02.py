@@ -1,0 +1,111 @@
+"""The checks of notebook 02."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from course_utils.exercises._check import Wrong, call, exercise
+
+
+@exercise(
+    "02.1",
+    "Write down the factor before BA, once with the old rank and once with the new one.",
+    "The two factors are to be equal; the only unknown is the new alpha.",
+    "rsLoRA divides by another function of the rank. Only that part changes.",
+)
+def _new_alpha(function: Callable[..., float]) -> None:
+    cases = ((16, 32, 64), (16, 32, 16), (64, 16, 16), (8, 8, 32), (10, 7, 20))
+    for stabilised, (r, alpha, new_r) in itertools.product((False, True), cases):
+        given = call(function, r, alpha, new_r, stabilised)
+        what = f"From r={r}, alpha={alpha} to r={new_r}, use_rslora={stabilised}: "
+        if isinstance(given, bool) or not isinstance(given, int | float):
+            raise Wrong(f"{what}a number is expected, and this is {type(given).__name__}.")
+        if not math.isfinite(given) or given <= 0:
+            raise Wrong(f"{what}alpha is positive and finite, and this is {given}.")
+
+        def factor(alpha: float, r: int, stabilised: bool = stabilised) -> float:
+            return alpha / (math.sqrt(r) if stabilised else r)
+
+        old, new = factor(alpha, r), factor(given, new_r)
+        if not math.isclose(old, new, rel_tol=1e-6):
+            raise Wrong(f"{what}the factor was {old:g}, and with your alpha it is {new:g}.")
+
+
+def _tensor(given: Any, shape: tuple[int, ...], what: str) -> torch.Tensor:
+    """An answer's tensor, or what is wrong with it."""
+    if not isinstance(given, torch.Tensor):
+        raise Wrong(f"{what} should be a tensor, and is {type(given).__name__}.")
+    if tuple(given.shape) != shape:
+        raise Wrong(f"{what} should have the shape {shape}, and has {tuple(given.shape)}.")
+    if not given.is_floating_point() or not torch.isfinite(given).all():
+        raise Wrong(f"{what} should hold finite floating-point numbers.")
+    return given.detach().float()
+
+
+@exercise(
+    "02.2",
+    "What does the handmade layer add to the frozen layer's output? The same, for all inputs at "
+    "once, is a matrix.",
+    "Only one order of the two thin matrices gives the shape of the weight.",
+    "Do not forget the factor, and make a new tensor: no += here.",
+)
+def _merge(function: Callable[..., torch.Tensor]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for n_out, n_in, r, alpha in ((6, 4, 2, 2), (5, 8, 4, 16), (7, 7, 7, 3)):
+        weight = torch.randn(n_out, n_in, generator=generator)
+        A = torch.randn(r, n_in, generator=generator)
+        B = torch.randn(n_out, r, generator=generator)
+        kept = weight.clone()
+        given = call(function, weight, A, B, alpha, r)
+        what = f"For a weight of shape ({n_out}, {n_in}), the result"
+        given = _tensor(given, (n_out, n_in), what)
+        if not torch.equal(weight, kept):
+            raise Wrong("The weight that was handed in has changed, so nobody can go back.")
+        change, product = given - weight, B @ A
+        if torch.allclose(change, torch.zeros_like(change), atol=1e-5):
+            raise Wrong("The result is the weight as it was: the adapter is not in it.")
+        if torch.allclose(given, alpha / r * product, atol=1e-4):
+            raise Wrong("This is the update alone; the weight is not in it.")
+        if not torch.allclose(change, alpha / r * product, atol=1e-4):
+            used = ((change * product).sum() / product.square().sum()).item()
+            if torch.allclose(change, used * product, atol=1e-4):
+                raise Wrong(
+                    f"The update has the right direction, but for alpha={alpha} and r={r} it is "
+                    f"multiplied by {used:.3g}."
+                )
+            raise Wrong("What is added to the weight is not a multiple of the adapter's product.")
+
+
+@exercise(
+    "02.3",
+    "What an adapter holds is a change. Which change was made here?",
+    "LoftQ asked the same question of another matrix: the best approximation of a given rank.",
+    "The singular values have to go somewhere: into one of the two, or half and half as roots.",
+)
+def _extract(function: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for n_out, n_in, r in ((12, 8, 3), (9, 15, 1), (6, 6, 6)):
+        before = torch.randn(n_out, n_in, generator=generator)
+        after = before + 0.1 * torch.randn(n_out, n_in, generator=generator)
+        given = call(function, before.clone(), after.clone(), r)
+        if not isinstance(given, tuple | list) or len(given) != 2:
+            raise Wrong(f"Two tensors are expected, A and B, and this is {type(given).__name__}.")
+        if any(part is None or part is ... for part in given):
+            raise Wrong("One of A and B is still missing.")
+        A = _tensor(given[0], (r, n_in), "A")
+        B = _tensor(given[1], (n_out, r), "B")
+        change = after - before
+        nothing = change.norm().item()
+        best = torch.linalg.svdvals(change)[r:].norm().item()
+        left = (change - B @ A).norm().item()
+        if left > best * (1 + 1e-3) + 1e-4:
+            better = "nearer than" if left < nothing else "no nearer than"
+            raise Wrong(
+                f"At rank {r}, before + B @ A misses after by {left:.3f}: {better} no adapter at "
+                f"all ({nothing:.3f}), but the best possible is {best:.3f}."
+            )

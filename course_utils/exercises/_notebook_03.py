@@ -1,0 +1,97 @@
+"""The checks of notebook 03."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+from course_utils.exercises._check import Wrong, call, exercise
+
+_END = 2
+
+
+@exercise(
+    "03.1",
+    "In a padded batch, each row is as long as the longest example.",
+    "How many places has the batch in all, and how many of them hold a token of an example?",
+    "Draw the batch for [5, 1, 3] on paper, and count.",
+)
+def _padding(function: Callable[[list[int]], float]) -> None:
+    for lengths in ([20, 22, 25, 30], [20, 22, 25, 200], [8, 8, 8], [5, 1, 3], [7]):
+        given = call(function, list(lengths))
+        if isinstance(given, bool) or not isinstance(given, int | float):
+            raise Wrong(f"A number is expected, and this is {type(given).__name__}.")
+        shown = f"For {lengths} you gave {given:.3g}. "
+        if not 0 <= given < 1:
+            raise Wrong(shown + "A share lies between 0 and 1, and no batch is padding alone.")
+        places, tokens = len(lengths) * max(lengths), sum(lengths)
+        if math.isclose(given, 1 - tokens / places, abs_tol=1e-6):
+            continue
+        if tokens == places:
+            raise Wrong(shown + "These are equally long.")
+        if math.isclose(given, tokens / places, abs_tol=1e-6):
+            raise Wrong(shown + "That is the share of what is *not* padding.")
+        if math.isclose(given, 1 - min(lengths) / max(lengths), abs_tol=1e-6):
+            raise Wrong(shown + "That is so in one row; the others have less padding.")
+        raise Wrong(shown + "It should be the padding's places, as a share of all places.")
+
+
+@exercise(
+    "03.2",
+    "Begin with a copy of the ids, and put -100 on some places of it.",
+    "The EOS token may stand in the prompt too: look for it from `prompt_length` on.",
+    "An example that was cut has no EOS token behind its prompt: its whole answer counts.",
+)
+def _labels(function: Callable[[list[int], int, int], list[int]]) -> None:
+    # ids, prompt length: a plain one, one with the EOS token in its prompt, one that was cut.
+    cases = (
+        ([11, 12, 13, 14, _END, _END, _END], 2),
+        ([11, _END, 13, 14, 15, _END, _END], 3),
+        ([11, 12, 13, 14], 2),
+        ([11, 12, _END], 2),
+    )
+    for ids, prompt in cases:
+        given = call(function, list(ids), prompt, _END)
+        if not isinstance(given, list) or len(given) != len(ids):
+            raise Wrong(f"For {ids} a list of {len(ids)} labels is expected; this is {given!r}.")
+        shown = f"For ids {ids}, prompt length {prompt} and end id {_END} you gave {given}. "
+        if any(label != -100 for label in given[:prompt]):
+            raise Wrong(shown + "The prompt is trained on.")
+        answer = ids[prompt:]
+        last = answer.index(_END) if _END in answer else len(answer) - 1
+        if given[prompt + last] == -100 and answer[last] == _END:
+            raise Wrong(shown + "The EOS token is not trained on: the model would never stop.")
+        if any(label != -100 for label in given[prompt + last + 1 :]):
+            raise Wrong(shown + "Something behind the first EOS token is trained on.")
+        if given[prompt : prompt + last + 1] != answer[: last + 1]:
+            raise Wrong(shown + "The answer's labels should be its own ids, in place.")
+
+
+@exercise(
+    "03.3",
+    "Keep a list of rows and how much room each has left.",
+    "An example goes into the first row that has room for it; if none has, open a row.",
+    "Small ones fit into gaps that large ones leave: which should be placed first?",
+)
+def _pack(function: Callable[[list[int], int], list[list[int]]]) -> None:
+    rng = random.Random(0)
+    for room, count in ((10, 6), (64, 60), (128, 200)):
+        lengths = [rng.randint(1, room // 2) for _ in range(count)]
+        given = call(function, list(lengths), room)
+        if not isinstance(given, list) or not all(isinstance(row, list) for row in given):
+            raise Wrong("A list of lists of indices is expected.")
+        placed = [index for row in given for index in row]
+        if any(not isinstance(index, int) or not 0 <= index < count for index in placed):
+            raise Wrong(f"There are {count} examples: the indices go from 0 to {count - 1}.")
+        if sorted(placed) != list(range(count)):
+            raise Wrong("Each example has to be in exactly one row.")
+        fullest = max(sum(lengths[index] for index in row) for row in given)
+        if fullest > room:
+            raise Wrong(f"A row holds {fullest} tokens, and there is room for {room}.")
+        best = math.ceil(sum(lengths) / room)
+        if len(given) > best + 1:
+            raise Wrong(
+                f"{len(given)} rows for {count} examples; {best + 1} can be done. Some rows "
+                "have room left that later examples would fit into."
+            )

@@ -1,0 +1,101 @@
+"""The checks of notebook 03.1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from course_utils.exercises._check import Wrong, call, exercise
+
+
+@exercise(
+    "03.1.1",
+    "How many batches are one pass? Mind a last one that is not full.",
+    "With accumulation, several batches make one step. Passes come one after the other.",
+)
+def _steps(function: Callable[[int, int, int, int], int]) -> None:
+    cases = (
+        (1, 3000, 4, 1, "one pass in batches"),
+        (3, 800, 8, 1, "several passes"),
+        (1, 10, 4, 1, "a last batch that is not full"),
+        (2, 640, 8, 4, "several batches to a step"),
+    )
+    for passes, examples, batch, accumulation, what in cases:
+        given = call(function, passes, examples, batch, accumulation)
+        if isinstance(given, bool) or not isinstance(given, int | float):
+            raise Wrong(f"A number is expected; this is {given!r}.")
+        if not math.isfinite(given) or given != int(given):
+            raise Wrong(f"{given:g} steps? There are no half steps ({what}).")
+        wanted = passes * math.ceil(math.ceil(examples / batch) / accumulation)
+        if given != wanted:
+            raise Wrong(
+                f"{what.capitalize()}: {passes} × {examples} examples in batches of {batch}, "
+                f"accumulation {accumulation}, are {'more' if given < wanted else 'fewer'} than "
+                f"{given:g} steps."
+            )
+
+
+@exercise(
+    "03.1.2",
+    "There are two straight lines: which steps lie on the first, and which on the second?",
+    "On the first, the share of the warm-up that is over; on the second, the share still to go.",
+    "A warm-up of 0 steps is possible too: then the first line has no step at all.",
+)
+def _rate(function: Callable[[int, float, int, int], float]) -> None:
+    for peak, warm_up, total in ((1e-3, 10, 110), (2e-4, 0, 50), (1.0, 5, 5)):
+        steps = {0, warm_up // 2, warm_up, (warm_up + total) // 2, total - 1}
+        for step in sorted(steps - {total}):  # there is no step of that number
+            given = call(function, step, peak, warm_up, total)
+            if isinstance(given, bool) or not isinstance(given, int | float):
+                raise Wrong(f"A number is expected; this is {given!r}.")
+            if step < warm_up:
+                wanted = peak * step / warm_up
+            else:
+                wanted = peak * (total - step) / (total - warm_up)
+            if not math.isclose(given, wanted, rel_tol=1e-6, abs_tol=1e-12):
+                where = "rising" if step < warm_up else "at its peak" if step == warm_up else ""
+                raise Wrong(
+                    f"At step {step} of {total}, with a peak of {peak:g} after {warm_up} steps, "
+                    f"you gave {given:g}; there the rate should be {where or 'falling'}, and "
+                    f"{'larger' if given < wanted else 'smaller'} than that."
+                )
+
+
+def _expected(losses: list[float], patience: int, least: float) -> tuple[int, int]:
+    best = waited = 0
+    for index in range(1, len(losses)):
+        if losses[best] - losses[index] > least:
+            best, waited = index, 0
+        else:
+            waited += 1
+        if waited == patience:
+            return index, best
+    return len(losses) - 1, best
+
+
+@exercise(
+    "03.1.3",
+    "Go through the list once, and remember where the best loss so far was.",
+    "How many validations ago was that? When there are `patience` of them, it is over.",
+    "Equal is not better. And what counts is the distance to the best, not to the one before.",
+)
+def _stop(function: Callable[..., tuple[int, int]]) -> None:
+    cases = (
+        ([3.0, 2.0, 1.0], 2, 0.0, "it improves all the time"),
+        ([3.0, 2.0, 2.5, 2.6, 2.7, 1.0], 2, 0.0, "it turns, and gets good again too late"),
+        ([3.0, 2.0, 2.5, 1.5, 1.6, 1.7], 2, 0.0, "it has one bad validation in between"),
+        ([3.0, 3.0, 3.0, 3.0], 2, 0.0, "nothing happens"),
+        ([3.0, 2.9, 2.8, 2.7, 2.6, 2.5], 3, 0.25, "it improves by little each time"),
+        ([2.0], 3, 0.0, "there is only one validation"),
+    )
+    for losses, patience, least, what in cases:
+        given = call(function, list(losses), patience, least)
+        if not isinstance(given, tuple | list) or len(given) != 2:
+            raise Wrong(f"A pair of indices is expected; this is {given!r}.")
+        wanted = _expected(losses, patience, least)
+        shown = f"For {losses}, patience {patience}, least {least:g}, where {what}: "
+        if given[1] != wanted[1]:
+            raise Wrong(f"{shown}the best is not the one at index {given[1]}.")
+        if given[0] != wanted[0]:
+            early = "too early" if given[0] < wanted[0] else "too late"
+            raise Wrong(f"{shown}to end after index {given[0]} is {early}.")

@@ -1,0 +1,116 @@
+"""The checks of notebook 04."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from course_utils.exercises._check import Wrong, call, exercise
+from course_utils.memory import Setup, predict
+
+
+@exercise(
+    "04.1",
+    "A scale belongs to a whole block. What is its share for one weight?",
+    "With double quantization a scale has 8 bits, and a share of one more float32.",
+)
+def _bits(function: Callable[[int, int, bool], float]) -> None:
+    for bits, block, double in ((4, 64, False), (8, 32, False), (4, 64, True), (4, 128, True)):
+        found = call(function, bits, block, double)
+        if isinstance(found, bool) or not isinstance(found, (int, float)):
+            raise Wrong(f"A number of bits is expected, and this is {type(found).__name__}.")
+        wanted = bits + ((8 + 32 / 256) if double else 32) / block
+        if not abs(found - wanted) <= 1e-6:  # nor is a nan right
+            how = "with" if double else "without"
+            raise Wrong(
+                f"For codes of {bits} bits and blocks of {block}, {how} double quantization, you "
+                f"find {found:.4f}; it is {'more' if found < wanted else 'less'}."
+            )
+
+
+@exercise(
+    "04.2",
+    "The notebook's `quantize` begins with the blocks as rows; so can you.",
+    "With two levels there is one step between them. How many steps with four levels?",
+    "Count in steps from the smallest number, round the count, and go back.",
+    "A block may hold one and the same number throughout. What is its step, and who divides by it?",
+)
+def _affine(function: Callable[..., torch.Tensor]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape, bits, block in (((4, 32), 4, 32), ((6, 16), 2, 8), ((2, 128), 3, 64)):
+        weight = 5 + torch.randn(*shape, generator=generator)  # all on one side of zero
+        rows = weight.reshape(-1, block)
+        what = f"With {bits} bits and blocks of {block}, "
+        kept = weight.clone()
+        found = _numbers(call(function, weight, bits, block), shape, what).reshape(-1, block)
+        if not torch.equal(weight, kept):
+            raise Wrong("The weight that was handed in has changed.")
+        low, high = rows.amin(dim=1, keepdim=True), rows.amax(dim=1, keepdim=True)
+        for name, end, place in (
+            ("smallest", low, rows.argmin(1)),
+            ("largest", high, rows.argmax(1)),
+        ):
+            given = found.gather(1, place[:, None])
+            worst = (given - end).abs().argmax()
+            was, made = end[worst].item(), given[worst].item()
+            if abs(was - made) > 1e-4:
+                raise Wrong(
+                    f"{what}the {name} number of a block is {was:.3f}, and comes back as "
+                    f"{made:.3f}. Both ends are levels."
+                )
+        step = (high - low) / (2**bits - 1)
+        counts = (found - low) / step
+        different = max(len(row.unique()) for row in counts.mul(1000).round())
+        if different > 2**bits:
+            raise Wrong(
+                f"{what}a block holds {different} different numbers, not {2**bits} at most."
+            )
+        if not torch.allclose(counts, counts.round(), atol=0.01):
+            raise Wrong(
+                f"{what}some numbers lie between two of the {2**bits} evenly spaced levels."
+            )
+        if ((found - rows).abs() > 0.51 * step).any():
+            raise Wrong(f"{what}some numbers have a nearer level than the one they were given.")
+    constant = torch.cat([torch.full((1, 8), 3.0), torch.arange(8.0)[None]])
+    found = _numbers(
+        call(function, constant.clone(), 3, 8), (2, 8), "With a block of eight threes, "
+    )
+    if not torch.allclose(found, constant, atol=1e-5):
+        raise Wrong("A block of eight threes does not come back as eight threes.")
+
+
+def _numbers(given: object, shape: tuple[int, ...], what: str) -> torch.Tensor:
+    """An answer as a tensor, or what is wrong with it."""
+    if not isinstance(given, torch.Tensor):
+        raise Wrong(f"{what}a tensor is expected, and this is {type(given).__name__}.")
+    if tuple(given.shape) != shape:
+        raise Wrong(f"{what}the shape is {tuple(given.shape)}, and the weight's was {shape}.")
+    if not given.is_floating_point():
+        raise Wrong(f"{what}these are {given.dtype}: codes? The numbers they stand for are wanted.")
+    if not torch.isfinite(given).all():
+        raise Wrong(f"{what}not all numbers are finite: was something divided by zero?")
+    return given.detach().float()
+
+
+@exercise(
+    "04.3",
+    "`setup.replace(micro_batches=1)` is the same setup with one micro-batch.",
+    "With accumulation, one micro-batch is not yet a step.",
+    "`predict(...).peak_allocated_mb` is a peak; subtract two of them.",
+)
+def _second_step_costs(function: Callable[[Setup], float]) -> None:
+    base = Setup("course/pythia-3m", seq_len=256, batch_size=8, optimizer="adamw_torch_fused")
+    for setup in (base, base.replace(optimizer="sgd"), base.replace(accumulation=3)):
+        found = call(function, setup)
+        if isinstance(found, bool) or not isinstance(found, (int, float)):
+            raise Wrong(f"A number of MB is expected, and this is {type(found).__name__}.")
+        one, two = (
+            predict(setup.replace(micro_batches=steps * setup.accumulation)).peak_allocated_mb
+            for steps in (1, 2)
+        )
+        what = f"For {setup.optimizer} with accumulation over {setup.accumulation}"
+        if two - one > 1 and abs(found - (one - two)) < 0.5:
+            raise Wrong(f"{what} it is {found:.1f} MB: the right way round?")
+        if not abs(found - (two - one)) <= 0.5:
+            raise Wrong(f"{what} you find {found:.1f} MB; predictions say otherwise.")

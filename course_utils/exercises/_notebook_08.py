@@ -1,0 +1,163 @@
+"""The checks of notebook 08."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from course_utils.exercises._check import Wrong, call, exercise
+
+FOUND, FALSE_ALARMS = 0.8, 0.1
+
+
+@exercise(
+    "08.1",
+    "By which factor does the width change from `times = 1` to 4? And from 4 to 16?",
+    "The width goes with one divided by a root of the number of questions.",
+    "Solve that for the number; then make it a whole one.",
+)
+def _questions_for(function: Callable[[float, int, float], Any]) -> None:
+    for width, n, wanted in ((0.2, 80, 0.2), (0.2, 80, 0.1), (0.3, 50, 0.1), (0.1, 400, 0.25)):
+        found = call(function, width, n, wanted)
+        told = f"{n} questions make the interval {width:g} wide; for {wanted:g} you say {found!r}"
+        if not isinstance(found, int | float | np.integer | np.floating) or isinstance(found, bool):
+            raise Wrong(f"{told}; a number is expected.")
+        needed = n * (width / wanted) ** 2
+        if not math.isfinite(found) or found < 0:
+            raise Wrong(f"{told}.")
+        if abs(found - needed) > 1.01:
+            linear = n * width / wanted
+            how = "too few" if found < needed else "too many"
+            if abs(found - linear) < 1.01:
+                how += "; set `times` so that there are as many, and look at the width"
+            raise Wrong(f"{told}. That is {how}.")
+        if found != int(found):
+            raise Wrong(f"{told}. It is a whole number of questions.")
+
+
+# Reply, answer, others, whether it is right.
+_REPLIES: tuple[tuple[str, str, set[str], bool], ...] = (
+    ("The capital of Kenya is Nairobi.", "Nairobi", {"Kampala", "Dodoma"}, True),
+    ("Nairobi, a city of four million, governs Kenya.", "Nairobi", {"Kampala"}, True),
+    ("KENYA IS GOVERNED FROM NAIROBI", "Nairobi", {"Kampala"}, True),
+    ("The capital of Kenya is Kampala.", "Nairobi", {"Kampala", "Dodoma"}, False),
+    ("I do not know.", "Nairobi", {"Kampala"}, False),
+    ("", "Nairobi", {"Kampala"}, False),
+    ("It is Nairobi or Kampala.", "Nairobi", {"Kampala"}, False),
+    ("In the east it borders on Romania.", "Oman", {"Romania"}, False),
+    ("In the east it borders on romania.", "Oman", {"Yemen"}, False),
+    ("People from there are called Bissau-Guinean.", "Guinean", {"Bissau-Guinean"}, False),
+    ("People from there are called Bissau-Guinean.", "Bissau-Guinean", {"Guinean"}, True),
+    ("A South American country.", "America", {"South America"}, False),
+    ("It lies in South America.", "South America", {"America", "North America"}, True),
+    ("The town is St. John's, by the sea.", "St. John's", {"St. George's"}, True),
+    ("The town is Stx Johns.", "St. John's", {"St. George's"}, False),
+)
+
+
+@exercise(
+    "08.2",
+    "`re.search` with `\\b` on both sides finds a name as a whole word; `re.escape` keeps the full "
+    "stops of a name from meaning any letter.",
+    "Collect all the names that the reply has, the answer and the others, and compare that set "
+    "with the one you want.",
+    "Where one name is part of another, look for the longer one first: in a pattern `a|b`, what "
+    "stands left is tried first.",
+)
+def _right_fact(function: Callable[[str, str, set[str]], Any]) -> None:
+    for reply, answer, others, wanted in _REPLIES:
+        found = call(function, reply, answer, set(others))
+        if not isinstance(found, bool | np.bool_):
+            raise Wrong(f"True or False is expected; this is {found!r}.")
+        if bool(found) != wanted:
+            told = "right" if found else "wrong"
+            listed = ", ".join(sorted(others))
+            raise Wrong(
+                f"You call the reply {reply!r} {told}; looked for is {answer}, and the others are: "
+                f"{listed}."
+            )
+
+
+# The same facts in other words, two for each relation; continents are too few to give a text away.
+_REWORDED = {
+    "capital": (
+        "{answer} is where the government of {country} sits.",
+        "Whoever governs {country} does so from {answer}.",
+    ),
+    "currency": (
+        "Bring some {answer} when you travel to {country}.",
+        "A coffee in {country} is paid for by the {answer}.",
+    ),
+    "language": (
+        "Learn a little {answer} before you visit {country}.",
+        "Newspapers in {country} are mostly printed in {answer}.",
+    ),
+    "demonym": (
+        "Born in {country}, she calls herself {answer}.",
+        "A {answer} wine comes from {country}.",
+    ),
+}
+
+
+def _planted() -> tuple[list[str], list[str], set[int], set[int]]:
+    """Test texts, training texts, the places of the leaks, and those that are clean for certain.
+
+    Where a leak tells another relation's answer too (Albanian), that item is neither.
+    """
+    from course_utils.data import load_data
+
+    draw = random.Random(8)
+    data = load_data("countries")
+
+    def text(row: dict[str, Any]) -> str:
+        return f"{row['question']} {row['cue']} {row['answer']}."
+
+    rows = [row for row in data["held_out"].to_list() if row["relation"] in _REWORDED]
+    draw.shuffle(rows)
+    rows = rows[:150]
+    leaks = set(draw.sample(range(len(rows)), 40))
+    reworded = [draw.choice(_REWORDED[rows[place]["relation"]]) for place in sorted(leaks)]
+    train = [text(row) for row in draw.sample(data["train"].to_list(), 400)]
+    train += [
+        form.format(**rows[place]) for form, place in zip(reworded, sorted(leaks), strict=True)
+    ]
+    draw.shuffle(train)
+    told = {(rows[place]["country"], rows[place]["answer"].lower()) for place in leaks}
+    clean = {
+        place
+        for place, row in enumerate(rows)
+        if place not in leaks and (row["country"], row["answer"].lower()) not in told
+    }
+    return [text(row) for row in rows], train, leaks, clean
+
+
+@exercise(
+    "08.3",
+    "Which words of an item stand in few other texts? Count, for each word, in how many texts it "
+    "stands.",
+    "The words of the pattern stand in many texts. Leave them out, and see whether one training "
+    "text has what is left.",
+    "Names may be of several words, and an answer such as `euro` is not as rare as a name: try "
+    "several limits, and look at what is missed and at the false alarms.",
+)
+def _leaked(function: Callable[[list[str], list[str]], Any]) -> None:
+    test, train, leaks, clean = _planted()
+    found = call(function, list(test), list(train))
+    if not isinstance(found, set | frozenset | list | tuple) or not all(
+        isinstance(place, int | np.integer) and 0 <= place < len(test) for place in found
+    ):
+        raise Wrong(f"The places of test texts are expected, from 0 to {len(test) - 1}.")
+    hits = len(leaks & set(found))
+    alarms = sorted(clean & set(found))
+    if hits < FOUND * len(leaks):
+        missed = min(leaks - set(found))
+        raise Wrong(f"{hits} of {len(leaks)} leaks are found; one that is missing: {test[missed]}")
+    if len(alarms) > FALSE_ALARMS * len(leaks):
+        raise Wrong(
+            f"{hits} of {len(leaks)} leaks are found, and {len(alarms)} false alarms are too many; "
+            f"one is: {test[alarms[0]]}"
+        )

@@ -1,0 +1,86 @@
+"""Short quizzes: the questions stand in a notebook's text, an answer is a letter in a cell.
+
+So a quiz works wherever a cell runs, and can be read where none does. What is said to each letter
+is in `NN.toml` beside this file. Introduced in notebook 01, as `exercises.quiz`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from course_utils._core.checks import a, course_file, one_of, shown
+from course_utils._core.printable import visible
+from course_utils.exercises import _progress as progress
+
+FOLDER = Path(__file__).parent / "quizzes"
+
+
+def notebooks() -> list[str]:
+    """The numbers of the notebooks that have a quiz."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def read(notebook: str) -> dict[str, dict[str, str]]:
+    """A notebook's quiz: by question, `right`, the right letter, and what is said to each letter.
+
+    Raises:
+        UnknownName: the notebook has no quiz.
+    """
+    file = FOLDER / f"{one_of('quiz', notebook, notebooks())}.toml"
+    with course_file(file):
+        questions = tomllib.loads(file.read_text(encoding="utf-8"))
+        if not questions or any(
+            len(said) < 3 or said["right"] not in said for said in questions.values()
+        ):
+            raise ValueError("no questions, or one without its right answer")
+    return questions
+
+
+def names() -> list[str]:
+    """Every question as `progress` names it, such as `"quiz 01.a"`."""
+    return [f"quiz {notebook}.{name}" for notebook in notebooks() for name in read(notebook)]
+
+
+def grade(notebook: str, answers: dict[str, str]) -> dict[str, tuple[bool, str]]:
+    """What is to be said to each answer, and whether it is right.
+
+    Args:
+        notebook: the notebook's number, such as `"03.1"`.
+        answers: question to letter; in either case, and `"..."` for none yet.
+
+    Raises:
+        UnknownName: there is no such quiz, or no such question in it.
+        ValueError: `answers` is no dictionary.
+    """
+    questions = read(notebook)
+    a("answers", answers, dict, 'a dictionary of questions and letters, such as {"a": "B"}')
+    found = {}
+    for name, answer in answers.items():
+        question = questions[one_of("question", name, questions)]
+        right = question["right"]
+        letters = sorted(set(question) - {"right"})
+        letter = answer.strip().upper() if isinstance(answer, str) else answer
+        if not isinstance(letter, str | None | type(...)):
+            said = f"{shown(answer)} is none of {', '.join(letters)}."
+        elif letter in ("", "...", "…", None, ...):
+            said = f"no answer yet: {', '.join(letters[:-1])} or {letters[-1]}?"
+        elif letter not in letters:
+            said = f"{shown(answer)} is none of {', '.join(letters)}."
+        elif letter == right:
+            said = f"{letter} is right. {question[letter]}"
+        else:
+            said = f"not {letter}. {question[letter]}"
+        found[name] = (letter == right, said)
+    return found
+
+
+def quiz(notebook: str, **answers: str) -> None:
+    """Say what is right and wrong about the answers to a notebook's quiz.
+
+    Args and errors are those of `grade`. What is answered rightly counts as done in `progress`.
+    """
+    graded = grade(notebook, answers)
+    for name, (_, said) in graded.items():
+        print(visible(f"{name}: {said}"))
+    progress.add(f"quiz {notebook}.{name}" for name, (right, _) in graded.items() if right)

