@@ -23,32 +23,32 @@ ready:
 	@"$(PYTHON)" -I tools/bootstrap.py
 
 lab: ready ## open JupyterLab at a notebook: NB=01
-	@notebook="$$($(RUN) tools/notebooks.py path "$$NB")" && \
+	@notebook="$$($(RUN) -m tools.notebooks path "$$NB")" && \
 	$(RUN) -m course_utils doctor --fetch && \
-	$(RUN) tools/lab.py "$$notebook" $(LAB_OPTIONS)
+	$(RUN) -m tools.lab "$$notebook" $(LAB_OPTIONS)
 
 test: ready ## check the code, run the unit tests, every notebook and the site
-	@$(RUN) tools/build_site.py install
+	@$(RUN) -m tools.site install
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 faults: ready ## break it on purpose: every fault of tests/faults, the slow ones too (about an hour)
-	@$(RUN) tools/faults.py -n 2 --dist loadfile
-	@$(RUN) tools/readme.py build
+	@$(RUN) -m tools.faults -n 2 --dist loadfile
+	@$(RUN) -m tools.readme build
 
 course: ready ## run every notebook in order, into build/course/*.html
-	@$(RUN) tools/notebooks.py run
+	@$(RUN) -m tools.notebooks run
 
 notebook: ready ## run one notebook, into build/course/: NB=01
-	@$(RUN) tools/notebooks.py run "$$NB"
+	@$(RUN) -m tools.notebooks run "$$NB"
 
 notebooks: ready ## write notebooks/*.ipynb anew from their sources, keeping saved outputs
-	@$(RUN) tools/notebooks.py build
+	@$(RUN) -m tools.notebooks build
 
 save: ready ## run one notebook and keep its outputs in notebooks/: NB=01
-	@$(RUN) tools/notebooks.py save "$$NB"
-	@$(RUN) tools/readme.py build
+	@$(RUN) -m tools.notebooks save "$$NB"
+	@$(RUN) -m tools.readme build
 
 pretrain: ready ## train the course's own base model and its control anew (about 15 minutes)
 	@$(RUN) -m benchmarks.pretraining --ship
@@ -56,7 +56,7 @@ pretrain: ready ## train the course's own base model and its control anew (about
 
 replicate-memory: ## predict the published memory tables with the libraries of their time
 	@$(if $(PYTHON),,echo "No Python 3.11 or later was found." >&2; exit 1)
-	@"$(PYTHON)" -E tools/replicate_memory.py
+	@"$(PYTHON)" -E -m tools.replicate_memory
 
 replay: ready ## predict what others measured on their GPUs, beside what they measured
 	@$(RUN) -m benchmarks.replay
@@ -65,16 +65,16 @@ atlas: ready ## predict the memory of common trainings, for the site's calculato
 	@$(RUN) -m benchmarks.atlas
 
 slides: ready ## build the slides: build/slides/deck.html and deck.pdf (needs Node.js; the PDF a browser)
-	@$(RUN) tools/slides.py build
+	@$(RUN) -m tools.slides build
 
 site: ready ## build the site: notebooks, slides, reference, cards, timings, into build/site
-	@$(RUN) tools/build_site.py
+	@$(RUN) -m tools.site
 
 drift: ready ## what the course calls, held against the lowest, pinned and newest libraries
-	@$(RUN) tools/drift.py try
+	@$(RUN) -m tools.drift try
 
 signatures: ready ## write the list of what the course calls in other libraries anew
-	@$(RUN) tools/drift.py collect
+	@$(RUN) -m tools.drift collect
 
 doctor: ready ## what this machine has, and what the course would use
 	@$(RUN) -m course_utils doctor

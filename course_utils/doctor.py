@@ -293,12 +293,17 @@ def _imports() -> list[Finding]:
 
 
 def _requirements() -> list[Requirement]:
-    """The course's own requirements, those of extras left out."""
+    """What the course and its notebooks need: the package's requirements, and its extras."""
     from packaging.requirements import Requirement
 
+    extras = ("", "benchmarks", "course", "judge", "widgets")
     listed = importlib.metadata.requires("course-utils") or []
-    found = [Requirement(line) for line in listed]
-    return [each for each in found if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return [
+        each
+        for each in map(Requirement, listed)
+        if each.name != "course-utils"
+        and (each.marker is None or any(each.marker.evaluate({"extra": e}) for e in extras))
+    ]
 
 
 def _models(fetch: bool = False) -> list[Finding]:

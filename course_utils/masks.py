@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
-
-import torch
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from course_utils._core import checks
 from course_utils._core.documents import IGNORED, split_documents
 from course_utils._core.printable import visible
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 KINDS = ("trained", "masked", "padding")
 
@@ -91,6 +91,8 @@ class Example:
 
 def _rows(name: str, value: Any) -> list[list[int]]:
     """A tensor of shape (examples, tokens), or lists of unequal length, as lists."""
+    import torch
+
     if isinstance(value, torch.Tensor):
         value = value.tolist()
     rows = []
@@ -132,7 +134,9 @@ def examples(batch: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> li
             the tokenizer has.
     """
     checks.a("batch", batch, Mapping, "a batch, as a collator gives it: a dictionary")
-    checks.a("tokenizer", tokenizer, PreTrainedTokenizerBase, "a tokenizer of transformers")
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    checks.a("tokenizer", tokenizer, Tokenizer, "a tokenizer of transformers")
     for name in ("input_ids", "labels"):
         if batch.get(name) is None:
             has = ", ".join(map(str, batch)) or "nothing"

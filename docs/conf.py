@@ -1,4 +1,4 @@
-"""Sphinx's settings for the course's site. `make site` builds it; see tools/build_site.py."""
+"""Sphinx's settings for the course's site. `make site` builds it; see tools/site.py."""
 
 from __future__ import annotations
 

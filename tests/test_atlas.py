@@ -16,14 +16,12 @@ import pytest
 from conftest import ROOT, load_tool
 from devtools import BROWSERS, Page, chromium, until
 
+from benchmarks import atlas
 from course_utils.memory import GPUS, fits, predict
 from course_utils.results import whole_rows
 
-sys.path.insert(0, str(ROOT))
-from benchmarks import atlas
-
 calculator = load_tool("calculator")
-site = load_tool("build_site")
+site = load_tool("site")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 MOST_BYTES = 2 * 10**6
 

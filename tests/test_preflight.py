@@ -160,7 +160,7 @@ def _only(report: Report, name: str, status: str) -> Check:
     assert list(raised) == [name], str(report)
     row = raised[name]
     assert row.status == status
-    assert re.fullmatch(r"[A-Z].{30,}\.", row.cure), row.cure
+    assert re.fullmatch(r"[A-Z].{30,}\.", row.fix), row.fix
     assert report.ok == (status != "fail")
     return row
 
@@ -483,7 +483,7 @@ def test_prompts_supervised(
         trainer = sft(rows)
     row = _only(preflight(trainer), "prompt not supervised", "warn")
     assert row.found.startswith("in 12 of 12 examples")
-    assert ("assistant_only_loss" in row.cure) == (kind == "messages")
+    assert ("assistant_only_loss" in row.fix) == (kind == "messages")
 
 
 def test_the_end_is_not_marked(
@@ -594,14 +594,14 @@ def test_nothing_trainable(
     adapted.save_pretrained(tmp_path / "adapter")
     loaded = peft.PeftModel.from_pretrained(adapted.unload(), tmp_path / "adapter")
     report = preflight(sft(model=loaded, peft_config=None))
-    assert "is_trainable=True" in _only(report, "trainable parameters", "fail").cure
+    assert "is_trainable=True" in _only(report, "trainable parameters", "fail").fix
     assert report.not_judged["loss and gradients"] == "no parameter is trainable"
 
 
 def test_a_frozen_model(sft: Callable[..., SFTTrainer], model: PreTrainedModel) -> None:
     """No adapter, and every weight frozen."""
     report = preflight(sft(model=model.requires_grad_(False), peft_config=None, learning_rate=1e-4))
-    assert "peft_config" in _only(report, "trainable parameters", "fail").cure
+    assert "peft_config" in _only(report, "trainable parameters", "fail").fix
 
 
 def test_an_optimizer_for_something_else(
@@ -659,7 +659,7 @@ def test_bfloat16_where_it_is_emulated(sft: Callable[..., SFTTrainer], tiny_fold
     """Weights or computation in bfloat16 on a CPU without it; float32 is fine."""
     _assert_quiet(preflight(sft()))
     row = _only(preflight(sft(bf16=True)), "dtype", "warn")
-    assert "torch.float32" in row.cure
+    assert "torch.float32" in row.fix
     half = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16)
     _only(preflight(sft(model=half)), "dtype", "warn")
 
@@ -689,7 +689,7 @@ def test_four_bit_weights_on_a_cpu(
     status = {"open": "warn", "repacked": "fail"}[state]
     row = _only(preflight(trainer), "4-bit weights on a CPU", status)
     assert f"{len(layers)} of {len(layers)}" in row.found
-    assert "keep_weights_trainable" in row.cure
+    assert "keep_weights_trainable" in row.fix
 
 
 def test_a_loss_that_is_nan(sft: Callable[..., SFTTrainer]) -> None:
@@ -752,7 +752,7 @@ def test_a_loss_that_nothing_leads_to(sft: Callable[..., SFTTrainer]) -> None:
     trainer = sft()
     trainer.__class__ = Broken
     row = _only(preflight(trainer), "loss and gradients", "fail")
-    assert "takes part in the loss" in row.cure
+    assert "takes part in the loss" in row.fix
 
 
 @pytest.mark.parametrize(
@@ -798,7 +798,7 @@ def test_the_tables() -> None:
 
 
 def _warnings() -> list[Check]:
-    return [Check("c", "warn", "found", "Cure.")]
+    return [Check("c", "warn", "found", "Fix.")]
 
 
 def test_a_check_is_easily_added(
@@ -830,7 +830,7 @@ def test_marks_of_other_templates(
 
 
 @pytest.mark.parametrize(
-    ("usable", "status", "cure"),
+    ("usable", "status", "fix"),
     [
         (4000, "pass", ""),
         (None, "warn", "watch the first steps"),
@@ -838,7 +838,7 @@ def test_marks_of_other_templates(
     ],
 )
 def test_memory_is_held_against_a_gpu(
-    sft: Callable[..., SFTTrainer], usable: int | None, status: str, cure: str
+    sft: Callable[..., SFTTrainer], usable: int | None, status: str, fix: str
 ) -> None:
     """Enough, hardly enough, and not enough: then with the cheapest change that is."""
     from course_utils.memory import Gpu, predict
@@ -852,7 +852,7 @@ def test_memory_is_held_against_a_gpu(
     row = next(row for row in preflight(trainer, gpu=gpu).rows if row.name == "memory")
     assert row.status == status, row
     assert "MB" in row.found
-    assert cure in row.cure
+    assert fix in row.fix
 
 
 def test_memory_that_cannot_be_told_is_not_judged(sft: Callable[..., SFTTrainer]) -> None:

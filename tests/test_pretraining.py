@@ -38,16 +38,15 @@ def test_the_countries_are_what_sources_and_mends_say() -> None:
     folder = ROOT / "datasets" / "countries"
     with (folder / "countries.csv").open(encoding="utf-8", newline="") as file:
         rows = {row["code"]: row for row in csv.DictReader(file)}
-    mends = tomllib.loads((folder / "mends.toml").read_text(encoding="utf-8"))
+    corrections = tomllib.loads((folder / "corrections.toml").read_text(encoding="utf-8"))
     assert len(rows) == 160
-    assert not set(rows) & set(mends["left_out"])
+    assert not set(rows) & set(corrections["left_out"])
     for code, row in rows.items():
-        mended = {
-            key: value for key, value in mends["mended"].get(code, {}).items() if key != "why"
-        }
-        assert set(row["mended"].split()) == set(mended)
-        assert {key: row[key] for key in mended} == mended
-        assert all(value for key, value in row.items() if key != "mended")
+        own = corrections["corrected"].get(code, {})
+        corrected = {key: value for key, value in own.items() if key != "why"}
+        assert set(row["corrected"].split()) == set(corrected)
+        assert {key: row[key] for key in corrected} == corrected
+        assert all(value for key, value in row.items() if key != "corrected")
     assert rows["KZ"]["capital"] == "Astana"
     assert rows["MX"]["capital"] == "Mexico City"
 

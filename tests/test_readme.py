@@ -16,7 +16,7 @@ FIRST_SCREEN = 30  # lines
 
 
 def test_pictures_and_minutes_are_those_of_the_saved_notebooks() -> None:
-    """After a notebook is saved: `tools/readme.py build`, which `make save` does."""
+    """After a notebook is saved: `python -m tools.readme build`, which `make save` does."""
     assert readme.stale() == []
 
 
@@ -93,7 +93,7 @@ def test_the_memory_that_is_asked_for_is_enough() -> None:
     assert f"{least:.0f} GB of RAM" in TEXT
     teaching = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
     assert f"{least:.0f} GB are needed" in teaching
-    runs = load_tool("build_site").measured()
+    runs = load_tool("site").measured()
     held = {name: by_tier["cpu"]["peak_ram_mb"] for name, by_tier in runs.items()}
     assert len(held) == 10
     assert max(held.values()) / 1000 < doctor._SHOWN * least, held

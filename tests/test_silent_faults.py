@@ -89,7 +89,7 @@ def test_results_meet_the_aims(recorded: dict[str, Any]) -> None:
     assert found >= 0.9 * len(faults), program.summary(faults)
     wrong = sum(row["found"] != "quiet" for row in healthy)
     assert wrong <= 0.02 * len(healthy), program.summary(healthy)
-    assert all(row["cure"] for row in faults if row["found"] == "yes")
+    assert all(row["fix"] for row in faults if row["found"] == "yes")
     assert all(row["proof"] for row in faults)
     slowest = max(float(row["seconds"]) for row in recorded.values() if row["seconds"])
     assert slowest <= ROOM * MOST_SECONDS
@@ -115,9 +115,9 @@ def _one_of_each_check() -> list[str]:
 
 @pytest.mark.parametrize("name", _one_of_each_check())
 def test_a_fault_is_found_again(name: str) -> None:
-    """It is found, and with the cure nothing is left to say."""
+    """It is found, and with the fix nothing is left to say."""
     row = program.try_fault(FAULTS[name])
-    assert (row["found"], row["cure_works"]) == ("yes", "yes"), row
+    assert (row["found"], row["fix_works"]) == ("yes", "yes"), row
 
 
 @pytest.mark.parametrize("name", _sample(list(HEALTHY), SAMPLE))
@@ -188,14 +188,14 @@ def test_summary_counts() -> None:
         ("five", program.HEALTHY_KIND, "false alarm", ""),
     ]
     rows = [
-        program._row(name, kind, found=found, cure_works=cure, raised="dtype", seconds="1.5")
-        for name, kind, found, cure in told
+        program._row(name, kind, found=found, fix_works=fix, raised="dtype", seconds="1.5")
+        for name, kind, found, fix in told
     ]
     text = program.summary(rows)
     assert "odd: 1 of 2 (50.0%)" in text
     assert "found: 1 of 3 (33.3%), 95% interval 0.8% to 90.6%" in text
     assert "two (elsewhere), three (crash)" in text
-    assert "cures that work: 1 of 2" in text
+    assert "fixes that work: 1 of 2" in text
     assert "false alarms and crashes: 1 of 2" in text
     assert "1.5 s at most" in text
 

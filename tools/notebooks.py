@@ -65,7 +65,8 @@ course = "{repository}"
 folder = Path(course).name
 if "google.colab" in sys.modules and not Path(folder).exists():
     subprocess.run(["git", "clone", "--quiet", "--depth=1", course], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"./{{folder}}"], check=True)
+    install = [sys.executable, "-m", "pip", "install", "-q", f"./{{folder}}[course]"]
+    subprocess.run(install, check=True)
     sys.path.insert(0, str(Path(folder).resolve()))  # the clone itself, with its datasets"""
 
 

@@ -14,15 +14,12 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from course_utils.display import BLUE
+from tools import site
+from tools.saved_notebooks import NotFound, notebook
+from tools.slide_pictures import INK, LINE, PALE, WIDTH, Drawing
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-
-import build_site as site  # noqa: E402
-from saved_notebooks import NotFound, notebook  # noqa: E402
-from slide_pictures import INK, LINE, PALE, WIDTH, Drawing  # noqa: E402
-
-from course_utils.display import BLUE  # noqa: E402
-
 README = ROOT / "README.md"
 PICTURES_DIR = ROOT / "docs" / "pictures"
 FAULTS = ROOT / "benchmarks" / "results" / "faults.json"
@@ -204,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("command", choices=("build", "check"))
     if parser.parse_args(argv).command == "check":
         for name in stale():
-            print(f"{name} is not what the saved notebooks say: tools/readme.py build")
+            print(f"{name} is not what the saved notebooks say: python -m tools.readme build")
         return int(bool(stale()))
     PICTURES_DIR.mkdir(parents=True, exist_ok=True)
     for name, draw in PICTURES.items():

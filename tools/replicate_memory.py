@@ -12,10 +12,9 @@ import sys
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
+from tools import bootstrap
 
-import bootstrap  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 REQUIREMENTS = ROOT / "benchmarks" / "tables_2024" / "requirements.txt"
 FOLDER = ROOT / "build" / "libraries-of-2024"

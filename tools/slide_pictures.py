@@ -12,10 +12,9 @@ import re
 import statistics
 from collections.abc import Callable, Sequence
 
-from saved_notebooks import NotFound, notebook
-from slide_values import PRECISIONS, VARIANTS, resolve
-
 from course_utils.display import BLUE, GREEN, GREY, ORANGE, RED, SKY
+from tools.saved_notebooks import NotFound, notebook
+from tools.slide_values import PRECISIONS, VARIANTS, resolve
 
 INK, LINE, PALE = "#1b1b1b", "#8c8c8c", "#ececec"
 WIDTH = 1160

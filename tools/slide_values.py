@@ -18,9 +18,8 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from saved_notebooks import NOTEBOOKS, ROOT, NotFound, Saved, Table, notebook
-
 from course_utils.results import whole_rows
+from tools.saved_notebooks import NOTEBOOKS, ROOT, NotFound, Saved, Table, notebook
 
 RESULTS = ROOT / "benchmarks" / "results"
 PUBLISHED = ROOT / "course_utils" / "memory" / "published.csv"

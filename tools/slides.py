@@ -32,12 +32,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from tools.saved_notebooks import NotFound
+from tools.slide_pictures import PICTURES
+from tools.slide_values import resolve
 
-from saved_notebooks import NotFound  # noqa: E402
-from slide_pictures import PICTURES  # noqa: E402
-from slide_values import resolve  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
+
 
 SLIDES = ROOT / "slides"
 DECK = SLIDES / "deck.md"

@@ -6,7 +6,7 @@
     python -m benchmarks.silent_faults --summary           # what the rows say
 
 A fault is found if a row that it names is raised; a raise of another row is "elsewhere" and does
-not count. Its cure works if preflight has nothing to say of the mended training. Of a correct
+not count. Its fix works if preflight has nothing to say of the mended training. Of a correct
 set-up nothing may be said. Cases run in child processes, so that a crash or a hang costs one case.
 Rows are written as they come, and a run that was stopped goes on; `--again` tries all of them anew.
 """
@@ -41,7 +41,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "silent_faults.csv"
 LIBRARIES = ("torch", "transformers", "trl", "peft")
 COLUMNS = (
-    *("name", "kind", "issues", "found", "raised", "text", "cure", "cure_works", "proof"),
+    *("name", "kind", "issues", "found", "raised", "text", "fix", "fix_works", "proof"),
     *("seconds", *LIBRARIES),
 )
 HEALTHY_KIND = "healthy"
@@ -94,11 +94,11 @@ def _raised(trainer: Any) -> tuple[dict[str, Any], float]:
 
 
 def _texts(rows: Iterable[Any]) -> Row:
-    """What some rows found and the cures that they name, as two cells."""
+    """What some rows found and the fixes that they name, as two cells."""
     rows = list(rows)
     texts = (f"{row.found}" if len(rows) == 1 else f"{row.name}: {row.found}" for row in rows)
-    cures = (row.cure for row in rows)
-    return {name: " | ".join(each) for name, each in (("text", texts), ("cure", cures))}
+    fixes = (row.fix for row in rows)
+    return {name: " | ".join(each) for name, each in (("text", texts), ("fix", fixes))}
 
 
 def _row(name: str, kind: str, issues: Iterable[str] = (), **told: Any) -> Row:
@@ -115,7 +115,7 @@ def _nothing(_: str) -> None:
 
 
 def try_fault(fault: Any, phase: Phase = _nothing) -> Row:
-    """Make a fault, prove that it is there, look what preflight says, and apply the cure.
+    """Make a fault, prove that it is there, look what preflight says, and apply the fix.
 
     Args:
         fault: a `common.Fault`.
@@ -150,9 +150,9 @@ def try_fault(fault: Any, phase: Phase = _nothing) -> Row:
         phase("mended")
         try:
             left, _ = _raised(fault.mended())
-            told["cure_works"] = f"no: {'; '.join(left)}" if left else "yes"
+            told["fix_works"] = f"no: {'; '.join(left)}" if left else "yes"
         except Exception as error:
-            told["cure_works"] = f"crash: {_said(error)}"
+            told["fix_works"] = f"crash: {_said(error)}"
     return row(**told)
 
 
@@ -361,7 +361,7 @@ def _interval(part: int, total: int) -> str:
 
 
 def summary(rows: list[dict[str, str]]) -> str:
-    """How many faults are found, whose cures work, and how many false alarms there are."""
+    """How many faults are found, whose fixes work, and how many false alarms there are."""
     faults = [row for row in rows if row["kind"] != HEALTHY_KIND]
     healthy = [row for row in rows if row["kind"] == HEALTHY_KIND]
     lines = []
@@ -373,9 +373,9 @@ def summary(rows: list[dict[str, str]]) -> str:
         missed = [f"{row['name']} ({row['found']})" for row in faults if row["found"] != "yes"]
         lines.append(f"found: {_share(found, len(faults))}, {_interval(found, len(faults))}")
         lines += [f"not found: {', '.join(missed)}"] if missed else []
-        tried = [row for row in faults if row["cure_works"]]
-        works = sum(row["cure_works"] == "yes" for row in tried)
-        lines.append(f"cures that work: {_share(works, len(tried))}")
+        tried = [row for row in faults if row["fix_works"]]
+        works = sum(row["fix_works"] == "yes" for row in tried)
+        lines.append(f"fixes that work: {_share(works, len(tried))}")
     if healthy:
         wrong = [row for row in healthy if row["found"] != "quiet"]
         alarms = _share(len(wrong), len(healthy))
@@ -432,10 +432,10 @@ def main() -> None:
 
         def show(row: Row) -> None:
             told = f"{row['found']}: {row['raised'] or row['text'] or '-'}"
-            cure = f", cure {row['cure_works']}" if row["cure_works"] else ""
+            fix = f", fix {row['fix_works']}" if row["fix_works"] else ""
             took = f", {row['seconds']} s" if row["seconds"] else ""
             place = f"{next(count)}/{len(names)}"
-            print(f"{place} {row['name']}: {told[:150]}{cure[:80]}{took}", flush=True)
+            print(f"{place} {row['name']}: {told[:150]}{fix[:80]}{took}", flush=True)
 
         run(names, args.results, show=show, again=args.again)
         if names:

@@ -53,8 +53,8 @@ class Fault:
         issues: the public reports that it was rebuilt from, as `owner/name#number`.
         story: one or two sentences: what somebody did, and what they got.
         make: makes the trainer with the fault.
-        mended: makes the same trainer with the cure applied that the report names; None where the
-            cure is not a change of the training (a smaller claim: "watch out").
+        mended: makes the same trainer with the fix applied that the report names; None where the
+            fix is not a change of the training (a smaller claim: "watch out").
         rows: the checks that may name it; a raise of any other is not counted as found.
         proof: looks at the trainer of `make` and says in a sentence what is wrong in it, measured;
             raises AssertionError where the fault is not there.

@@ -12,7 +12,7 @@ or nothing (the warnings that the libraries give while the trainer is made and t
 speaks where it gives a warning or an error; hints and what it passes do not count.
 
 It names a fault where its words match `NAMED`: one regular expression for a kind of faults,
-written so that a warning about the thing at fault counts even where it names no cure. The words are
+written so that a warning about the thing at fault counts even where it names no fix. The words are
 kept, so that each judgement can be checked by hand. So that talking much is no merit, every tool is
 also given correct set-ups, evenly spaced over `healthy.py`.
 """

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import torch
-
 from course_utils._core import checks
 from course_utils.errors import BadValue
 
@@ -61,6 +59,8 @@ def split_documents(batch: Mapping[str, Any]) -> list[Document]:
     Raises:
         ValueError: no batch, or one without `input_ids`.
     """
+    import torch
+
     checks.a("batch", batch, Mapping, "a batch, as a collator gives it: a dictionary")
     if batch.get("input_ids") is None:
         has = ", ".join(map(str, batch)) or "nothing"

@@ -32,18 +32,20 @@ _EXTRA_EVERY = 4
 
 
 def folder() -> Path:
-    """The course's `datasets/`, beside the package.
+    """The course's `datasets/`: beside the package in a clone, inside it where it was installed.
 
     Raises:
-        CourseError: it is not there: the package was installed without the course around it.
+        CourseError: it is at neither place.
     """
-    found = Path(__file__).resolve().parents[2] / "datasets"
-    if not (found / "sentences").is_dir():
-        raise CourseError(
-            f"The course's datasets are not at {found}. Use the package from a clone of the "
-            "course (`pip install -e .` there, or the clone's folder first in sys.path)."
-        )
-    return found
+    package = Path(__file__).resolve().parents[1]
+    places = (package.parent / "datasets", package / "datasets")
+    for place in places:
+        if (place / "sentences").is_dir():
+            return place
+    raise CourseError(
+        f"The course's datasets are neither at {places[0]} nor at {places[1]}. Install the package "
+        "again, or use it from a clone of the course."
+    )
 
 
 @functools.cache
@@ -89,7 +91,7 @@ def rows(name: str) -> dict[str, list[dict[str, object]]]:
 
 
 def _check_rows(path: Path) -> None:
-    """Refuse a damaged file of the course's; the library's errors say neither place nor cure."""
+    """Refuse a damaged file of the course's; the library's errors say neither place nor fix."""
     with checks.course_file(path):
         lines = path.read_text(encoding="utf-8").split("\n")
         columns = {tuple(json.loads(line).keys()) for line in lines if line.strip()}

@@ -1,4 +1,4 @@
-"""Checks before a training run, on the trainer's own batches; what they find, and the cure.
+"""Checks before a training run, on the trainer's own batches; what they find, and the fix.
 
 `print(preflight(trainer))` before `trainer.train()`. Introduced in notebook 03. A further check is
 a function in `CHECKS`.
@@ -93,7 +93,7 @@ def preflight(
 
     Returns:
         The report, with a row for each check of `CHECKS` that has to do with this kind of training:
-        pass, warn or fail, and the cure. What cannot be judged is named below the table with the
+        pass, warn or fail, and the fix. What cannot be judged is named below the table with the
         reason; a check that itself raises an error is a warning that says so. Times are in minutes
         and seconds.
 

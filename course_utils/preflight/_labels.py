@@ -225,15 +225,15 @@ def prompt(ev: TrainerSnapshot) -> Finding:
     option = "completion_only_loss"
     if "messages" in source and "prompt" not in source:
         option = "assistant_only_loss"
-    cure = f"Set {option}=True in SFTConfig"
+    fix = f"Set {option}=True in SFTConfig"
     if getattr(ev.args, option, None):
-        cure = f"{option}=True is set, and has no effect on these labels: look at who makes them"
+        fix = f"{option}=True is set, and has no effect on these labels: look at who makes them"
     elif not isinstance(ev.trainer, SFTTrainer):
-        cure = "Set labels to -100 for the prompt's tokens"
+        fix = "Set labels to -100 for the prompt's tokens"
     return Finding(
         WARN,
         f"in {wrong} of {plural(judged, 'example')} the prompt is trained on too",
-        f"{cure}, unless the model is to learn to write the prompts as well.",
+        f"{fix}, unless the model is to learn to write the prompts as well.",
     )
 
 

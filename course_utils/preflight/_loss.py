@@ -157,11 +157,11 @@ def _judge(pull: _Pull) -> Finding | None:
         learns = {0: "the token that it has just read", 2: "the token after the next"}.get(
             pull.offset, "something else than the next token"
         )
-        cure = {
+        fix = {
             0: "Shift by one where the loss is computed: logits[:, :-1] against labels[:, 1:].",
             2: "Shift once only: transformers' models shift the labels themselves.",
         }.get(pull.offset, "Hold what the loss takes as labels against the batch's input_ids.")
-        return Finding(FAIL, f"at each place the model learns {learns}", cure)
+        return Finding(FAIL, f"at each place the model learns {learns}", fix)
     if pull.padding > 0.02 * pull.places:
         return Finding(
             FAIL,
@@ -260,21 +260,21 @@ def _scale(
     own: float, plain: float, count: int, places: tuple[int, ...], told: str
 ) -> Finding | None:
     """A loss of another size: a sum, or a mean over places that do not count."""
-    cure = "Divide by num_items_in_batch, or by the number of labels that are not -100."
+    fix = "Divide by num_items_in_batch, or by the number of labels that are not -100."
     if not plain > 0 or count < 2:
         return None
     if abs(own / plain - count) <= _SAME * count:
-        return Finding(WARN, f"{told}: it is the sum over {count} tokens, not their mean", cure)
+        return Finding(WARN, f"{told}: it is the sum over {count} tokens, not their mean", fix)
     for all_places in places:
         if count < 0.98 * all_places and abs(own / plain * all_places / count - 1) <= 0.005:
             return Finding(
                 WARN,
                 f"{told}: the sum over {count} tokens was divided by all {all_places} places, "
                 "padding and prompts among them",
-                cure,
+                fix,
             )
     if own < 0.5 * plain:
-        return Finding(WARN, f"{told}: divided by more than the tokens that count", cure)
+        return Finding(WARN, f"{told}: divided by more than the tokens that count", fix)
     return None
 
 
@@ -335,18 +335,18 @@ def step(ev: TrainerSnapshot) -> Finding:
         return not_judged(ev.no_step)
     tried = ev.step
     if tried.error:
-        cure = "Training would end with this error: look at the batch and the loss function."
+        fix = "Training would end with this error: look at the batch and the loss function."
         if "out of memory" in tried.error.lower():
-            cure = (
+            fix = (
                 "Lower per_device_train_batch_size and raise gradient_accumulation_steps by as "
                 "much, shorten max_length, or set activation_checkpointing=True."
             )
         elif "does not require grad" in tried.error:
-            cure = (
+            fix = (
                 "Nothing trainable takes part in the loss: call model.enable_input_require_grads() "
                 "or set use_reentrant=False where activations are checkpointed."
             )
-        return Finding(FAIL, shorten(tried.error, 300), cure)
+        return Finding(FAIL, shorten(tried.error, 300), fix)
     norms = [norm for norm in tried.norms.values() if not math.isnan(norm)]
     total = math.hypot(*norms)
     if not math.isfinite(tried.loss) or not math.isfinite(total):

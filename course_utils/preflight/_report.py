@@ -21,7 +21,7 @@ class Finding(NamedTuple):
 
     status: str
     found: str
-    cure: str = ""
+    fix: str = ""
 
 
 # Of a check that has nothing to do with this training.
@@ -40,7 +40,7 @@ class Check:
     name: str
     status: str
     found: str
-    cure: str
+    fix: str
 
 
 class PreflightFailed(CourseError):
@@ -49,7 +49,7 @@ class PreflightFailed(CourseError):
     def __init__(self, report: Report):
         self.report = report
         failed = [row for row in report.rows if row.status == FAIL]
-        lines = [f"{row.name}: {row.found}. {row.cure}" for row in failed]
+        lines = [f"{row.name}: {row.found}. {row.fix}" for row in failed]
         super().__init__(visible("\n".join(["The training is not ready.", *lines])))
 
 
@@ -84,7 +84,7 @@ class Report:
         lines = []
         for row in self.rows:
             head = f"{_SYMBOLS[row.status]} {row.status:<5}{row.name:<{left}}"
-            text = row.found + (f"  → {row.cure}" if row.cure else "")
+            text = row.found + (f"  → {row.fix}" if row.fix else "")
             lines += textwrap.wrap(
                 visible(head + text),
                 100,
@@ -108,7 +108,7 @@ class Report:
             style = f"{cell}; white-space: nowrap; font-weight: bold; color: {colours[row.status]}"
             texts = "".join(
                 f'<td style="{cell}">{html.escape(visible(text))}</td>'
-                for text in (row.name, row.found, row.cure)
+                for text in (row.name, row.found, row.fix)
             )
             rows.append(f'<tr><td style="{style}">{html.escape(status)}</td>{texts}</tr>')
         notes = "".join(

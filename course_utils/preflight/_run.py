@@ -120,9 +120,9 @@ def batches(ev: TrainerSnapshot) -> Finding:
     if ev.kind in (kinds.CAUSAL, kinds.MASKED, kinds.SEQ2SEQ) and not ev.labelled:
         has = ", ".join(map(str, ev.batches[0])) if isinstance(ev.batches[0], Mapping) else ""
         if "labels" not in (ev.batches[0] if isinstance(ev.batches[0], Mapping) else ()):
-            cure = "Let the collator make labels: DataCollatorForLanguageModeling(tokenizer, "
-            cure += "mlm=False)."
-            return Finding(FAIL, f"the batches have {has or 'no columns'}, but no labels", cure)
+            fix = "Let the collator make labels: DataCollatorForLanguageModeling(tokenizer, "
+            fix += "mlm=False)."
+            return Finding(FAIL, f"the batches have {has or 'no columns'}, but no labels", fix)
     if found := _repeated(ev):
         return found
     total = "" if ev.total is None else f" of {ev.total:,}"

@@ -435,7 +435,7 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# Two cures: a padding token of its own, or a collator that goes by position and not by id, as TRL's
+# Two fixes: a padding token of its own, or a collator that goes by position and not by id, as TRL's
 # does. With that one pad = eos, which the chat model of this course comes with, is fine. Draw it to
 # be sure: the EOS token behind an answer is blue, and those that fill up the row are not.
 
@@ -602,7 +602,7 @@ found = {name: preflight(each) for name, each in trainers.items()}
 for name, report in found.items():
     for row in report.rows:
         if row.status == "fail":
-            print(f"{name} ✗ {row.name}: {row.found}\n    → {row.cure}")
+            print(f"{name} ✗ {row.name}: {row.found}\n    → {row.fix}")
 
 print("your guess:", my_guess_faults)
 

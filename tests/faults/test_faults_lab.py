@@ -98,7 +98,7 @@ def test_notebooks_on_a_poor_screen(command: str, encoding: str) -> None:
         env |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
         del env["PYTHONIOENCODING"]
     done = subprocess.run(
-        [sys.executable, "tools/notebooks.py", command, "01", "03.2"],
+        [sys.executable, "-m", "tools.notebooks", command, "01", "03.2"],
         cwd=ROOT,
         env=env,
         capture_output=True,
@@ -208,7 +208,7 @@ def jupyter(folder: Path, name: str) -> Iterator[Lab]:
     for variable, text in variables.items():
         env[variable] = text.replace("FOLDER", str(folder / "config"))
     log = folder / "lab.log"
-    line = [sys.executable, "tools/lab.py", FIRST, "--no-browser"]
+    line = [sys.executable, "-m", "tools.lab", FIRST, "--no-browser"]
     line += ["--ServerApp.port=0", "--ServerApp.port_retries=0"]
     with running(line, log, cwd=ROOT, env=env) as process:
 

@@ -5,9 +5,9 @@ says already is taken from there, so that a new notebook, module or dataset appe
 `docs/` holds only what is written for the site, with marks such as `<!-- generated: timings -->`
 where something is put in. The pages are gathered in `build/site-source`; warnings are errors.
 
-    build_site.py           gather and build
-    build_site.py gather    gather only
-    build_site.py install   install what builds it, where it is missing
+    python -m tools.site            gather and build
+    python -m tools.site gather     gather only
+    python -m tools.site install    install what builds it, where it is missing
 """
 
 from __future__ import annotations
@@ -33,14 +33,10 @@ from nbformat.v4 import new_code_cell
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tools import bootstrap, calculator
+from tools import notebooks as course_notebooks
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-import bootstrap  # noqa: E402
-import calculator  # noqa: E402
-
-import notebooks as course_notebooks  # noqa: E402
-
 DOCS = ROOT / "docs"
 SOURCE = ROOT / "build" / "site-source"
 SITE = ROOT / "build" / "site"
@@ -414,7 +410,7 @@ def architecture_table() -> str:
 
 
 def silent_faults() -> str:
-    """Each fault by its kind: what somebody did, the reports, what preflight says, the cure."""
+    """Each fault by its kind: what somebody did, the reports, what preflight says, the fix."""
     from benchmarks.silent_faults import others
     from benchmarks.silent_faults.__main__ import cases, read
 
@@ -423,10 +419,10 @@ def silent_faults() -> str:
     told = [row for row in rows.values() if row["kind"] != "healthy"]
     healthy = [row for row in rows.values() if row["kind"] == "healthy"]
     found = [row for row in told if row["found"] == "yes"]
-    cured = [row for row in found if row["cure_works"] == "yes"]
+    fixed = [row for row in found if row["fix_works"] == "yes"]
     alarms = [row for row in healthy if row["found"] != "quiet"]
     parts = [
-        f"`preflight` finds {len(found)} of {len(told)} faults; for {len(cured)} of these the cure "
+        f"`preflight` finds {len(found)} of {len(told)} faults; for {len(fixed)} of these the fix "
         "was applied, and nothing was left to say. Of "
         f"{len(healthy)} correct set-ups it says something about {len(alarms)}. (transformers "
         f"{told[0]['transformers']}, TRL {told[0]['trl']}, peft {told[0]['peft']}.)",
@@ -471,7 +467,7 @@ def _fault(fault: Any, row: dict[str, str]) -> str:
         lines.append(f"*Measured here:* {_plain(row['proof'])}\n")
     if row["found"] == "yes":
         lines.append(f"*preflight:* {_plain(row['text'])}\n")
-        lines.append(f"*Cure:* {_plain(row['cure'])}\n")
+        lines.append(f"*Fix:* {_plain(row['fix'])}\n")
     else:
         lines.append("*preflight* does not find it.\n")
     return "\n".join(lines)
