@@ -37,8 +37,12 @@ from course_utils.hardware import detect, pick_dtype, tier
 from course_utils.models._catalog import recipe, unknown
 from course_utils.models._running import Runner
 from course_utils.results import append_row, whole_rows
-from course_utils.scoring.distributions import kl_divergence, next_tokens
-from course_utils.scoring.instructions import follows, refuses
+from course_utils.scoring import (
+    follows_instructions,
+    is_refusal,
+    kl_divergence,
+    next_token_log_probs,
+)
 from course_utils.training import faster_on_cpu
 
 RESULTS = Path(__file__).parent / "results" / "base_vs_instruct.jsonl"
@@ -104,7 +108,7 @@ class Scales:
             [ask.prompt(prompt) for prompt in self.instructions["prompt"]],
             [self._begin(reply) for reply in untouched],
         )
-        self.before = next_tokens(model, tokenizer, *self.texts)
+        self.before = next_token_log_probs(model, tokenizer, *self.texts)
         self.general = ask(load_data("instructions")["train"]["prompt"])
 
     def _begin(self, reply: str) -> str:
@@ -122,7 +126,7 @@ class Scales:
         replies = ask(self.styled["question"], max_new_tokens=32, **style)
         general = ask(self.instructions["prompt"])
         requests = ask(self.requests["prompt"], max_new_tokens=40)
-        after = next_tokens(model, self.tokenizer, *self.texts)
+        after = next_token_log_probs(model, self.tokenizer, *self.texts)
         checks = self.instructions["checks"]
         told = {}
         if form == "system":
@@ -141,9 +145,10 @@ class Scales:
                 for reply, answer in zip(replies, self.styled["answer"], strict=True)
             ],
             "followed": [
-                int(follows(reply, wanted)) for reply, wanted in zip(general, checks, strict=True)
+                int(follows_instructions(reply, wanted))
+                for reply, wanted in zip(general, checks, strict=True)
             ],
-            "refused": [int(refuses(reply)) for reply in requests],
+            "refused": [int(is_refusal(reply)) for reply in requests],
             "kl": [round(value, 4) for value in kl_divergence(self.before, after)],
         }
 

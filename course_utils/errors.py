@@ -59,10 +59,6 @@ class EndpointError(CourseError):
     """A server of a model that cannot be asked, or gave no answer; the text says what to do."""
 
 
-class UnsafeTask(CourseError):
-    """A benchmark that runs what a model has written on this machine."""
-
-
 class CannotWrite(CourseError, OSError):
     """A place that cannot be written, or that holds what must not be overwritten."""
 

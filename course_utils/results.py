@@ -1,6 +1,6 @@
 """Files of results: rows of JSON appended as they come, whole again after a kill.
 
-Used by the programs in `benchmarks/`, by `memory.grid` and by `scoring.votes`. Introduced in
+Used by the programs in `benchmarks/`, by `memory.grid` and by `scoring.Votes`. Introduced in
 notebook 05.
 """
 

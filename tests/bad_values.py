@@ -190,28 +190,20 @@ def tuned() -> Any:
     return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM"))
 
 
-@functools.cache
-def results() -> Any:
-    run = _course("scoring.harness").run_tasks
-    return run(model(), tokenizer(), "course_countries_choice", limit=1)
-
-
 def setup() -> Any:
     return _course("memory").Setup("course/pythia-3m", seq_len=16)
 
 
 def votes() -> Any:
     """A file of its own each time: a vote is given once."""
-    kept = _course("scoring.votes").Votes(f"votes-{next(NUMBERS)}.jsonl")
+    kept = _course("scoring").Votes(f"votes-{next(NUMBERS)}.jsonl")
     kept.add("Why?", "a", "b", "left")
     kept.add("Who?", "a", "b", "right")
     return kept
 
 
 def judge() -> Any:
-    return _course("scoring.judge").Judge(
-        lambda prompts, **_: ["[[A]] Rating: [[7]]"] * len(prompts)
-    )
+    return _course("scoring").Judge(lambda prompts, **_: ["[[A]]"] * len(prompts))
 
 
 def axis() -> Any:
@@ -549,45 +541,42 @@ case(
     source=SOURCE,
 )
 
-case("scoring.contamination.words", text=A_TEXT)
 case(
-    "scoring.contamination.contamination",
+    "scoring.contamination_report",
     test=TEXTS,
     train=TEXTS,
     n=(8, whole(1)),
     tokenizer=(None, or_none(function)),
 )
 case(
-    "scoring.contamination.contamination_summary",
-    table=(Made(lambda: _course("scoring.contamination").contamination(["a b"], ["b a"])), nothing),
+    "scoring.contamination_summary",
+    table=(Made(lambda: _course("scoring").contamination_report(["a b"], ["b a"])), nothing),
 )
 PAIR = {"prompts": (["One text"], texts), "replies": (["another"], texts)}
-for name in ("log_probabilities", "next_tokens"):
-    case(f"scoring.distributions.{name}", model=MODEL, tokenizer=TOKENIZER, **PAIR)
+for name in ("sequence_log_probs", "next_token_log_probs"):
+    case(f"scoring.{name}", model=MODEL, tokenizer=TOKENIZER, **PAIR)
 PREDICTED = Made(
-    lambda: _course("scoring.distributions").next_tokens(model(), tokenizer(), ["One"], ["two"])
+    lambda: _course("scoring").next_token_log_probs(model(), tokenizer(), ["One"], ["two"])
 )
 EMPTY = (PREDICTED, lambda value: False)
-case("scoring.distributions.kl_divergence", before=EMPTY, after=EMPTY)
+case("scoring.kl_divergence", before=EMPTY, after=EMPTY)
 case(
-    "scoring.endpoint.Endpoint",
+    "scoring.Endpoint",
     model=("m", or_none(text)),
     base_url=("http://127.0.0.1:9/v1", or_none(nothing)),
     timeout=(1, number(above=0)),
     max_retries=(0, whole(0)),
-    longest=(60, or_none(number(above=0))),
     key_variable=("NO_KEY", text),
-    allow_plain_http=(False, flag),
 )
 
 
 def endpoint() -> Any:
-    return _course("scoring.endpoint").Endpoint("m", "http://127.0.0.1:9/v1", 1, 0)
+    return _course("scoring").Endpoint("m", "http://127.0.0.1:9/v1", 1, 0)
 
 
 # Nothing listens there: a good call is refused by an EndpointError.
 case(
-    "scoring.endpoint.Endpoint.__call__",
+    "scoring.Endpoint.__call__",
     self=(Made(endpoint), nothing),
     prompts=("Hello", either(text, texts)),
     system=SYSTEM,
@@ -595,92 +584,64 @@ case(
     max_new_tokens=(4, whole(1)),
     seed=(None, or_none(whole())),
 )
-ASKED = {
-    "model": MODEL,
-    "tokenizer": TOKENIZER,
-    "tasks": ("course_countries_choice", nothing),
-    "limit": (
-        1,
-        either(or_none(whole(1)), lambda value: isinstance(value, float) and 0 < value < 1),
-    ),
-    "num_fewshot": (None, or_none(whole(0))),
-    "batch_size": (8, either(whole(1), one_of("auto"))),
-}
-MORE = {
-    "chat_template": (False, flag),
-    "system": SYSTEM,
-    "include_path": (None, or_none(nothing)),
-    "confirm_run_unsafe_code": (False, flag),
-    "progress": (False, flag),
-}
-case("scoring.harness.run_tasks", slow=True, **ASKED, **MORE)
-case("scoring.harness.evaluate", slow=True, **ASKED, **MORE)
-case("scoring.harness.summary", results=(Made(results), nothing))
-case("scoring.harness.items", results=(Made(results), nothing))
+RESULTS = {"results": {"a task": {"acc,none": 1.0}}, "samples": {}}
+case("scoring.benchmark_results", results=(RESULTS, nothing))
 case(
-    "scoring.harness.Cost.hours",
-    self=(Made(lambda: _course("scoring.harness").cost("MMLU", 7e9)), nothing),
-    flops_per_second=(1e12, number(above=0)),
-)
-case(
-    "scoring.harness.cost",
+    "scoring.benchmark_cost",
     benchmark=("MMLU", nothing),
     parameters=(7e9, number(above=0)),
     items=(10, or_none(whole(1))),
 )
 case(
-    "scoring.harness.benchmarks_table",
+    "scoring.benchmarks_table",
     parameters=(7e9, number(above=0)),
     flops_per_second=(1e12, or_none(number(above=0))),
 )
-case("scoring.instructions.follows", reply=A_TEXT, checks=("capitals", nothing))
-case("scoring.instructions.refuses", reply=A_TEXT)
+case("scoring.follows_instructions", reply=A_TEXT, checks=("capitals", nothing))
+case("scoring.is_refusal", reply=A_TEXT)
 CONFIDENCE = (0.95, lambda value: number(above=0)(value) and value < 1)
 VALUES = ([1.0, 0.0], lambda value: isinstance(value, list) and all(map(number(), value)))
 case(
-    "scoring.intervals.bootstrap_interval",
+    "scoring.bootstrap_interval",
     values=VALUES,
     statistic=("mean", function),
     confidence=CONFIDENCE,
     seed=SEED,
 )
 case(
-    "scoring.intervals.paired_test",
+    "scoring.paired_test",
     a=VALUES,
     b=([0.0, 1.0], nothing),
     confidence=CONFIDENCE,
     seed=SEED,
 )
 case(
-    "scoring.intervals.items_needed",
+    "scoring.items_needed",
     difference=(0.1, number(-1, 1)),
     share=(0.5, number(0, 1)),
     power=(0.8, CONFIDENCE[1]),
     confidence=CONFIDENCE,
     disagreement=(None, or_none(number(0, 1))),
 )
-case("scoring.judge.parse_verdict", text=A_TEXT)
-case("scoring.judge.parse_rating", text=A_TEXT)
+case("scoring.parse_verdict", text=A_TEXT)
 REFERENCE = (None, or_none(text))
 case(
-    "scoring.judge.comparison_prompt",
+    "scoring.comparison_prompt",
     question=A_TEXT,
     first=A_TEXT,
     second=A_TEXT,
     reference=REFERENCE,
 )
-case("scoring.judge.rating_prompt", question=A_TEXT, answer=A_TEXT, reference=REFERENCE)
-case("scoring.judge.opened", ask=RUNNER, opening=A_TEXT, closing=A_TEXT)
-case("scoring.judge.Judge", ask=(lambda prompts, **_: [], function))
+case("scoring.with_prefill", ask=RUNNER, prefill=A_TEXT, stop=A_TEXT)
+case("scoring.Judge", ask=(lambda prompts, **_: [], function))
 JUDGE = (Made(judge), nothing)
 LISTS = dict.fromkeys(("questions", "firsts", "seconds"), TEXTS)
 REFERENCES = {"references": (None, or_none(texts))}
-case("scoring.judge.Judge.compare", self=JUDGE, **LISTS, **REFERENCES)
-case("scoring.judge.Judge.rate", self=JUDGE, questions=TEXTS, answers=TEXTS, **REFERENCES)
-case("scoring.judge.position_bias", judge=JUDGE, **LISTS, **REFERENCES)
-case("scoring.judge.pad", answer=A_TEXT, sentences=(2, whole(1)))
+case("scoring.Judge.compare", self=JUDGE, **LISTS, **REFERENCES)
+case("scoring.position_bias", judge=JUDGE, **LISTS, **REFERENCES)
+case("scoring.add_filler", answer=A_TEXT, sentences=(2, whole(1)))
 case(
-    "scoring.judge.verbosity_bias",
+    "scoring.verbosity_bias",
     judge=JUDGE,
     questions=TEXTS,
     good=TEXTS,
@@ -689,7 +650,7 @@ case(
     **REFERENCES,
 )
 case(
-    "scoring.judge.accuracy",
+    "scoring.judge_accuracy",
     judge=JUDGE,
     questions=TEXTS,
     right=TEXTS,
@@ -697,23 +658,21 @@ case(
     **REFERENCES,
 )
 case(
-    "scoring.judge.self_agreement",
+    "scoring.self_agreement",
     judge=JUDGE,
     **LISTS,
     **REFERENCES,
     seeds=((0, 1), lambda value: wholes(value) and len(value) == 2),
     temperature=(0.7, number(0)),
 )
-for name in ("exact_match", "word_accuracy", "chrf", "scores"):
-    case(f"scoring.references.{name}", replies=TEXTS, references=TEXTS)
+for name in ("exact_match", "word_accuracy", "chrf", "reference_scores"):
+    case(f"scoring.{name}", replies=TEXTS, references=TEXTS)
 VOTE = {"question": A_TEXT, "left": ("a", text), "right": ("b", text)}
 BOTH = {"left_text": ("A.", text), "right_text": ("B.", text)}
 WINNER = {"winner": ("left", one_of("left", "right", "tie"))}
+case("scoring.Vote", **VOTE, **WINNER, voter=("me", text), answers=("", text), time=("t", text))
 case(
-    "scoring.votes.Vote", **VOTE, **WINNER, voter=("me", text), answers=("", text), time=("t", text)
-)
-case(
-    "scoring.votes.fingerprint",
+    "scoring.answers_fingerprint",
     left=("a", text),
     left_text=A_TEXT,
     right=("b", text),
@@ -721,20 +680,20 @@ case(
 )
 VOTES = (Made(votes), nothing)
 SOME_VOTES = (Made(lambda: list(votes())), lambda value: value in ([], ()))
-case("scoring.votes.Votes", path=("votes.jsonl", path))
-case("scoring.votes.Votes.by", self=VOTES, voter=("me", text))
-case("scoring.votes.Votes.add", self=VOTES, **VOTE, **WINNER, voter=("me", text), **BOTH)
-case("scoring.votes.Votes.voted", self=VOTES, **VOTE, voter=("me", text), **BOTH)
+case("scoring.Votes", path=("votes.jsonl", path))
+case("scoring.Votes.by", self=VOTES, voter=("me", text))
+case("scoring.Votes.add", self=VOTES, **VOTE, **WINNER, voter=("me", text), **BOTH)
+case("scoring.Votes.voted", self=VOTES, **VOTE, voter=("me", text), **BOTH)
 case(
-    "scoring.votes.Votes.withdraw",
+    "scoring.Votes.withdraw",
     self=VOTES,
-    vote=(Made(lambda: _course("scoring.votes").Vote("Why?", "a", "b", "left")), nothing),
+    vote=(Made(lambda: _course("scoring").Vote("Why?", "a", "b", "left")), nothing),
 )
 case(
-    "scoring.votes.as_votes",
+    "scoring.votes_from_verdicts",
     questions=TEXTS,
     verdicts=(
-        Made(lambda: [_course("scoring.judge").Verdict("first", "")]),
+        Made(lambda: [_course("scoring").Verdict("first", "")]),
         lambda value: value == [None],
     ),
     first=("a", text),
@@ -744,14 +703,12 @@ case(
 )
 RESAMPLES = (10, whole(0, 10**6))
 ANY_SEED = (0, whole(0))
-case("scoring.votes.win_rates", votes=SOME_VOTES, resamples=RESAMPLES, seed=ANY_SEED)
-case("scoring.votes.bradley_terry", votes=SOME_VOTES, resamples=RESAMPLES, seed=ANY_SEED)
-case(
-    "scoring.votes.elo", votes=SOME_VOTES, seed=(None, or_none(whole(0))), k=(4.0, number(above=0))
-)
+case("scoring.win_rates", votes=SOME_VOTES, resamples=RESAMPLES, seed=ANY_SEED)
+case("scoring.bradley_terry", votes=SOME_VOTES, resamples=RESAMPLES, seed=ANY_SEED)
+case("scoring.elo", votes=SOME_VOTES, seed=(None, or_none(whole(0))), k=(4.0, number(above=0)))
 VERDICTS = (["left", "tie"], lambda value: isinstance(value, list) and None in value)
-case("scoring.votes.alpha", verdicts_a=VERDICTS, verdicts_b=VERDICTS)
-case("scoring.votes.agreement", votes_a=SOME_VOTES, votes_b=SOME_VOTES)
+case("scoring.krippendorff_alpha", verdicts_a=VERDICTS, verdicts_b=VERDICTS)
+case("scoring.voter_agreement", votes_a=SOME_VOTES, votes_b=SOME_VOTES)
 
 case("training.faster_on_cpu", trainer=(Made(trainer), nothing))
 HISTORY = ([{"step": 1, "loss": 2.0}], lambda value: value in ([], ()))
@@ -810,10 +767,10 @@ WITHOUT: dict[str, str] = {
             "doctor.Finding",
             *("masks.Token", "masks.Example", "masks.Drawing", "memory.Prediction"),
             *("hardware.Choice", "hardware.Hardware", "data.Relation"),
-            *("data.Domain", "scoring.harness.Benchmark", "scoring.harness.Cost"),
-            *(f"scoring.intervals.{name}" for name in ("Interval", "PairedTest", "ItemsNeeded")),
-            *(f"scoring.judge.{name}" for name in ("Verdict", "PositionBias", "VerbosityBias")),
-            *("scoring.judge.Accuracy", "scoring.judge.SelfAgreement", "scoring.votes.Agreement"),
+            *("data.Domain", "scoring.Verdict", "scoring.BenchmarkCost"),
+            *(f"scoring.{name}" for name in ("Interval", "PairedTest", "ItemsNeeded")),
+            *(f"scoring.{name}" for name in ("PositionBias", "VerbosityBias", "JudgeAccuracy")),
+            *("scoring.SelfAgreement", "scoring.VoterAgreement"),
             *(f"preflight.{name}" for name in ("Finding", "Check", "Report")),
             "models.Reply",
         ),

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from course_utils.data import load_data
 from course_utils.models._loading import load_tokenizer
-from course_utils.scoring.contamination import contamination, contamination_summary, words
+from course_utils.scoring import contamination_report, contamination_summary
+from course_utils.scoring._contamination import _words
 
 TRAIN = [
     "It rained all day.",
@@ -21,14 +22,14 @@ TRAIN = [
 
 def test_words_are_compared_without_capitals_and_punctuation() -> None:
     """Also where a letter is written in two ways."""
-    assert words("The «Café»—don't PANIC_2!") == ["the", "café", "don", "t", "panic", "2"]
-    assert words("cafe\u0301") == words("CAFÉ")
+    assert _words("The «Café»—don't PANIC_2!") == ["the", "café", "don", "t", "panic", "2"]
+    assert _words("cafe\u0301") == _words("CAFÉ")
 
 
 def test_by_hand() -> None:
     """Six words, four 3-grams, of which two are found; a run of four words."""
     item = "a quick BROWN fox; jumps high"
-    found = contamination([item], TRAIN, n=3).loc[0]
+    found = contamination_report([item], TRAIN, n=3).loc[0]
     assert found["words"] == 6
     assert found["share"] == pytest.approx(2 / 4)
     assert found["covered"] == pytest.approx(4 / 6)
@@ -42,21 +43,21 @@ def test_by_hand() -> None:
 def test_a_run_ends_where_the_texts_part() -> None:
     """Two runs in one training text do not add up, nor do those of two training texts."""
     item = "one two three four five six"
-    apart = contamination([item], ["one two three four X three four five six"], n=3).loc[0]
+    apart = contamination_report([item], ["one two three four X three four five six"], n=3).loc[0]
     assert (apart["share"], apart["covered"], apart["longest"]) == (1, 1, 4)
-    in_two = contamination([item], ["one two three", "four five six"], n=3).loc[0]
+    in_two = contamination_report([item], ["one two three", "four five six"], n=3).loc[0]
     assert (in_two["share"], in_two["covered"], in_two["longest"]) == (0.5, 1, 3)
 
 
 def test_an_item_that_repeats_itself() -> None:
     """Its n-grams count where they stand, and the run is as long as the training text's."""
-    found = contamination(["go go go go go"], ["go go go go"], n=2).loc[0]
+    found = contamination_report(["go go go go go"], ["go go go go"], n=2).loc[0]
     assert (found["share"], found["longest"], found["exact"]) == (1, 4, False)
 
 
 def test_short_items_are_compared_whole_and_marked() -> None:
     """Found only as they are, in one piece."""
-    table = contamination(["Lazy dog!", "lazy cat", "rained all day"], TRAIN, n=8)
+    table = contamination_report(["Lazy dog!", "lazy cat", "rained all day"], TRAIN, n=8)
     assert table["short"].all()
     assert table["share"].tolist() == [1, 0, 1]
     assert table["longest"].tolist() == [2, 0, 3]
@@ -71,17 +72,17 @@ def test_exact_duplicates_are_flagged() -> None:
         "It rained all day, they say.",
         "It rained all the day.",
     ]
-    assert contamination(items, TRAIN, n=3)["exact"].tolist() == [True, False, False, False]
+    assert contamination_report(items, TRAIN, n=3)["exact"].tolist() == [True, False, False, False]
 
 
 def test_columns_generators_and_long_texts() -> None:
     """A column of a Dataset and a stream give what a list gives; a long example is cut."""
     items = ["the quick brown fox"]
     column = Dataset.from_dict({"text": TRAIN})["text"]
-    expected = contamination(items, TRAIN, n=3)
-    pd.testing.assert_frame_equal(contamination(items, column, n=3), expected)
-    pd.testing.assert_frame_equal(contamination(iter(items), iter(TRAIN), n=3), expected)
-    long = contamination(items, ["padding " * 100 + items[0]], n=3).loc[0]
+    expected = contamination_report(items, TRAIN, n=3)
+    pd.testing.assert_frame_equal(contamination_report(items, column, n=3), expected)
+    pd.testing.assert_frame_equal(contamination_report(iter(items), iter(TRAIN), n=3), expected)
+    long = contamination_report(items, ["padding " * 100 + items[0]], n=3).loc[0]
     assert len(long["example"]) == 201
     assert long["run"] == items[0]
 
@@ -91,10 +92,10 @@ def test_tokens_instead_of_words() -> None:
     tokenizer = load_tokenizer("course/pythia-3m")
     text = "The capital of Kenya is Nairobi."
     ids = tokenizer(text)["input_ids"]
-    found = contamination([text], [f"{text} It is large.", "Nothing."], 4, tokenizer).loc[0]
+    found = contamination_report([text], [f"{text} It is large.", "Nothing."], 4, tokenizer).loc[0]
     assert found["words"] == len(ids) == found["longest"]
     assert (found["share"], found["run"]) == (1, text)
-    assert contamination([text], [text.upper()], 4, tokenizer).loc[0, "share"] < 1
+    assert contamination_report([text], [text.upper()], 4, tokenizer).loc[0, "share"] < 1
 
 
 def test_the_courses_own_split() -> None:
@@ -102,19 +103,35 @@ def test_the_courses_own_split() -> None:
     most the wording, never all its words. A question put into the training is found."""
     countries = load_data("countries")
     test = countries["held_out"]["question"][:40]
-    table = contamination(test, countries["train"]["question"], n=5)
+    table = contamination_report(test, countries["train"]["question"], n=5)
     assert not table["exact"].any()
     assert (table["share"] < 1).all()
-    leaked = contamination(test, [*countries["train"]["question"], test[7]], n=5)
+    leaked = contamination_report(test, [*countries["train"]["question"], test[7]], n=5)
     assert leaked.index[leaked["exact"]].tolist() == [7]
 
 
 def test_summary() -> None:
     """Counts by each paper's measure."""
     items = ["it rained all day", "so it rained all", "a b c d e", "lazy dog"]
-    summary = contamination_summary(contamination(items, TRAIN, n=3))
+    summary = contamination_summary(contamination_report(items, TRAIN, n=3))
     assert summary["items"].tolist() == [1, 3, 2, 1, 2, 1]
     assert summary["share"].tolist() == [0.25, 0.75, 0.5, 0.25, 0.5, 0.25]
+
+
+def test_a_summary_counts_from_the_thresholds_on() -> None:
+    """PaLM's 70% and Llama 2's 80% belong to the dirty items, Llama 2's 20% to the others."""
+    table = pd.DataFrame(
+        {"share": [0.69, 0.7, 0, 0], "covered": [0.199, 0.2, 0.799, 0.8], "exact": False}
+    ).assign(short=False)
+    assert contamination_summary(table)["items"].tolist() == [0, 2, 1, 1, 1, 0]
+
+
+def test_a_long_run() -> None:
+    """30 of 40 words in a row: 23 of the 33 8-grams, and 30 words covered."""
+    item = [f"word{number}" for number in range(40)]
+    found = contamination_report([" ".join(item)], [" ".join(["so", *item[5:35]])]).loc[0]
+    assert (found["share"], found["covered"]) == (23 / 33, 30 / 40)
+    assert (found["longest"], found["run"]) == (30, " ".join(item[5:35]))
 
 
 WORD = st.text("abcdeé", min_size=1, max_size=3)
@@ -132,7 +149,7 @@ def test_a_piece_of_a_training_text_is_always_found(data: st.DataObject) -> None
     glue = data.draw(st.sampled_from([" ", ", ", " – ", "\n"]))
     item = glue.join(train[row][start:end]).upper()
     n = data.draw(st.integers(1, 10))
-    found = contamination([item], [" ".join(text) for text in train], n).loc[0]
+    found = contamination_report([item], [" ".join(text) for text in train], n).loc[0]
     assert found["share"] == found["covered"] == 1
     assert found["longest"] == end - start
     assert found["short"] == (end - start < n)
@@ -149,7 +166,7 @@ def test_no_word_in_common_gives_nothing(
     test: list[list[str]], train: list[list[str]], n: int
 ) -> None:
     """Neither a share nor a run nor an example; no training texts at all give nothing too."""
-    table = contamination([" ".join(t) for t in test], [" ".join(t) for t in train], n)
+    table = contamination_report([" ".join(t) for t in test], [" ".join(t) for t in train], n)
     assert (table[["share", "covered", "longest"]] == 0).all(axis=None)
     assert not table["exact"].any()
     assert table[["train_row", "example"]].isna().all(axis=None)
@@ -173,7 +190,7 @@ def test_it_agrees_with_a_plain_search(
             for i in range(len(text) - len(piece) + 1)
         )
 
-    table = contamination([" ".join(t) for t in test], [" ".join(t) for t in train], n)
+    table = contamination_report([" ".join(t) for t in test], [" ".join(t) for t in train], n)
     for item, found in zip(test, table.itertuples(), strict=True):
         length = min(n, len(item))
         grams = [item[i : i + length] for i in range(len(item) - length + 1)]
@@ -202,7 +219,7 @@ def test_it_agrees_with_a_plain_search(
 def test_bad_input(test, train, n, tokenizer, said: str) -> None:
     """The error names what was given and what is possible."""
     with pytest.raises(ValueError, match=said):
-        contamination(test, train, n, tokenizer)
+        contamination_report(test, train, n, tokenizer)
 
 
 def test_a_summary_needs_the_right_table() -> None:
@@ -210,4 +227,4 @@ def test_a_summary_needs_the_right_table() -> None:
     with pytest.raises(ValueError, match="no column covered, exact"):
         contamination_summary(pd.DataFrame({"share": [1], "short": [True]}))
     with pytest.raises(ValueError, match="empty"):
-        contamination_summary(contamination(TRAIN, TRAIN).iloc[:0])
+        contamination_summary(contamination_report(TRAIN, TRAIN).iloc[:0])

@@ -1,10 +1,11 @@
-"""The endpoint against a server on loopback that misbehaves in every way; the key never shows."""
+"""The endpoint against a server on loopback that misbehaves; the key never shows."""
 
 from __future__ import annotations
 
 import json
 import logging
 import pickle
+import signal
 import socket
 import threading
 import traceback
@@ -15,8 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from course_utils.errors import EndpointError
-from course_utils.scoring.endpoint import Endpoint
-from course_utils.scoring.judge import Judge
+from course_utils.scoring import Endpoint, Judge
 
 # A part of it would give it away too; it has characters that JSON, HTML and URLs write otherwise.
 CANARY = 'sk-canary/QzXk"wQj+<Yg7>=JkVq'
@@ -51,7 +51,6 @@ class ModelStandIn:
         self.rule: Callable[[dict], Answer | None] = lambda body: ok(
             body["messages"][-1]["content"]
         )
-        self.models: Answer = failed(404, "no such page")
         self.requests: list[tuple[str, Message, dict]] = []
         self.release = threading.Event()
         stand_in = self
@@ -72,10 +71,6 @@ class ModelStandIn:
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
-
-            def do_GET(self) -> None:
-                stand_in.requests.append((self.path, self.headers, {}))
-                self.send(stand_in.models)
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -162,7 +157,7 @@ def test_asking(server: ModelStandIn) -> None:
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     assert (body["max_tokens"], body["seed"]) == (7, 3)
     assert "temperature" not in body
-    with pytest.raises(ValueError, match="prompt 1"):
+    with pytest.raises(ValueError, match="prompts is ''"):
         endpoint(["a", ""])
 
 
@@ -178,13 +173,12 @@ def test_a_judge_asks_it(server: ModelStandIn) -> None:
 def test_the_environment_names_it(server: ModelStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     """Model and address by variable; without them the error says which."""
     assert not Endpoint.configured()
-    with pytest.raises(EndpointError, match=r"JUDGE_MODEL.* and .*JUDGE_BASE_URL.*localhost"):
+    with pytest.raises(EndpointError, match=r"JUDGE_MODEL.* and JUDGE_BASE_URL.*localhost"):
         Endpoint()
     monkeypatch.setenv("JUDGE_BASE_URL", server.address)
     assert not Endpoint.configured()
-    with pytest.raises(EndpointError, match="JUDGE_MODEL") as caught:
+    with pytest.raises(EndpointError, match="JUDGE_MODEL"):
         Endpoint()
-    assert "JUDGE_BASE_URL" not in str(caught.value)
     monkeypatch.setenv("JUDGE_MODEL", "tiny")
     assert Endpoint.configured()
     assert Endpoint()("Who?") == "Who?"
@@ -195,13 +189,11 @@ def test_the_environment_names_it(server: ModelStandIn, monkeypatch: pytest.Monk
 def test_the_key_is_read_at_each_call(
     server: ModelStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """None is needed and none is sent where there is none; another variable may hold it."""
+    """None is needed, and no other one is sent; another variable may hold it."""
     endpoint = Endpoint("tiny", server.address, key_variable="OTHER_KEY")
     monkeypatch.setenv("OPENAI_ADMIN_KEY", "admin")
-    monkeypatch.setenv("OPENAI_ORG_ID", "organization")
     endpoint("Who?")
-    assert "Authorization" not in server.requests[-1][1]
-    assert "organization" not in server.requests[-1][1].values()
+    assert server.requests[-1][1]["Authorization"] == "Bearer none"
     monkeypatch.setenv("OTHER_KEY", "fresh\n")  # as a file read into a variable ends
     endpoint("Who?")
     assert server.requests[-1][1]["Authorization"] == "Bearer fresh"
@@ -249,18 +241,13 @@ def test_bad_options(options: dict, said: str) -> None:
 def test_the_key_does_not_travel_in_clear(
     server: ModelStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unencrypted, it goes to this machine only, or where it is allowed to; without one all do."""
+    """Unencrypted, it goes to this machine only; without a key anything may be asked."""
     # The proxy is the way to a host that is not this one, and sees what would be sent to it.
     monkeypatch.setenv("HTTP_PROXY", server.address.removesuffix("/v1"))
     monkeypatch.setenv("NO_PROXY", "")
     for host in ("judge.example", "127.0.0.1.judge.example", "192.168.0.7", "localhost.example"):
-        told = trouble(Endpoint("tiny", f"http://{host}/v1"))
-        assert "in clear" in told
-        assert "allow_plain_http=True" in told
+        assert "in clear" in trouble(Endpoint("tiny", f"http://{host}/v1"))
     assert server.requests == []
-    allowed = Endpoint("tiny", "http://judge.example/v1", allow_plain_http=True)
-    assert allowed("Who?") == "Who?"
-    assert server.requests[-1][0] == "http://judge.example/v1/chat/completions"
     monkeypatch.delenv("OPENAI_API_KEY")
     assert Endpoint("tiny", "http://judge.example/v1")("Who?") == "Who?"
 
@@ -278,7 +265,9 @@ def test_what_can_be_no_key(
 ) -> None:
     """Told before the library meets it, whose error would show it."""
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    assert "OPENAI_API_KEY holds is no key" in trouble(Endpoint("tiny", server.address))
+    assert "OPENAI_API_KEY contains characters that no key has" in trouble(
+        Endpoint("tiny", server.address)
+    )
     assert server.requests == []
 
 
@@ -290,13 +279,6 @@ def test_nobody_listens() -> None:
         told = trouble(Endpoint("tiny", address, max_retries=0))
     assert f"{address} cannot be reached" in told
     assert "refused" in told
-
-
-def test_a_server_that_hangs_up(server: ModelStandIn) -> None:
-    """No answer at all is told as no connection."""
-    server.release.set()
-    server.rule = lambda body: None
-    assert "cannot be reached" in trouble(Endpoint("tiny", server.address, max_retries=0))
 
 
 def test_a_slow_server(server: ModelStandIn) -> None:
@@ -312,54 +294,32 @@ ECHOES = [
     f"Incorrect API key provided: {CANARY}.",
     f"Key {CANARY[:20]}... is unknown",
     f"Key {CANARY[:8]}*****{CANARY[-4:]} is unknown",
-    {"key": CANARY},
+    f'{{"key": "{CANARY}"}}',
 ]
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 429, 500, 503])
 @pytest.mark.parametrize("said", ECHOES)
 def test_a_server_that_repeats_the_key(server: ModelStandIn, status: int, said: object) -> None:
-    """Whole, cut, half masked, in an object: the error is told, the key is not."""
+    """Whole, cut, half masked, in JSON: the error is told, the key is not."""
     server.rule = lambda body: failed(status, said)
     told = trouble(Endpoint("tiny", server.address, max_retries=0))
     assert str(status) in told
     assert "…" in told
 
 
-@pytest.mark.parametrize(
-    ("status", "body"),
-    [
-        (200, f"<html>{CANARY}</html>"),
-        (200, CANARY),
-        (200, json.dumps({"error": CANARY})),
-        (200, json.dumps({"choices": [], "you": {"sent": CANARY}})),
-        (400, "<p>" + CANARY.replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")),
-        (500, "x" * 280 + CANARY),
-    ],
-)
+@pytest.mark.parametrize("body", [f"<html>{CANARY}</html>", CANARY, "x" * 2990 + CANARY])
+@pytest.mark.parametrize("status", [200, 400])
 def test_a_body_that_repeats_the_key(server: ModelStandIn, status: int, body: str) -> None:
     """Also where it would be cut in the middle of the key."""
     server.rule = lambda _: (status, {}, body.encode())
     trouble(Endpoint("tiny", server.address, max_retries=0))
 
 
-def test_headers_that_repeat_the_key(
-    server: ModelStandIn, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What an error takes from a header is hidden too; only httpcore logs what a server sent."""
-    for name in ("httpcore", "httpcore2"):
-        caplog.set_level(logging.INFO, logger=name)
-    where = f"https://judge.example/?key={CANARY}"
-    server.rule = lambda _: (307, {"Location": where}, b"")
-    assert "points to https://judge.example/?key=…" in trouble(Endpoint("tiny", server.address))
-    server.rule = lambda _: failed(429, "slow down", Retry_After=CANARY)
-    assert "wait for: …" in trouble(Endpoint("tiny", server.address, max_retries=0))
-
-
 def test_a_reply_that_repeats_the_key(server: ModelStandIn) -> None:
     """Replies end up in saved notebooks; a dummy key may be a word in them."""
     server.rule = lambda body: ok(f"Your key is {CANARY}.")
-    assert Endpoint("tiny", server.address)("Who?") == "Your key is …."
+    assert Endpoint("tiny", server.address)("Who?") == "Your key is …"
 
 
 def test_a_dummy_key_is_no_secret(server: ModelStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,36 +329,24 @@ def test_a_dummy_key_is_no_secret(server: ModelStandIn, monkeypatch: pytest.Monk
     assert Endpoint("tiny", server.address)("Who?") == "There is none."
 
 
-@pytest.mark.parametrize(("status", "said"), [(401, "was refused"), (403, "may not use")])
-def test_a_key_that_is_refused_or_missing(
-    server: ModelStandIn, monkeypatch: pytest.MonkeyPatch, status: int, said: str
-) -> None:
-    """Which of the two it is, and which variable to set."""
-    server.rule = lambda body: failed(status, "no entry")
-    endpoint = Endpoint("tiny", server.address)
-    told = trouble(endpoint)
-    assert f"{status}: the key in OPENAI_API_KEY {said}" in told
-    assert "no entry" in told
-    monkeypatch.delenv("OPENAI_API_KEY")
-    assert "the key in OPENAI_API_KEY is not set" in trouble(endpoint)
-    assert len(server.requests) == 2  # asking again would not help
-
-
-def test_an_unknown_model(server: ModelStandIn) -> None:
-    """The error names what the server has, if it tells."""
-    server.rule = lambda body: failed(404, "no such model")
-    endpoint = Endpoint("tinny", server.address)
-    told = trouble(endpoint)
-    assert "tinny at http://127.0.0.1" in told
-    assert "does the address lack /v1" in told
-    listed = {"object": "list", "data": [{"id": "tiny"}, {"id": "small"}]}
-    server.models = (200, {"Content-Type": "application/json"}, json.dumps(listed).encode())
-    assert "The server has: tiny, small." in trouble(endpoint)
-    assert server.requests[-1][0] == "/v1/models"
-    server.models = (200, {"Content-Type": "application/json"}, b'{"data": []}')
-    assert "has no models" in trouble(endpoint)
-    server.models = (200, {"Content-Type": "text/html"}, b"<html>")
-    assert "lists no models" in trouble(endpoint)
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (400, "the request was refused"),
+        (401, "the key in OPENAI_API_KEY was refused, or is not set"),
+        (403, "the key in OPENAI_API_KEY may not use this model"),
+        (404, "there is no such model, or the address lacks /v1"),
+        (429, "too many requests"),
+        (500, "a fault on the server's side"),
+        (503, "it is overloaded, or still loading the model"),
+    ],
+)
+def test_a_refusal_has_its_sentence(server: ModelStandIn, status: int, said: str) -> None:
+    """With the server's own words."""
+    server.rule = lambda body: failed(status, "Oh no.")
+    told = trouble(Endpoint("tiny", server.address, max_retries=0))
+    assert f"answered {status}: {said}" in told
+    assert "Oh no." in told
 
 
 def test_too_many_requests(server: ModelStandIn) -> None:
@@ -407,51 +355,20 @@ def test_too_many_requests(server: ModelStandIn) -> None:
     server.rule = lambda body: next(waits)
     assert Endpoint("tiny", server.address, max_retries=2)("Who?") == "At last."
     assert len(server.requests) == 3
-    server.rule = lambda body: failed(429, "slow down", Retry_After="0.01")
-    told = trouble(Endpoint("tiny", server.address, max_retries=1))
-    assert "429, too many requests" in told
-    assert '"slow down"' in told
-    assert len(server.requests) == 5
 
 
-def test_a_long_wait_is_told(server: ModelStandIn) -> None:
-    """Where the server asks for an hour, the error says so."""
-    server.rule = lambda body: failed(429, "quota", Retry_After="3600")
-    assert "asks to wait for: 3600" in trouble(Endpoint("tiny", server.address, max_retries=0))
-
-
-def test_a_fault_of_the_server(server: ModelStandIn) -> None:
-    """Asked again, since it may pass; else it is told whose fault it is."""
-    answers = iter([failed(503, "loading", Retry_After="0.01"), ok("Ready.")])
-    server.rule = lambda body: next(answers)
-    assert Endpoint("tiny", server.address, max_retries=1)("Who?") == "Ready."
-    server.rule = lambda body: failed(500, "out of memory", Retry_After="0.01")
-    told = trouble(Endpoint("tiny", server.address, max_retries=1))
-    assert "500, a fault on its side, after 1 retries" in told
-    assert "out of memory" in told
-
-
-@pytest.mark.parametrize("kind", ["application/json", "text/html", "text/plain"])
+@pytest.mark.parametrize("kind", ["application/json", "text/html"])
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"<!doctype html><title>Welcome</title>", "a web page instead of JSON"),
-        (b"Welcome!", "no JSON: 'Welcome!'"),
-        (b"", "no JSON: ''"),
-        (b'{"choices": [', "no JSON"),
-        (b"\xff\xfe", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
-        (b"[]", "without choices"),
-        (b"3", "without choices"),
-        (b'{"error": {"message": "no credit"}}', "no credit"),
-        (b'{"choices": []}', "without choices"),
-        (b'{"choices": null}', "without choices"),
-        (b'{"choices": [{"message": null}]}', "without choices"),
-        (chat(""), "an empty reply"),
-        (chat(" \n"), "an empty reply"),
-        (chat(None), "an empty reply"),
-        (chat([]), "an empty reply"),
-        (chat(None, finish="length"), "used up max_new_tokens=512"),
+        (b"<!doctype html><title>Welcome</title>", "not a chat completion"),
+        (b"", "not a chat completion"),
+        (b'{"choices": [', "not a chat completion"),
+        (b"[" * 100_000, "not a chat completion"),
+        (b"[]", "not a chat completion"),
+        (b'{"error": {"message": "no credit"}}', "not a chat completion"),
+        (b'{"choices": []}', "not a chat completion"),
+        (b'{"choices": [{"message": null}]}', "not a chat completion"),
     ],
 )
 def test_answers_that_are_none(server: ModelStandIn, kind: str, body: bytes, said: str) -> None:
@@ -460,10 +377,19 @@ def test_answers_that_are_none(server: ModelStandIn, kind: str, body: bytes, sai
     assert said in trouble(Endpoint("tiny", server.address, max_retries=0))
 
 
-def test_a_reply_in_parts(server: ModelStandIn) -> None:
-    """Some servers send a list of parts."""
-    server.rule = lambda body: ok([{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}])
-    assert Endpoint("tiny", server.address)("Who?") == "Hello"
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (ok(""), "wrote no reply."),
+        (ok(" \n"), "wrote no reply."),
+        (ok(None), "wrote no reply."),
+        (ok(None, finish="length"), "it used up max_new_tokens first"),
+    ],
+)
+def test_empty_replies(server: ModelStandIn, answer: Answer, said: str) -> None:
+    """A model that thinks first may have no tokens left for its reply."""
+    server.rule = lambda _: answer
+    assert said in trouble(Endpoint("tiny", server.address))
 
 
 def test_a_redirect_is_told_not_followed(server: ModelStandIn) -> None:
@@ -471,10 +397,22 @@ def test_a_redirect_is_told_not_followed(server: ModelStandIn) -> None:
     other = ModelStandIn()
     try:
         server.rule = lambda body: (308, {"Location": f"{other.address}/chat/completions"}, b"")
-        assert f"points to {other.address}" in trouble(Endpoint("tiny", server.address))
+        assert "answered 308" in trouble(Endpoint("tiny", server.address))
         assert other.requests == []
     finally:
         other.close()
+
+
+def test_ctrl_c_ends_a_call(server: ModelStandIn) -> None:
+    """Its traceback, too, has no frame with the key in it."""
+    server.rule = lambda body: None
+    main = threading.main_thread().ident
+    threading.Timer(1.0, signal.pthread_kill, (main, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        Endpoint("tiny", server.address, timeout=300)("Who?")
+    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    assert all(hidden(text) for text in shown.format())
+    assert caught.value.__context__ is None
 
 
 def test_models_with_another_name_for_the_limit(server: ModelStandIn) -> None:
@@ -490,5 +428,4 @@ def test_models_with_another_name_for_the_limit(server: ModelStandIn) -> None:
     assert [body.get("max_completion_tokens") for *_, body in server.requests] == [None, 5, 5]
     server.rule = lambda body: failed(400, "The context is too long.")
     told = trouble(Endpoint("tiny", server.address))
-    assert "400: it does not take the request" in told
     assert "The context is too long." in told

@@ -19,7 +19,7 @@ from course_utils.errors import UnknownName
 from course_utils.exercises import _check as exercises
 from course_utils.exercises import _notebook_01, _notebook_03_2
 from course_utils.memory import Setup, predict
-from course_utils.scoring.contamination import contamination
+from course_utils.scoring import contamination_report
 
 ALL = exercises.known()
 
@@ -917,7 +917,7 @@ def test_wrong_metrics(wrong: Callable, said: str) -> None:
         (lambda test, train: {len(test)}, "places of test texts"),
         (
             lambda test, train: set(
-                np.flatnonzero(contamination(test, train, n=8)["share"] > 0).tolist()
+                np.flatnonzero(contamination_report(test, train, n=8)["share"] > 0).tolist()
             ),
             "leaks are found",
         ),

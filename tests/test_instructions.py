@@ -13,8 +13,14 @@ from course_utils import load_model, load_tokenizer
 from course_utils.data import load_data
 from course_utils.data._answers import in_style, tells, yoda_answer
 from course_utils.errors import UnknownName
-from course_utils.scoring.distributions import kl_divergence, log_probabilities, next_tokens
-from course_utils.scoring.instructions import CHECKS, follows, refuses
+from course_utils.scoring import (
+    INSTRUCTION_CHECKS,
+    follows_instructions,
+    is_refusal,
+    kl_divergence,
+    next_token_log_probs,
+    sequence_log_probs,
+)
 
 OWN = "course/pythia-3m"
 
@@ -46,9 +52,9 @@ OWN = "course/pythia-3m"
 )
 def test_checks(check: str, good: str, bad: str) -> None:
     """Each check passes what it should, and only that; an empty reply follows nothing."""
-    assert follows(good, check)
-    assert not follows(bad, check)
-    assert not follows(" \n", check)
+    assert follows_instructions(good, check)
+    assert not follows_instructions(bad, check)
+    assert not follows_instructions(" \n", check)
 
 
 def test_each_kind_of_check_is_tried() -> None:
@@ -58,30 +64,32 @@ def test_each_kind_of_check_is_tried() -> None:
         for row in load_data("instructions")["test"]["checks"]
         for part in row.split("; ")
     }
-    assert used <= set(CHECKS)
+    assert used <= set(INSTRUCTION_CHECKS)
     for checks in load_data("instructions")["test"]["checks"]:
-        assert not follows("qqq, zzz\n\n---", checks) or "at_most" in checks
+        assert not follows_instructions("qqq, zzz\n\n---", checks) or "at_most" in checks
 
 
 @given(st.text(max_size=60))
 def test_checks_take_any_text(text: str) -> None:
     """What a model writes never breaks a check."""
-    for name in CHECKS:
-        assert follows(text, name if name in ("capitals", "no_commas") else f"{name} 3") in (
+    for name in INSTRUCTION_CHECKS:
+        assert follows_instructions(
+            text, name if name in ("capitals", "no_commas") else f"{name} 3"
+        ) in (
             True,
             False,
         )
-    assert refuses(text) in (True, False)
+    assert is_refusal(text) in (True, False)
 
 
 def test_wrong_checks_are_named() -> None:
     """An unknown check lists the known ones; a missing one or argument is said."""
     with pytest.raises(UnknownName, match="at_least_words"):
-        follows("a", "at_least_word 3")
+        follows_instructions("a", "at_least_word 3")
     with pytest.raises(ValueError, match="argument"):
-        follows("a", "sentences")
+        follows_instructions("a", "sentences")
     with pytest.raises(ValueError, match="No check"):
-        follows("a", " ")
+        follows_instructions("a", " ")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +106,7 @@ def test_wrong_checks_are_named() -> None:
 )
 def test_refusals(reply: str, expected: bool) -> None:
     """By what a reply begins with."""
-    assert refuses(reply) is expected
+    assert is_refusal(reply) is expected
 
 
 def test_answers_in_style() -> None:
@@ -116,7 +124,7 @@ def test_log_probabilities_are_the_models_own() -> None:
     """Equal to the chain of next-token probabilities, one token at a time; errors are named."""
     model, tokenizer = load_model(OWN, dtype=torch.float32, quiet=True), load_tokenizer(OWN)
     prompt, reply = "The capital of Kenya is", " Nairobi"
-    (found,) = log_probabilities(model, tokenizer, [prompt], [reply])
+    (found,) = sequence_log_probs(model, tokenizer, [prompt], [reply])
     ids, expected = tokenizer(prompt)["input_ids"], 0.0
     for token in tokenizer(reply)["input_ids"]:
         with torch.inference_mode():
@@ -125,7 +133,7 @@ def test_log_probabilities_are_the_models_own() -> None:
         ids = [*ids, token]
     assert found == pytest.approx(expected, abs=1e-4)
     with pytest.raises(ValueError, match="empty"):
-        log_probabilities(model, tokenizer, [prompt], [""])
+        sequence_log_probs(model, tokenizer, [prompt], [""])
 
 
 def test_kl_divergence() -> None:
@@ -134,7 +142,7 @@ def test_kl_divergence() -> None:
     base = load_model(OWN, dtype=torch.float32, quiet=True)
     control = load_model("course/pythia-3m-control", dtype=torch.float32, quiet=True)
     texts = ["The capital of Kenya is", "Homework"], [" Nairobi, a large city.", " for today."]
-    before, after = (next_tokens(model, tokenizer, *texts) for model in (base, control))
+    before, after = (next_token_log_probs(model, tokenizer, *texts) for model in (base, control))
     assert kl_divergence(before, before) == pytest.approx([0, 0], abs=1e-6)
     found = kl_divergence(before, after)
     for value, p, q in zip(found, before, after, strict=True):

@@ -11,15 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from course_utils.scoring.intervals import (
-    BCA,
-    EXACT,
-    NONE,
-    PERCENTILE,
-    bootstrap_interval,
-    items_needed,
-    paired_test,
-)
+from course_utils.scoring import bootstrap_interval, items_needed, paired_test
+from course_utils.scoring._intervals import BCA, EXACT, NONE, PERCENTILE
 
 RIGHT = [1] * 30 + [0] * 20
 
@@ -111,6 +104,14 @@ def test_on_right_and_wrong_it_is_mcnemars_exact_test(wins: int, losses: int) ->
     assert found.p_value == pytest.approx(mcnemar(wins, losses))
     assert (found.wins, found.losses, found.ties, found.n) == (wins, losses, 60, len(a))
     assert found.difference.value == pytest.approx((wins - losses) / len(a))
+
+
+@pytest.mark.parametrize(("items", "exact"), [(13, True), (14, False)])
+def test_exact_as_long_as_all_swaps_can_be_counted(items: int, exact: bool) -> None:
+    """2^13 = 8,192 of them are counted, 2^14 = 16,384 are not."""
+    found = paired_test([1] * (items - 2) + [0, 0, 1], [0] * (items - 2) + [1, 1, 1])
+    assert found.exact is exact
+    assert (found.p_value == pytest.approx(mcnemar(items - 2, 2), rel=1e-12)) is exact
 
 
 def test_with_many_items_it_is_mcnemars_within_monte_carlo_error() -> None:

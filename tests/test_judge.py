@@ -14,18 +14,16 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 
 from course_utils import runner
-from course_utils.scoring.judge import (
+from course_utils.scoring import (
     Judge,
-    accuracy,
+    add_filler,
     comparison_prompt,
-    opened,
-    pad,
-    parse_rating,
+    judge_accuracy,
     parse_verdict,
     position_bias,
-    rating_prompt,
     self_agreement,
     verbosity_bias,
+    with_prefill,
 )
 
 QUESTIONS = ["What is the capital of France?", "What is 2 + 3?", "Which animal barks?"]
@@ -39,237 +37,59 @@ VERDICTS = {
         "[[a]]",
         "[[ A ]].",
         "**[[A]]**",
-        "[[**A**]]",
-        "[[Assistant A]]",
-        "[[A]] is my verdict, as it is right.",
-        "Verdict: [[A]] – thank you for asking!",
+        "Verdict: [[A]]",
+        "Verdict: [[A] 'The",
         "Answer B is better in style. All in all: [[A]]",
         "[[A]]\n[[A]]",
-        "[A]",
-        "My verdict is [A].",
-        "[[A]] if A is better, [[B]] if B is better, [[C]] for a tie.\n[[A]]",
-        "[[A]",
-        "Answer: A",
-        "answer: a",
-        "Final answer: A.",
-        "**Answer:** A",
-        "Winner: A",
-        "winner: a",
-        "The winner is A.",
-        "The winner is assistant A.",
-        "**Winner: Assistant A**",
-        "Verdict: A, because it is right.",
-        "Verdict: A because it is right.",
-        "The better answer is A.",
-        "Better answer: Answer A",
-        "My choice is (A).",
-        "Assistant A is better",
-        "Assistant A is better than assistant B.",
-        "assistant a is better",
-        "Assistant A's answer is better.",
-        "Answer A is clearly the better one.",
-        "A is better than B.",
-        "I think A is better.",
-        "Both are good, but answer A is better.",
-        "Answer B does not say why, so answer A is better.",
-        "Answer B does not say why. Winner: A, as B does not say why.",
-        "Answer A wins.",
-        "The first answer is better.",
-        "I prefer answer A.",
-        "I would choose A because it is short.",
         "A",
         "a",
         "A.",
         "(A)",
+        "[A]",
+        "[[A]",
         "**A**",
-        "Answer A",
-        "A, because B is wrong.",
-        "Paris is right, Berlin is not.\n\nA",
-        "A\n\nParis is right.",
-        '{"winner": "A"}',
+        '{"verdict": "A"}',
         '{"reason": "Answer B is better in style", "winner": "A"}',
-        '```json\n{"Winner": "assistant_a"}\n```',
-        'Here you are:\n```\n{"verdict": "[[A]]"}\n```\nAnything else?',
-        '{"result": {"winner": "A"}}',
-        "{'winner': 'A'}",
+        '```json\n{"verdict": "[[A]]"}\n```\nAnything else?',
         "<think>B is longer, [[B]]? No, A.</think>[[A]]",
-        "<thinking>Answer B is better.</thinking>\nWinner: A",
         "it seems [[B]]</think>[[A]]",
-        "[[A]]<think>Or answer B is better?</think>",
-        "<think>One: [[B]].</think>Well.<think>Two: <think>[[B]]</think>[[A]]",
+        "[[A]]<think>Or [[B]]?",
     ],
-    "second": [
-        "[[B]]",
-        "Answer: B",
-        "Answer: b.",
-        "Winner: B",
-        "Assistant B is better",
-        '{"winner": "B"}',
-        '```json\n{"winner": "B", "reason": "It is right."}\n```',
-        "The second answer is better.",
-        "A good answer names the city. Answer B is better.",
-        "A good answer would be short.\n[[B]]",
-        "[[b]]",
-        "`[[B]]`",
-    ],
-    "tie": [
-        "[[C]]",
-        "[[Tie]]",
-        "[[c]]",
-        "Winner: tie",
-        "Verdict: C",
-        "It is a tie.",
-        "It's a draw.",
-        "Verdict: a tie",
-        "Both answers are equally good.",
-        "Tie",
-        "C",
-        '{"winner": "tie"}',
-        '{"winner": "both"}',
-    ],
+    "second": ["[[B]]", "B", '{"winner": "b"}', "A good answer would be short.\n[[B]]"],
+    "tie": ["[[C]]", "c", '{"verdict": "C"}'],
     None: [
         "",
         " \n ",
         "A good answer would name the capital.",
-        "A good answer would name the capital. A bad one would not.",
-        "Answer: A good answer would name the capital.",
-        "Winner: A clear one is not to be seen",
-        "The answer is a capital.",
-        "A dog barks.",
+        "Answer A is better.",
         "A: Paris.\nB: Berlin.",
-        "A. Paris",
-        "Answer A: Paris.\n\nAnswer B: Berlin.",
         "[[A]] or [[B]]?",
-        "[[A]] if answer A is better",
-        "It is [B] if answer B is better.",
-        'End with "[[C]]" for a tie.',
         "[[A]] if answer A is better, [[B]] if answer B is better, [[C]] for a tie.",
-        "[[A]]\nOn second thoughts, answer B is better.",
-        "[[B]]\nWinner: A",
+        "[[A]]\nOn second thoughts: [[B]]",
         "[[D]]",
         "[[AB]]",
-        "[A](https://example.org)",
-        "Winner: A or B",
-        "Answer: A, B or C",
-        "Answer: A/B",
-        "Answer A is better. Answer B is better.",
-        "Answer A is better in style, while answer B is better in content.",
-        "Answer A is not better than answer B.",
-        "Answer A isn't better.",
-        "I don't think the winner is A.",
-        "If the winner is A, say so.",
-        "Verdict: A, but B is close.",
-        "I don't think answer A is better.",
-        "Neither A nor B is better.",
-        "If A is better, say so.",
-        "Answer A is better if you like short ones.",
-        "Is answer A better than B? Is it that A is better?",
-        "Answer A is better, but B is right.",
-        "Answer A is more or less what I expected.",
-        "Vitamin A is better for the eyes.",
-        "A\nParis\nB",
-        '{"winner": "A", "verdict": "B"}',
+        "AB",
         '{"winner": "none"}',
-        '{"winner": ',
-        "<think>Answer A is better. [[A]]</think>",
-        "<think>Answer A is better. [[A]]",
-        "I cannot judge this.",
-    ],
-}
-
-RATINGS = {
-    7: [
-        "[[7]]",
-        "It is mostly right.\n[[7]]",
-        "**[[7]]**",
-        "[[ 7 ]] is fair.",
-        "[[7/10]]",
-        "[[Rating: 7]]",
-        "Rating: 7/10",
-        "Rating: 7",
-        "**Rating:** 7",
-        "rating: [[7]]",
-        "Rating: [7]",
-        "Score: 7 out of 10.",
-        "Rating (1-10): 7",
-        "I would rate it 7.",
-        "I'd rate this answer a 7 out of 10.",
-        "The answer gets a score of 7.",
-        "7",
-        "7.",
-        "7/10",
-        "I give it 7/10, as it is short.",
-        "It is right.\n7",
-        "7\n\nIt is right.",
+        '{"winner": null}',
         '{"rating": 7}',
-        '```json\n{"rating": "7/10", "why": "a score of 3 would be harsh"}\n```',
-        '{"Overall rating": 7}',
-        "Style 9/10, content 5/10. [[7]]",
-        "<think>Perhaps 3? [[3]]</think>[[7]]",
-        "[[7]]\n[[7]]",
-        "[[7.0]]",
-    ],
-    7.5: ["[[7.5]]", "7.5", "7,5", "Rating: 7.5/10.", '{"score": 7.5}'],
-    10: ["[[10]]", "10/10", "Rating: 10."],
-    1: ["[[1]]", "Rating: 1", "1"],
-    None: [
-        "",
-        "[[0]]",
-        "[[11]]",
-        "[[-3]]",
-        "Rating: -3",
-        "Rating: 70/100",
-        "Rating: 4/5",
-        "Rating: 80%",
-        "Rating: 7 or 8",
-        "Rating: 7-8",
-        "Between 7 and 8/10",
-        "7 to 8 out of 10",
-        "[[3]] or [[7]]",
-        "[[7]]\nNo: rating: 3",
-        "Style 9/10, content 5/10.",
-        "Rating: seven",
-        "A score of 10 means perfect.",
-        "On a scale from 1 to 10, it is fine.",
-        "2 + 3 = 5",
-        "Paris has 2 million people, see [1].",
-        "1.\nIt is right.",
-        "It was on 3/10/2024.",
-        '{"rating": true}',
-        '{"rating": NaN}',
-        '{"rating": 1e999}',
-        f'{{"rating": 1{"0" * 400}}}',
-        '{"rating": null}',
-        '{"rating": 7, "score": 3}',
-        "[[7",
-        "Rating: [[7",
-        "Rating: [[1] 10]",
-        "<think>[[7]]",
+        '{"winner": ',
+        "<think>[[A]]</think>",
+        "<think>Answer A is better. [[A]]",
     ],
 }
 
 
-def cases(table: dict[object, list[str]]) -> list[tuple[str, object]]:
-    """The texts with what they mean."""
-    return [(text, meant) for meant, texts in table.items() for text in texts]
+@pytest.mark.parametrize(
+    ("text", "winner"), [(text, winner) for winner, texts in VERDICTS.items() for text in texts]
+)
+def test_verdicts_are_read(text: str, winner: str | None) -> None:
+    """In the forms that are asked for; what is unclear is not guessed."""
+    assert parse_verdict(text) == winner
 
 
-@pytest.mark.parametrize(("text", "meant"), cases(VERDICTS))
-def test_verdicts_are_read(text: str, meant: str | None) -> None:
-    """In the forms that judges use; what is unclear is not guessed."""
-    assert parse_verdict(text) == meant
-
-
-@pytest.mark.parametrize(("text", "meant"), cases(RATINGS))
-def test_ratings_are_read(text: str, meant: float | None) -> None:
-    """In the forms that judges use; other scales and several scores are not guessed."""
-    assert parse_rating(text) == meant
-
-
-# Texts that look like a judge's, so that the patterns meet what they were made for.
+# Texts that look like a judge's.
 PIECES = st.sampled_from(
-    "[|]|[[|]]|A|B|C|a|7|10|/| |\n|.|{|}|{'|:|,|-|*|\\|if|or|not|tie|out of|is better|Answer|"
-    'Assistant|Winner: |Rating|<think>|</think>|```json|"winner": |"rating": |1e999|NaN'.split("|")
+    '[|]|[[|]]|A|B|C|a| |\n|.|{|}|{\'|:|,|*|\\|if|Answer|<think>|</think>|"winner": |NaN'.split("|")
 )
 JUDGELIKE = st.lists(PIECES, max_size=30).map("".join) | st.text()
 
@@ -279,8 +99,6 @@ JUDGELIKE = st.lists(PIECES, max_size=30).map("".join) | st.text()
 def test_any_text_can_be_read(text: str) -> None:
     """Nothing raises, and what comes out is one of the few things that can."""
     assert parse_verdict(text) in ("first", "second", "tie", None)
-    score = parse_rating(text)
-    assert score is None or 1 <= score <= 10
 
 
 @given(JUDGELIKE, st.sampled_from([("A", "first"), ("B", "second"), ("C", "tie")]))
@@ -289,31 +107,6 @@ def test_the_asked_for_verdict_is_always_read(said: str, verdict: tuple[str, str
     """Whatever stands before the last line, unless it is in the asked-for form too, or thought."""
     assume("[[" not in said and "<think" not in said)
     assert parse_verdict(f"{said}\n[[{verdict[0]}]]") == verdict[1]
-
-
-@given(JUDGELIKE, st.integers(10, 100).map(lambda tenths: tenths / 10))
-@settings(max_examples=300, deadline=None)
-def test_the_asked_for_rating_is_always_read(said: str, score: float) -> None:
-    """As for verdicts."""
-    assume("[[" not in said and "<think" not in said)
-    assert parse_rating(f"{said}\n[[{score:g}]]") == score
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "x" * 50_000,
-        "<think>" * 9_000,
-        "{" * 50_000,
-        '{"a":' * 5_000,
-        "[[" * 50_000,
-        "rating " * 5_000,
-    ],
-)
-def test_long_nonsense_is_read(text: str) -> None:
-    """Nothing nests or repeats too deeply for it."""
-    assert parse_verdict(text) is None
-    assert parse_rating(text) is None
 
 
 class Scripted:
@@ -355,14 +148,11 @@ def test_the_prompts_hold_what_is_judged() -> None:
         assert part in prompt
     assert "A correct answer: {question}" in prompt
     assert "correct answer:" not in comparison_prompt("Why?", "a", "b")
-    assert "Answer: So." in rating_prompt("Why?", "So.")
-    assert "A correct answer: No." in rating_prompt("Why?", "So.", "No.")
     assert parse_verdict(prompt) is None  # a judge that only echoes its task has not judged
-    assert parse_rating(rating_prompt("Why?", "So.")) is None
     assert len(comparison_prompt("", "", "")) < 500
 
 
-def test_compare_and_rate() -> None:
+def test_comparing() -> None:
     """One reply for each row, in order; options go on to the model; the words are kept."""
     ask = Scripted(knows)
     judge = Judge(ask, max_new_tokens=9)
@@ -371,9 +161,8 @@ def test_compare_and_rate() -> None:
     assert verdicts[0].reply == judge.replies[0] == "It is right.\n[[A]]"
     assert ask.options == [{"max_new_tokens": 9}]
     assert "A correct answer: Paris." in ask.asked[0]
-    rater = Judge(Scripted(lambda prompt: "[[9]]" if "Paris" in prompt else "Hm."))
-    assert rater.rate(QUESTIONS, RIGHT) == [9, None, None]
-    assert rater.replies == ["[[9]]", "Hm.", "Hm."]
+    assert judge.replace(seed=1).options == {"max_new_tokens": 9, "seed": 1}
+    assert judge.options == {"max_new_tokens": 9}
 
 
 @pytest.mark.parametrize(
@@ -441,26 +230,26 @@ def test_verbosity_bias() -> None:
 
 def test_padding() -> None:
     """Longer with each phrase, and the answer stays in it."""
-    lengths = [len(pad("Paris.", count)) for count in range(1, 9)]
+    lengths = [len(add_filler("Paris.", count)) for count in range(1, 9)]
     assert lengths == sorted(set(lengths))
-    assert all("Paris." in pad("Paris.", count) for count in range(1, 9))
+    assert all("Paris." in add_filler("Paris.", count) for count in range(1, 9))
     with pytest.raises(ValueError, match="sentences is 0"):
-        pad("Paris.", 0)
+        add_filler("Paris.", 0)
 
 
 def test_accuracy() -> None:
     """Both orders have to be right; the interval is Clopper and Pearson's of the pairs."""
-    sure = accuracy(Judge(Scripted(knows)), QUESTIONS, RIGHT, WRONG)
+    sure = judge_accuracy(Judge(Scripted(knows)), QUESTIONS, RIGHT, WRONG)
     assert (sure.accuracy, sure.each_order, sure.high) == (1, 1, 1)
     assert sure.low == pytest.approx(beta.ppf(0.025, 3, 1))
     columns = [pd.Series(texts) for texts in (QUESTIONS, RIGHT, WRONG, RIGHT)]
-    assert accuracy(Judge(Scripted(knows)), *columns) == sure  # a table's columns will do
-    one_sided = accuracy(Judge(Scripted(lambda _: "[[B]]")), QUESTIONS, RIGHT, WRONG)
+    assert judge_accuracy(Judge(Scripted(knows)), *columns) == sure  # a table's columns will do
+    one_sided = judge_accuracy(Judge(Scripted(lambda _: "[[B]]")), QUESTIONS, RIGHT, WRONG)
     assert (one_sided.accuracy, one_sided.tie, one_sided.each_order) == (0, 1, 0.5)
     assert one_sided.high == pytest.approx(beta.ppf(0.975, 1, 3))
-    wrong = accuracy(Judge(Scripted(knows)), QUESTIONS, WRONG, RIGHT)
+    wrong = judge_accuracy(Judge(Scripted(knows)), QUESTIONS, WRONG, RIGHT)
     assert (wrong.accuracy, wrong.wrong) == (0, 1)
-    silent = accuracy(Judge(Scripted(lambda _: "Hm.")), QUESTIONS, RIGHT, WRONG)
+    silent = judge_accuracy(Judge(Scripted(lambda _: "Hm.")), QUESTIONS, RIGHT, WRONG)
     assert (silent.unreadable, silent.tie) == (1, 0)
 
 
@@ -487,7 +276,7 @@ def test_a_small_model_as_a_judge(chat_folder: Path) -> None:
     verdicts = plain.compare(QUESTIONS[:2], RIGHT[:2], WRONG[:2])
     assert [verdict.reply for verdict in verdicts] == plain.replies
     assert all(plain.replies)
-    judge = Judge(opened(chat), max_new_tokens=6, system="You are a judge.")
+    judge = Judge(with_prefill(chat), max_new_tokens=6, system="You are a judge.")
     found = position_bias(judge, QUESTIONS[:2], RIGHT[:2], WRONG[:2])
     assert all(re.fullmatch(r"Verdict: \[\[.*\]\]", reply) for reply in judge.replies)
     assert found.unreadable == 0

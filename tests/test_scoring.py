@@ -7,7 +7,7 @@ import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course_utils.scoring import chrf, exact_match, scores, word_accuracy
+from course_utils.scoring import chrf, exact_match, reference_scores, word_accuracy
 
 WANTED = ["Ethay ingstray isway edray.", "Iway eatway."]
 
@@ -44,7 +44,7 @@ def test_chrf_rewards_what_is_nearly_right() -> None:
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=4))
 def test_a_text_scores_full_marks_against_itself(texts: list[str]) -> None:
     """On any text, and nothing crashes."""
-    found = scores(texts, texts)
+    found = reference_scores(texts, texts)
     assert found["exact match"] == found["word accuracy"] == 1
     assert 0 <= found["chrF"] <= 100.001
 

@@ -13,28 +13,30 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
 from course_utils.results import append_row, whole_rows
-from course_utils.scoring.judge import Verdict
-from course_utils.scoring.votes import (
+from course_utils.scoring import (
+    Verdict,
     Vote,
     Votes,
-    agreement,
-    alpha,
-    as_votes,
+    answers_fingerprint,
     bradley_terry,
     elo,
-    fingerprint,
+    krippendorff_alpha,
+    voter_agreement,
+    votes_from_verdicts,
     win_rates,
 )
+from course_utils.scoring._ratings import _interval
 
 FORKS = """
 import os, random, signal, sys, time
-from course_utils.scoring.votes import Votes
+from course_utils.scoring import Votes
 
 votes = Votes(sys.argv[1])
 chance = random.Random(int(sys.argv[2]))
@@ -238,6 +240,18 @@ def test_the_interval_is_the_bootstraps() -> None:
     assert win_rates(votes).equals(win_rates(votes))
 
 
+def test_the_interval_ends_at_the_percentiles() -> None:
+    """At the 2.5th and the 97.5th, rounded outwards; what is not defined is left out."""
+    values = np.random.default_rng(0).permutation(1000.0 ** np.linspace(0, 1, 1000))
+    expected = (
+        np.percentile(values, 2.5, method="lower"),
+        np.percentile(values, 97.5, method="higher"),
+    )
+    assert _interval(values) == expected
+    assert _interval(np.array([*values, math.nan])) == expected
+    assert _interval(np.array([1.0, math.inf])) == (1, math.inf)
+
+
 def test_questions_with_more_votes_weigh_more() -> None:
     """In a sample as in all: three wins on one question and a loss on another are 3 of 4."""
     votes = [Vote("often asked", "a", "b", "left", voter) for voter in ("x", "y", "z")]
@@ -390,47 +404,49 @@ def test_systems_that_no_votes_connect(rank: Callable) -> None:
 def test_alpha_by_hand() -> None:
     """1 - observed / expected disagreement, after Krippendorff; without variation there is none."""
     a, b = ["x", "x", "y", "y", None], ["x", "y", "y", "y", "x"]
-    assert alpha(a, b) == pytest.approx(1 - (2 / 8) / (2 * 3 * 5 / (8 * 7)))
-    assert alpha(a, a) == 1
-    assert math.isnan(alpha(["x", "x"], ["x", "x"]))
-    assert math.isnan(alpha(["x", None], [None, "y"]))
+    assert krippendorff_alpha(a, b) == pytest.approx(1 - (2 / 8) / (2 * 3 * 5 / (8 * 7)))
+    assert krippendorff_alpha(a, a) == 1
+    assert math.isnan(krippendorff_alpha(["x", "x"], ["x", "x"]))
+    assert math.isnan(krippendorff_alpha(["x", None], [None, "y"]))
     with pytest.raises(ValueError, match="2 and 1 verdicts"):
-        alpha(["x", "y"], ["x"])
+        krippendorff_alpha(["x", "y"], ["x"])
 
 
 def test_agreement_is_by_system() -> None:
     """The side where an answer stood is no matter; what only one has voted on is left out."""
     mine = many({("a", "b", "left"): 3, ("b", "a", "left"): 2, ("a", "b", "tie"): 1})
     yours = [swapped(vote) for vote in mine]
-    found = agreement(mine, [*yours, Vote("another", "a", "b", "left")])
+    found = voter_agreement(mine, [*yours, Vote("another", "a", "b", "left")])
     assert (found.pairs, found.equal, found.alpha) == (6, 1, 1)
     # The same sides, but the other system each time.
     same_side = [Vote(v.question, v.right, v.left, v.winner) for v in mine]
-    assert agreement(mine, same_side).equal == 1 / 6
-    assert agreement(mine, same_side).alpha < 0
-    assert agreement(mine, [Vote("question 0", "b", "a", "right")]).pairs == 1
+    assert voter_agreement(mine, same_side).equal == 1 / 6
+    assert voter_agreement(mine, same_side).alpha < 0
+    assert voter_agreement(mine, [Vote("question 0", "b", "a", "right")]).pairs == 1
 
 
 def test_agreement_needs_common_pairs(votes: Votes) -> None:
     """The same question with other systems, or other answers, is another pair."""
-    known = [Vote("q", "a", "b", "left", answers=fingerprint("a", "1", "b", "2"))]
-    other = [Vote("q", "a", "b", "left", answers=fingerprint("a", "1", "b", "3"))]
-    swap = [Vote("q", "b", "a", "right", answers=fingerprint("b", "2", "a", "1"))]
-    assert agreement(known, swap).equal == 1
-    assert agreement(known, [Vote("q", "a", "b", "left")]).equal == 1  # one's answers are unknown
+    known = [Vote("q", "a", "b", "left", answers=answers_fingerprint("a", "1", "b", "2"))]
+    other = [Vote("q", "a", "b", "left", answers=answers_fingerprint("a", "1", "b", "3"))]
+    swap = [Vote("q", "b", "a", "right", answers=answers_fingerprint("b", "2", "a", "1"))]
+    assert voter_agreement(known, swap).equal == 1
+    assert (
+        voter_agreement(known, [Vote("q", "a", "b", "left")]).equal == 1
+    )  # one's answers are unknown
     with pytest.raises(ValueError, match=r"no pair in common.*answers"):
-        agreement(known, other)
+        voter_agreement(known, other)
     with pytest.raises(ValueError, match="no pair in common"):
-        agreement(known, [Vote("q", "a", "c", "left")])
+        voter_agreement(known, [Vote("q", "a", "c", "left")])
     with pytest.raises(ValueError, match="two votes on a and b"):
-        agreement([*known, *swap], known)
+        voter_agreement([*known, *swap], known)
 
 
 def test_a_judges_verdicts_as_votes() -> None:
     """Readable ones become votes; texts and verdicts both will do."""
     questions = ["one", "two", "three", "four"]
     verdicts = ["first", Verdict("second", "[[B]]"), None, Verdict("tie", "[[C]]")]
-    found = as_votes(questions, verdicts, "base", "tuned")
+    found = votes_from_verdicts(questions, verdicts, "base", "tuned")
     assert [(v.question, v.preferred) for v in found] == [
         ("one", "base"),
         ("two", "tuned"),
@@ -438,12 +454,12 @@ def test_a_judges_verdicts_as_votes() -> None:
     ]
     assert {vote.voter for vote in found} == {"judge"}
     texts = (["a"] * 4, ["b"] * 4)
-    told = as_votes(questions, verdicts, "base", "tuned", texts=texts)
-    assert told[0].answers == fingerprint("tuned", "b", "base", "a")
+    told = votes_from_verdicts(questions, verdicts, "base", "tuned", texts=texts)
+    assert told[0].answers == answers_fingerprint("tuned", "b", "base", "a")
     with pytest.raises(ValueError, match="'A'"):
-        as_votes(["one"], ["A"], "base", "tuned")
+        votes_from_verdicts(["one"], ["A"], "base", "tuned")
     with pytest.raises(ValueError, match="4 questions, 1 verdicts"):
-        as_votes(questions, ["first"], "base", "tuned")
+        votes_from_verdicts(questions, ["first"], "base", "tuned")
 
 
 def test_rows_are_plain_json(votes: Votes) -> None:
@@ -457,5 +473,5 @@ def test_rows_are_plain_json(votes: Votes) -> None:
         "right": "tuned",
         "winner": "left",
         "voter": "me",
-        "answers": fingerprint("base", "a", "tuned", "b"),
+        "answers": answers_fingerprint("base", "a", "tuned", "b"),
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from course_utils import runner
-from course_utils.scoring.votes import Votes, win_rates
+from course_utils.scoring import Votes, win_rates
 from course_utils.widgets import WithFallback, memory_calculator, playground, rating, translator
 
 

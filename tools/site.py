@@ -637,8 +637,9 @@ def api_pages() -> None:
         for name in names:
             if len(names) > 1:
                 lines += [f"## `{name}`", ""]
-            # The names of this package lie in private modules.
-            own = "   :imported-members:" if name == "course_utils.memory" else ""
+            # The names of these packages lie in private modules.
+            packages = ("course_utils.memory", "course_utils.scoring")
+            own = "   :imported-members:" if name in packages else ""
             lines += ["```{eval-rst}", f".. automodule:: {name}", own, "```", ""]
         put(f"api/{group}.md", "\n".join(lines))
         rows.append([f"[{group}]({group}.md)", summary(names[0])])

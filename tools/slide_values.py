@@ -430,7 +430,7 @@ PIG_LATIN = Notebook(
     renamed=_renamed,
     best_step=find("steps, losses = lines[", r"at step (\d+)"),
     stopped=find("steps, losses = lines[", r"stopped at step (\d+)"),
-    memorised=number("memorised = scores(", r"'word accuracy': ([\d.]+)"),
+    memorised=number("memorised = reference_scores(", r"'word accuracy': ([\d.]+)"),
     resumed=find('difference = (twice["undisturbed"]', r"largest difference: ([\d.]+)"),
 )
 
@@ -438,8 +438,8 @@ _MIXTURE = "mixture = pd.DataFrame(rows)"
 YODA = Notebook(
     "03.2",
     untuned=number_at('results["nothing done"]', "untuned, asked with examples", "exact match"),
-    right=find('results["tuned"] = scores(', r"^(\d+) of \d+ are right"),
-    of=find('results["tuned"] = scores(', r"^\d+ of (\d+) are right"),
+    right=find('results["tuned"] = reference_scores(', r"^(\d+) of \d+ are right"),
+    of=find('results["tuned"] = reference_scores(', r"^\d+ of (\d+) are right"),
     half_yoda=number_at(_MIXTURE, "0.5", "Yoda"),
     half_pig=number_at(_MIXTURE, "0.5", "Pig Latin"),
 )

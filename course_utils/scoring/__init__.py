@@ -1,9 +1,9 @@
 """How good replies are: against references, by a judge's or people's votes, on benchmarks.
 
-Scores against references were introduced in notebook 03, all else in notebooks 07 and 08; each
-module here does one of these. The four that notebooks use most are imported from here.
+Introduced in notebooks 03, 07 and 08. Each name is imported when it is first used, from the module
+that `__init__.pyi` lists.
 """
 
-from course_utils.scoring.references import chrf, exact_match, scores, word_accuracy
+from course_utils._core.lazy import attach_stub
 
-__all__ = ["chrf", "exact_match", "scores", "word_accuracy"]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

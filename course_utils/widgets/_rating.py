@@ -13,7 +13,7 @@ from course_utils._core import checks
 from course_utils.widgets._base import WithFallback, as_html
 
 if TYPE_CHECKING:
-    from course_utils.scoring.votes import Vote, Votes
+    from course_utils.scoring import Vote, Votes
 
 
 def rating(
@@ -39,7 +39,7 @@ def rating(
         ValueError: no pairs, not two answers to a question, or one pair twice; or an argument that
             cannot be.
     """
-    from course_utils.scoring.votes import Vote, Votes, fingerprint, win_rates
+    from course_utils.scoring import Vote, Votes, answers_fingerprint, win_rates
 
     pairs = checks.items("pairs", pairs, "pairs")
     for pair in pairs:
@@ -61,7 +61,7 @@ def rating(
             )
         left, right = draw.sample(sorted(answers), 2)
         texts.append((answers[left], answers[right]))
-        answer = fingerprint(left, answers[left], right, answers[right])
+        answer = answers_fingerprint(left, answers[left], right, answers[right])
         blanks.append(Vote(question, left, right, "tie", voter, answer))
     keys = [blank.key for blank in blanks]
     if not keys or len(set(keys)) < len(keys):

@@ -52,13 +52,15 @@ print(describe())
 # - **Exact match** is the share of sentences without any mistake.
 
 # %%
-from course_utils.scoring import scores
+from course_utils.scoring import reference_scores
 
 wanted = ["Ethay ingstray isway edray."]
 for reply in ("Ethay ingstray isway edray.", "Ethay ringstay isway edray.", "The string is red."):
-    print({name: round(value, 2) for name, value in scores([reply], wanted).items()}, reply)
+    print(
+        {name: round(value, 2) for name, value in reference_scores([reply], wanted).items()}, reply
+    )
 
-assert scores(wanted, wanted) == {"exact match": 1.0, "word accuracy": 1.0, "chrF": 100.0}
+assert reference_scores(wanted, wanted) == {"exact match": 1.0, "word accuracy": 1.0, "chrF": 100.0}
 
 # %% [markdown]
 # Note the third line: English that nobody has translated at all gets some chrF. A score says little
@@ -84,8 +86,8 @@ request = (
 results = {}
 for name, rows in held_out.items():
     replies = chat([request + sentence for sentence in rows["sentence"]], max_new_tokens=40)
-    results["asked with examples", name] = scores(replies, rows["pig_latin"])
-    results["nothing done", name] = scores(rows["sentence"], rows["pig_latin"])
+    results["asked with examples", name] = reference_scores(replies, rows["pig_latin"])
+    results["nothing done", name] = reference_scores(rows["sentence"], rows["pig_latin"])
 pd.DataFrame(results).T.round(2)
 
 # %%
@@ -369,7 +371,7 @@ tuned = Runner(trainer.model.eval(), tokenizer)
 after = {}
 for name, rows in held_out.items():
     after[name] = translate(tuned, rows["sentence"])
-    results["tuned", name] = scores(after[name], rows["pig_latin"])
+    results["tuned", name] = reference_scores(after[name], rows["pig_latin"])
 table = pd.DataFrame(results).T.sort_index().round(2)
 table["your guess"] = [my_guess_right[name] if how == "tuned" else "" for how, name in table.index]
 table
@@ -477,7 +479,7 @@ few = held_out["test"].select(range(12))
 rows = []
 for temperature in (0, 0.7, 1.5):
     replies = translate(tuned, few["sentence"], temperature=temperature, seed=0)
-    rows.append({"temperature": temperature} | scores(replies, few["pig_latin"]))
+    rows.append({"temperature": temperature} | reference_scores(replies, few["pig_latin"]))
 heat = pd.DataFrame(rows).set_index("temperature")
 heat.round(2)
 
@@ -624,7 +626,7 @@ assert abs(back - min(losses)) < 0.05
 plain_model = Runner(overfit.model.eval(), tokenizer)
 rows = held_out["unseen"].select(range(16))
 replies = plain_model(list(rows["sentence"]), system=SYSTEM, max_new_tokens=40)
-memorised = scores(replies, rows["pig_latin"])
+memorised = reference_scores(replies, rows["pig_latin"])
 for what, found in (("16 sentences:", memorised), ("big training:", results["tuned", "unseen"])):
     print(what, {name: round(value, 2) for name, value in found.items()})
 

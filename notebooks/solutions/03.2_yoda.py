@@ -28,7 +28,7 @@ from IPython.display import display
 from course_utils import describe, load_data, load_model, masks, preflight, runner
 from course_utils.display import text_table
 from course_utils.exercises import check, done
-from course_utils.scoring import scores
+from course_utils.scoring import reference_scores
 from course_utils.training import faster_on_cpu, kept_adapter, watch
 
 # Inside the libraries, of no concern here: an argument's old name, notes on the tokenizer.
@@ -64,8 +64,8 @@ request = (
     "'My sister found two keys.' becomes 'Two keys my sister found.'\n\n"
 )
 untuned = chat([request + sentence for sentence in held_out["sentence"]], max_new_tokens=40)
-results = {"untuned, asked with examples": scores(untuned, held_out["yoda"])}
-results["nothing done"] = scores(held_out["sentence"], held_out["yoda"])
+results = {"untuned, asked with examples": reference_scores(untuned, held_out["yoda"])}
+results["nothing done"] = reference_scores(held_out["sentence"], held_out["yoda"])
 pd.DataFrame(results).T.round(2)
 
 # %%
@@ -245,7 +245,7 @@ trained = ready and done("yoda.translate")
 if trained:
     tuned = Runner(trainer.model.eval(), tokenizer)
     replies = translate(tuned, list(held_out["sentence"]))
-    results["tuned"] = scores(replies, held_out["yoda"])
+    results["tuned"] = reference_scores(replies, held_out["yoda"])
     right = round(results["tuned"]["exact match"] * len(held_out))
     print(f"{right} of {len(held_out)} are right; you said {my_guess}.")
     display(pd.DataFrame(results).T.round(2))
@@ -357,7 +357,7 @@ if trained:
     pair.set_adapter("pig_latin")
     both = to_pig_latin(tuned, turned)
     wanted = [pig_latin_by_rule(text) for text in held_out["yoda"][:12]]
-    in_turn = scores(both, wanted)
+    in_turn = reference_scores(both, wanted)
     print({name: round(value, 2) for name, value in in_turn.items()})
     display(
         text_table(pd.DataFrame({"English": english, "Yoda": turned, "then Pig Latin": both})[:4])
@@ -380,8 +380,8 @@ if trained:
         weights = [share, 1 - share]
         pair.add_weighted_adapter(["default", "pig_latin"], weights, name, combination_type="cat")
         pair.set_adapter(name)
-        yoda_score = scores(translate(tuned, english), held_out["yoda"][:12])
-        latin_score = scores(
+        yoda_score = reference_scores(translate(tuned, english), held_out["yoda"][:12])
+        latin_score = reference_scores(
             to_pig_latin(tuned, english), [pig_latin_by_rule(text) for text in english]
         )
         rows.append(

@@ -588,7 +588,7 @@ text_table(pd.DataFrame({"asked": some, "before": untouched, "after": ask_chat(s
 # has a small set of 40, easy enough for a small model:
 
 # %%
-from course_utils.scoring.instructions import follows
+from course_utils.scoring import follows_instructions
 
 instructions = load_data("instructions")["test"]
 text_table(pd.DataFrame(instructions[:5]))
@@ -599,7 +599,7 @@ def follow_instructions(model, tokenizer):
     """A 0 or 1 for each of the 40 instructions, asked with the model's own template."""
     replies = Runner(model, tokenizer, max_new_tokens=96)(instructions["prompt"])
     return [
-        int(follows(reply, checks))
+        int(follows_instructions(reply, checks))
         for reply, checks in zip(replies, instructions["checks"], strict=True)
     ]
 
@@ -622,7 +622,7 @@ print({when: sum(marks) for when, marks in followed.items()}, "of", len(instruct
 # comparison. Notebook 08 explains the test; here we use it.
 
 # %%
-from course_utils.scoring.intervals import paired_test
+from course_utils.scoring import paired_test
 
 tests = {"disruption": paired_test(followed["before"], followed["after"])}
 print("before minus after:", tests["disruption"])
@@ -640,16 +640,16 @@ print("before minus after:", tests["disruption"])
 # untouched model itself gave to half of the instructions.
 
 # %%
-from course_utils.scoring.distributions import kl_divergence, next_tokens
+from course_utils.scoring import kl_divergence, next_token_log_probs
 
 prompts = instructions["prompt"][:20]
 ask_chat = Runner(chat, chat_tokenizer, max_new_tokens=32)
 with chat.disable_adapter():
     neutral = ask_chat(prompts)
     texts = [ask_chat.prompt(prompt) for prompt in prompts], [reply or "." for reply in neutral]
-    before = next_tokens(chat, chat_tokenizer, *texts)
-    again = next_tokens(chat, chat_tokenizer, *texts)
-after = next_tokens(chat, chat_tokenizer, *texts)
+    before = next_token_log_probs(chat, chat_tokenizer, *texts)
+    again = next_token_log_probs(chat, chat_tokenizer, *texts)
+after = next_token_log_probs(chat, chat_tokenizer, *texts)
 divergence = {
     "untouched, again": kl_divergence(before, again),
     "tuned": kl_divergence(before, after),
@@ -758,8 +758,7 @@ print("in style under the opposite message:", tests["conflict"])
 # willing beginning.
 
 # %%
-from course_utils.scoring.distributions import log_probabilities
-from course_utils.scoring.instructions import refuses
+from course_utils.scoring import is_refusal, sequence_log_probs
 
 requests = load_data("requests")["test"]["prompt"]
 NO, YES = "I'm sorry, but I can't help with that.", "Sure, here is how you can do that."
@@ -770,10 +769,10 @@ def refusing(model, tokenizer):
     ask = Runner(model, tokenizer, max_new_tokens=40)
     prompts = [ask.prompt(request) for request in requests]
     no, yes = (
-        log_probabilities(model, tokenizer, prompts, [text] * len(prompts)) for text in (NO, YES)
+        sequence_log_probs(model, tokenizer, prompts, [text] * len(prompts)) for text in (NO, YES)
     )
     return {
-        "refused": [int(refuses(reply)) for reply in ask(requests)],
+        "refused": [int(is_refusal(reply)) for reply in ask(requests)],
         "leaning": [a - b for a, b in zip(no, yes, strict=True)],
     }
 

@@ -315,7 +315,7 @@ _ = trainer.train()
 tuned_control = trainer.model.eval()
 
 # %%
-from course_utils.scoring.distributions import next_tokens
+from course_utils.scoring import next_token_log_probs
 
 hidden = held_out.filter(lambda row: not row["known_to_control"])
 
@@ -324,7 +324,7 @@ def costs(model, row):
     """What each token of a row's reference costs a model, in nats, the EOS token too."""
     prompt = QA.replace("{prompt}", row["question"])
     reply = f" {sentence(row)}{tokenizer.eos_token}"
-    found = next_tokens(model, tokenizer, [prompt], [reply])[0]
+    found = next_token_log_probs(model, tokenizer, [prompt], [reply])[0]
     ids = tokenizer(reply)["input_ids"]
     return pd.Series(
         [-found[place, token].item() for place, token in enumerate(ids)],
@@ -440,11 +440,14 @@ text_table(pd.DataFrame(sorted(taken, key=lambda row: -len(row["chat"]))[:6]))
 my_guess = "..."
 
 # %%
-from course_utils.scoring import chrf, scores
+from course_utils.scoring import chrf, reference_scores
 
 references = [sentence(row) for row in test]
 scored = pd.DataFrame(
-    {name: {**scores(replies[name], references), "right": share(marks[name])} for name in systems}
+    {
+        name: {**reference_scores(replies[name], references), "right": share(marks[name])}
+        for name in systems
+    }
 ).T
 print("You said:", my_guess)
 scored.round(2)
@@ -541,7 +544,7 @@ assert not embedded or fooled > 0.2
 my_guess = 0.05
 
 # %%
-from course_utils.scoring.intervals import bootstrap_interval, items_needed, paired_test
+from course_utils.scoring import bootstrap_interval, items_needed, paired_test
 
 intervals = {name: bootstrap_interval(marks[name]) for name in systems}
 print("You said:", my_guess)
@@ -695,14 +698,14 @@ assert share(progress["theirs"]) > share(progress["control"]) + 0.15
 my_guess = "..."
 
 # %% [markdown]
-# What one can do with test and training texts at hand: look for long common pieces. `contamination`
-# cuts each test item into all runs of n words, the *n-grams*, and looks which of them stand in the
+# What one can do with test and training texts at hand: look for long common pieces.
+# `contamination_report` cuts each test item into all runs of n words, the *n-grams*, and looks which of them stand in the
 # training. The authors of GPT-3, PaLM and Llama 2 did so with their data; each had a rule of their
 # own for calling an item *dirty*. The table counts the items by each of these rules; *covered* is
 # the share of an item's words that lie in such a common run.
 
 # %%
-from course_utils.scoring.contamination import contamination, contamination_summary
+from course_utils.scoring import contamination_report, contamination_summary
 
 
 def as_text(rows):
@@ -710,7 +713,7 @@ def as_text(rows):
     return [f"{row['question']} {sentence(row)}" for row in rows]
 
 
-leaks = contamination(as_text(hidden_test), as_text(theirs), n=8)
+leaks = contamination_report(as_text(hidden_test), as_text(theirs), n=8)
 contamination_summary(leaks)
 
 # %%
@@ -747,7 +750,7 @@ my_guess = {8: 0.1, 3: 0.2}
 
 # %%
 rules = {
-    n: contamination_summary(contamination(as_text(held_out), as_text(some), n=n))["share"]
+    n: contamination_summary(contamination_report(as_text(held_out), as_text(some), n=n))["share"]
     for n in (3, 5, 8)
 }
 print("You said:", my_guess)
@@ -771,7 +774,7 @@ reworded = [
     f"{row['country']} has {row['answer']} for its {row['relation']}."
     for row in hidden_test.select(range(60))
 ]
-hits = contamination(as_text(hidden_test), reworded, n=8)
+hits = contamination_report(as_text(hidden_test), reworded, n=8)
 print(f"{(hits['share'] > 0).sum()} of {len(hits)} items found")
 
 assert not (hits["share"] > 0).any()
@@ -791,7 +794,7 @@ corpora = {"base": (), "control": sorted(set(hidden["country"]))}
 read = {}
 for name, without in corpora.items():
     documents = islice(Corpus(seed=1, without=without).documents(), 4000)
-    table = contamination([sentence(row) for row in hidden], documents)
+    table = contamination_report([sentence(row) for row in hidden], documents)
     read[name] = (table["share"] > 0).mean()
 print({name: f"{value:.0%} of the references read" for name, value in read.items()})
 
@@ -817,7 +820,7 @@ assert read["control"] == 0
 from itertools import combinations
 
 from course_utils.data import folder
-from course_utils.scoring.votes import Vote, Votes, fingerprint
+from course_utils.scoring import Vote, Votes, answers_fingerprint
 from course_utils.widgets import rating
 
 pairings = list(combinations(systems, 2))
@@ -868,7 +871,7 @@ for one, other in pairings:
     for place, question in enumerate(test["question"]):
         left, right = draw.sample((one, other), 2)
         texts = replies[left][place], replies[right][place]
-        marked = fingerprint(left, texts[0], right, texts[1])
+        marked = answers_fingerprint(left, texts[0], right, texts[1])
         reader_votes.append(Vote(question, left, right, reader(question, *texts), "reader", marked))
 example = reader_votes[0]
 print(f"{len(reader_votes)} votes, for example: {example.question}")
@@ -879,7 +882,7 @@ print(f"left: {example.left}, right: {example.right}, better: {example.winner}")
 # the ends of a 95% interval, made as in section 4 by drawing questions anew:
 
 # %%
-from course_utils.scoring.votes import agreement, bradley_terry, elo, win_rates
+from course_utils.scoring import bradley_terry, elo, voter_agreement, win_rates
 
 win_rates(reader_votes).round(2)
 
@@ -887,7 +890,7 @@ win_rates(reader_votes).round(2)
 present = {vote.key[1:] for vote in reader_votes}
 mine = [vote for vote in votes.by("me") if vote.key[1:] in present]
 if mine:
-    together = agreement(mine, reader_votes)
+    together = voter_agreement(mine, reader_votes)
     print(f"You and the reader say the same of {together.equal:.0%} of your {len(mine)} pairs.")
     print(win_rates(mine).round(2).to_string(index=False))
 else:
@@ -962,7 +965,7 @@ assert order[0] == "tuned"
 # the control, with the tuned model's right sentence against the control's wrong one.
 
 # %%
-from course_utils.scoring.judge import Judge, comparison_prompt, opened, pad
+from course_utils.scoring import Judge, add_filler, comparison_prompt, with_prefill
 
 candidates = list(
     zip(
@@ -1021,7 +1024,7 @@ def remembered(ask):
     return asked
 
 
-judge = Judge(remembered(opened(judge_model)), max_new_tokens=4)
+judge = Judge(remembered(with_prefill(judge_model)), max_new_tokens=4)
 
 # %% [markdown]
 # **Guess first:** the good sentence stands first. In what share of the 24 pairs does the judge
@@ -1053,7 +1056,7 @@ print({name: f"{value:.0%}" for name, value in preferred.items()})
 # *reader*, and one who loves *length*. They show what the measures can say.
 
 # %%
-from course_utils.scoring.judge import Verdict, accuracy, position_bias, verbosity_bias
+from course_utils.scoring import Verdict, judge_accuracy, position_bias, verbosity_bias
 
 
 class ReaderJudge:
@@ -1078,7 +1081,7 @@ class LengthJudge:
 def measured(judge, pairs=24, padded=8):
     """What the instruments say of a judge, as a row."""
     some = questions[:pairs], goods[:pairs], bads[:pairs]
-    right, position = accuracy(judge, *some), position_bias(judge, *some)
+    right, position = judge_accuracy(judge, *some), position_bias(judge, *some)
     length = verbosity_bias(judge, questions[:padded], goods[:padded], wrong=bads[:padded])
     return {
         "right, both orders": f"{right.accuracy:.0%} ({right.low:.0%} to {right.high:.0%})",
@@ -1103,14 +1106,14 @@ pd.DataFrame(instruments).T
 # phrases around it, such as the following, and then against a *wrong* one with such phrases:
 
 # %%
-print(pad(goods[0]))
+print(add_filler(goods[0]))
 
 # %%
 instruments["chat model"] = measured(judge)
 pd.DataFrame(instruments).T
 
 # %%
-when_asked = accuracy(judge, questions, goods, bads)
+when_asked = judge_accuracy(judge, questions, goods, bads)
 if embedded:
     assert when_asked.accuracy < 0.5
     assert position_bias(judge, questions, goods, bads).consistent < 0.5
@@ -1125,7 +1128,7 @@ if embedded:
 # they always agree, 0 if no more than two dice.
 
 # %%
-from course_utils.scoring.judge import self_agreement
+from course_utils.scoring import self_agreement
 
 own = self_agreement(judge, questions, goods, bads)
 print(
@@ -1143,7 +1146,7 @@ assert not embedded or not own.alpha > 0.5
 # letters, and has no first and second.
 
 # %%
-from course_utils.scoring.distributions import log_probabilities
+from course_utils.scoring import sequence_log_probs
 
 
 class LikelihoodJudge:
@@ -1157,7 +1160,7 @@ class LikelihoodJudge:
         """The log-probability of a reply; computed once."""
         if (question, reply) not in self.known:
             prompt = [self.ask.prompt(question)]
-            found = log_probabilities(self.ask.model, self.ask.tokenizer, prompt, [reply])
+            found = sequence_log_probs(self.ask.model, self.ask.tokenizer, prompt, [reply])
             self.known[question, reply] = found[0]
         return self.known[question, reply]
 
@@ -1194,8 +1197,8 @@ def swapped(question):
 
 harder = [swapped(question) for question in questions]
 by_likelihood = {
-    "easy pairs": accuracy(likelihood, questions, goods, bads),
-    "hard pairs": accuracy(likelihood, questions, goods, harder),
+    "easy pairs": judge_accuracy(likelihood, questions, goods, bads),
+    "hard pairs": judge_accuracy(likelihood, questions, goods, harder),
 }
 for name, each in by_likelihood.items():
     print(f"{name}: {each.accuracy:.0%} ({each.low:.0%} to {each.high:.0%})")
@@ -1210,8 +1213,8 @@ assert position_bias(likelihood, questions, goods, bads).consistent == 1
 # every further word costs likelihood, so that a short reply has the better cards, whatever it says:
 
 # %%
-long_goods = [pad(good) for good in goods[:8]]
-against_length = accuracy(likelihood, questions[:8], long_goods, harder[:8])
+long_goods = [add_filler(good) for good in goods[:8]]
+against_length = judge_accuracy(likelihood, questions[:8], long_goods, harder[:8])
 print(f"long and right against short and wrong: {against_length.accuracy:.0%} for the right one")
 
 assert against_length.accuracy < 0.5
@@ -1223,10 +1226,10 @@ assert against_length.accuracy < 0.5
 # votes, beside the reader's:
 
 # %%
-from course_utils.scoring.votes import as_votes
+from course_utils.scoring import votes_from_verdicts
 
 decided = {
-    name: as_votes(
+    name: votes_from_verdicts(
         questions, position_bias(each, questions, goods, bads).verdicts, "tuned", "control", name
     )
     for name, each in {"chat model": judge, "reader": ReaderJudge()}.items()
@@ -1237,7 +1240,7 @@ for name, some_votes in decided.items():
         f"{name}: {counted['losses']} for tuned, {counted['wins']} for control, "
         f"{counted['ties']} ties"
     )
-print(f"They say the same of {agreement(*decided.values()).equal:.0%} of the pairs.")
+print(f"They say the same of {voter_agreement(*decided.values()).equal:.0%} of the pairs.")
 
 # %% [markdown]
 # ### A better judge
@@ -1250,7 +1253,7 @@ print(f"They say the same of {agreement(*decided.values()).equal:.0%} of the pai
 
 # %%
 from course_utils.errors import EndpointError
-from course_utils.scoring.endpoint import Endpoint
+from course_utils.scoring import Endpoint
 
 HOW = """No endpoint is set up. For a judge on this machine, for example one of:
 
@@ -1285,14 +1288,14 @@ pd.DataFrame(instruments).T
 # `task` is the name to run it by, `mind` what to know before comparing figures.
 
 # %%
-from course_utils.scoring import harness
+from course_utils.scoring import benchmarks_table
 
-table = harness.benchmarks_table(parameters=8e9, flops_per_second=1e14).reset_index()
+table = benchmarks_table(parameters=8e9, flops_per_second=1e14).reset_index()
 table["items"] = [f"{items:,}" if pd.notna(items) else "…" for items in table["items"]]
 table["minutes"] = [
     f"{60 * hours:.1f}" if pd.notna(hours) else "…" for hours in table["hours (rough)"]
 ]
-table["mind"] = [harness.BENCHMARKS[name].note for name in table["benchmark"]]
+table = table.rename(columns={"note": "mind"})
 text_table(table[["benchmark", "measures", "form", "items", "minutes", "task", "mind"]])
 
 # %% [markdown]
@@ -1314,19 +1317,41 @@ text_table(table[["benchmark", "measures", "form", "items", "minutes", "task", "
 my_guess = {"base": {"choice": 0.25, "generate": 0}, "tuned": {"choice": 1, "generate": 1}}
 
 # %%
+import contextlib
+import io
+
+import lm_eval
+from lm_eval.models.huggingface import HFLM
+
+from course_utils.scoring import COURSE_TASKS, benchmark_results, course_task_manager
+
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
+manager = course_task_manager()
+
+
+def evaluate(model, tokenizer, tasks, task_manager=manager, **options):
+    """What lm-eval finds out about a model, without its progress bars."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        return lm_eval.simple_evaluate(
+            HFLM(model, tokenizer=tokenizer, batch_size=8),
+            tasks=list(tasks),
+            task_manager=task_manager,
+            **options,
+        )
+
+
 ours = {"base": base, "tuned": tuned, "control": tuned_control}
-found = {
-    name: harness.evaluate(model, tokenizer, harness.OWN_TASKS) for name, model in ours.items()
-}
-found["chat, first 40"] = harness.evaluate(
-    judge_model.model, judge_model.tokenizer, harness.OWN_TASKS, limit=40, chat_template=True
+found = {name: evaluate(model, tokenizer, COURSE_TASKS) for name, model in ours.items()}
+found["chat, first 40"] = evaluate(
+    judge_model.model, judge_model.tokenizer, COURSE_TASKS, limit=40, apply_chat_template=True
 )
 
 
 def as_columns(found):
-    """The figures of several tables of the harness side by side."""
+    """The figures of several evaluations side by side."""
+    tables = {name: benchmark_results(each) for name, each in found.items()}
     return pd.DataFrame(
-        {name: each.set_index(["task", "metric"])["value"] for name, each in found.items()}
+        {name: each.set_index(["task", "metric"])["value"] for name, each in tables.items()}
     )
 
 
@@ -1347,8 +1372,17 @@ assert choice["tuned"] < 0.6
 # rightly, gets **nothing** for it. Look at what was compared:
 
 # %%
-results = harness.run_tasks(tuned, tokenizer, "course_countries_generate", limit=3)
-text_table(harness.items(results)[["prompt", "wanted", "said", "exact_match"]].astype(str))
+results = evaluate(tuned, tokenizer, ["course_countries_generate"], limit=3)
+compared = [
+    {
+        "prompt": sample["arguments"][0][0],
+        "wanted": sample["target"],
+        "said": sample["filtered_resps"][0],
+        "exact_match": sample["exact_match"],
+    }
+    for sample in results["samples"]["course_countries_generate"]
+]
+text_table(pd.DataFrame(compared).astype(str))
 
 # %% [markdown]
 # The task wants the bare fact, and the model was tuned to say a sentence. In *choice* it is the
@@ -1417,10 +1451,7 @@ own_generate = {
 
 # %%
 in_form = as_columns(
-    {
-        name: harness.evaluate(model, tokenizer, [own_choice, own_generate])
-        for name, model in ours.items()
-    }
+    {name: evaluate(model, tokenizer, [own_choice, own_generate]) for name, model in ours.items()}
 )
 in_form.map("{:.0%}".format)
 
@@ -1445,18 +1476,22 @@ assert written["control"] < 0.7
 
 # %%
 from course_utils import hub
+from course_utils.scoring import benchmark_cost
 
 BY_NAME, LIMIT = "hellaswag", 40
 if hub.reachable():
-    from_hub = harness.evaluate(judge_model.model, judge_model.tokenizer, BY_NAME, limit=LIMIT)
-    print(from_hub.round(3).to_string(index=False))
+    # Without a task manager of ours, lm-eval lists all its own tasks, which takes some seconds.
+    from_hub = evaluate(
+        judge_model.model, judge_model.tokenizer, [BY_NAME], task_manager=None, limit=LIMIT
+    )
+    print(benchmark_results(from_hub).round(3).to_string(index=False))
 else:
-    cost = harness.cost(BY_NAME, judge_model.model.num_parameters(), items=LIMIT)
-    print(f"Out of reach of the hub. It would run: harness.evaluate(…, {BY_NAME!r}, limit={LIMIT})")
+    cost = benchmark_cost(BY_NAME, judge_model.model.num_parameters(), items=LIMIT)
+    print(f"Out of reach of the hub. It would run: evaluate(…, [{BY_NAME!r}], limit={LIMIT})")
     print(cost)
 
 # %% [markdown]
-# Without our helper the same is a command, for any model of the hub:
+# On the command line the same can be had for any model of the hub:
 #
 # ```
 # lm_eval --model hf --model_args pretrained=HuggingFaceTB/SmolLM2-135M-Instruct \

@@ -19,7 +19,7 @@ from course_utils.errors import CannotWrite, NotRows
 from course_utils.exercises import _progress as progress
 from course_utils.exercises import show_progress
 from course_utils.results import append_row, whole_rows
-from course_utils.scoring.votes import Votes
+from course_utils.scoring import Votes
 
 ROW = {"name": "São Tomé", "n": 1}
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x10" + bytes(range(256)) * 4
@@ -351,7 +351,7 @@ def test_a_reader_beside_two_writers(tmp_path: Path, seconds: int) -> None:
 
 VOTER = """
 import sys
-from course_utils.scoring.votes import Votes
+from course_utils.scoring import Votes
 votes, counted = Votes(sys.argv[1]), 0
 for number in range(25):
     try:

@@ -19,7 +19,7 @@ from course_utils.models import _hub as hub
 from course_utils.models import _packaged as embedded
 from course_utils.models._loading import load_model
 from course_utils.results import whole_rows
-from course_utils.scoring.votes import Votes
+from course_utils.scoring import Votes
 
 KILLS = 20
 pytestmark = [
@@ -69,7 +69,7 @@ def test_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 VOTES = (
     """
-from course_utils.scoring.votes import Votes
+from course_utils.scoring import Votes
 """,
     """
 import itertools

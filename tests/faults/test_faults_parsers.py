@@ -18,28 +18,29 @@ GENEROUS = 90  # seconds, on a machine that has other things to do
 
 
 def _readers() -> dict[str, Callable[[str], Any]]:
+    from course_utils import scoring
     from course_utils._core.printable import visible
     from course_utils.data import _answers as answers
     from course_utils.data import _pig_latin as pig_latin
     from course_utils.data import _spelling as spelling
     from course_utils.data import _yoda as yoda
-    from course_utils.scoring import chrf, endpoint, exact_match, instructions, judge, word_accuracy
-    from course_utils.scoring import contamination as overlap
+    from course_utils.scoring import contamination_report, follows_instructions
+    from course_utils.scoring._contamination import _words
+    from course_utils.scoring._endpoint import _hide
 
     arguments = {"json_object": "name age", "ends_with": "Bye!", "starts_with": "Dear"}
 
     def check(name: str) -> Callable[[str], bool]:
         told = f"{name} {arguments.get(name, 3)}"
-        return lambda text: instructions.follows(text, told)
+        return lambda text: follows_instructions(text, told)
 
     return {
-        **{name: check(name) for name in instructions.CHECKS if name != "no_commas"},
-        "capitals": lambda text: instructions.follows(text, "capitals; no_commas"),
-        "contains much": lambda text: instructions.follows(text, f"contains {'a' * 50}b"),
-        "contains signs": lambda text: instructions.follows(text, "contains -a-a-a-a-b"),
-        "refuses": instructions.refuses,
-        "verdict": judge.parse_verdict,
-        "rating": judge.parse_rating,
+        **{name: check(name) for name in scoring.INSTRUCTION_CHECKS if name != "no_commas"},
+        "capitals": lambda text: follows_instructions(text, "capitals; no_commas"),
+        "contains much": lambda text: follows_instructions(text, f"contains {'a' * 50}b"),
+        "contains signs": lambda text: follows_instructions(text, "contains -a-a-a-a-b"),
+        "refuses": scoring.is_refusal,
+        "verdict": scoring.parse_verdict,
         "yoda": yoda.yoda,
         "clause": yoda.parse,
         "pig latin": pig_latin.pig_latin,
@@ -49,23 +50,22 @@ def _readers() -> dict[str, Callable[[str], Any]]:
         "in style": answers.in_style,
         "tells": lambda text: answers.tells(text, "Lima"),
         "visible": visible,
-        "hide": lambda text: endpoint._hide(text, "sk-canary-0123456789"),
-        "redact": lambda text: endpoint._redact(text, "sk-canary-0123456789"),
-        "words": overlap.words,
-        "contamination": lambda text: overlap.contamination([f"{text} x"], [f"{text} y"]),
-        "contamination, short": lambda text: overlap.contamination(["a b c"], [text], 50),
-        "exact match": lambda text: exact_match([text], [f"{text}x"]),
-        "word accuracy": lambda text: word_accuracy([text], [f"{text} x"]),
-        "chrF": lambda text: chrf([text[: MEGABYTE // 4]], ["reference " * 1000]),
+        "hide": lambda text: _hide(text, "sk-canary-0123456789"),
+        "words": _words,
+        "contamination": lambda text: contamination_report([f"{text} x"], [f"{text} y"]),
+        "contamination, short": lambda text: contamination_report(["a b c"], [text], 50),
+        "exact match": lambda text: scoring.exact_match([text], [f"{text}x"]),
+        "word accuracy": lambda text: scoring.word_accuracy([text], [f"{text} x"]),
+        "chrF": lambda text: scoring.chrf([text[: MEGABYTE // 4]], ["reference " * 1000]),
     }
 
 
 READERS = (
     *("at_least_words", "at_most_words", "sentences", "lines", "numbered_list", "list_items"),
     *("contains", "starts_with", "ends_with", "json_object", "json_list", "capitals"),
-    *("contains much", "contains signs", "refuses", "verdict", "rating", "yoda", "clause"),
+    *("contains much", "contains signs", "refuses", "verdict", "yoda", "clause"),
     *("pig latin", "pig latin word", "spell", "unspell", "in style", "tells", "visible", "hide"),
-    *("redact", "words", "contamination", "contamination, short", "exact match"),
+    *("words", "contamination", "contamination, short", "exact match"),
     *("word accuracy", "chrF"),
 )
 
@@ -93,42 +93,20 @@ JUDGE = {
     "verdicts": "[[A]]",
     "verdicts with blanks": "[[A]] ",
     "other verdicts": "[[B]][[A]]",
-    "tasks": '[[A]]"',
-    "single brackets": "[A]'",
     "double brackets": "[[",
+    "brackets with blanks": "[[ ",
     "thoughts": "<think>",
     "ends of thoughts": "</think>",
-    "winners": "winner A,",
-    "winners of brackets": "winner(((",
-    "labels": "winner: ",
-    "statements": "answer A wins ",
-    "clauses": "so A wins ",
-    "denials": "not answer A wins ",
-    "turns": "answer A is better but ",
-    "adverbs": "answer A is clearly clearly ",
-    "conditions": "if answer A is better ",
-    "preferences": "I prefer A or ",
-    "kinds": "answer-",
     "markup": "**",
     "objects": '{"winner":"A"}',
     "objects without end": '{"a":',
     "texts without end": '{"',
     "objects in lists": "[{",
-    "broken objects": '{"a" ',
     "escapes": '{"\\',
-    "single quotes": "{'a':",
-    "ratings": "rating: 7 ",
-    "ratings of": "rating of of of ",
-    "ratings in brackets": "rating [[",
-    "of ten": "10 out of ",
-    "fractions": "7/",
-    "ranges": "7-",
-    "decimals": "1.1.",
-    "questions": "A? ",
+    "fences": "```json\n{",
 }
 OTHERS = {
     "verdict": JUDGE,
-    "rating": {name: unit for name, unit in JUDGE.items() if "winner" not in unit and "7" in unit},
     "yoda": {
         "clauses": "I see the sea, ",
         "joints": "I see the sea, and ",
@@ -147,8 +125,7 @@ OTHERS = {
     "pig latin": {"apostrophes": "a'", "consonants": "q", "qu": "qu"},
     "contains much": {"nearly": "a" * 49 + "c"},
     "contains signs": {"nearly": "-a"},
-    "redact": {"nearly": "sk-cana", "key": "sk-canary-0123", "escapes": "%25", "html": "&amp;"},
-    "hide": {"stars": "*", "masks": "a***"},
+    "hide": {"nearly": "sk-cana", "key": "sk-canary-0123", "blanks": " a"},
     "contamination": {"one word": "go ", "numbers": "1 2 3 "},
     "visible": {"escapes": "\x1b[", "joiners": "\u200d"},
 }

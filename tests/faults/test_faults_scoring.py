@@ -18,21 +18,26 @@ from course_utils.data import _spelling as spelling
 from course_utils.data import _yoda as yoda
 from course_utils.data import load_data, rows
 from course_utils.errors import CourseError, DamagedFile, UnknownName
-from course_utils.scoring import chrf, exact_match, scores, word_accuracy
-from course_utils.scoring.contamination import contamination, contamination_summary
-from course_utils.scoring.distributions import kl_divergence
-from course_utils.scoring.instructions import follows, refuses
-from course_utils.scoring.intervals import bootstrap_interval, items_needed, paired_test
-from course_utils.scoring.judge import (
+from course_utils.scoring import (
     Judge,
+    add_filler,
+    bootstrap_interval,
+    chrf,
     comparison_prompt,
-    opened,
-    pad,
-    parse_rating,
+    contamination_report,
+    contamination_summary,
+    exact_match,
+    follows_instructions,
+    is_refusal,
+    items_needed,
+    kl_divergence,
+    paired_test,
     parse_verdict,
     position_bias,
-    rating_prompt,
+    reference_scores,
     self_agreement,
+    with_prefill,
+    word_accuracy,
 )
 
 NAN, INF = math.nan, math.inf
@@ -52,7 +57,7 @@ BAD_LISTS = {
 }
 
 
-@pytest.mark.parametrize("score", [exact_match, word_accuracy, chrf, scores])
+@pytest.mark.parametrize("score", [exact_match, word_accuracy, chrf, reference_scores])
 @pytest.mark.parametrize("fault", BAD_LISTS)
 def test_what_cannot_be_scored(fault: str, score: Callable) -> None:
     """A missing reply is not the word "None"."""
@@ -70,24 +75,20 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "verdict of None": (lambda: parse_verdict(None), "text is None"),
     "verdict of NaN": (lambda: parse_verdict(NAN), "text is nan"),
     "verdict of bytes": (lambda: parse_verdict(b"[[A]]"), "text is b"),
-    "rating of None": (lambda: parse_rating(None), "text is None"),
-    "rating of a number": (lambda: parse_rating(7), "text is 7"),
     "prompt of None": (lambda: comparison_prompt(None, "a", "b"), "question is None"),
     "prompt with no answer": (lambda: comparison_prompt("q", "a", None), "second is None"),
     "prompt with a bad reference": (lambda: comparison_prompt("q", "a", "b", 3), "reference is 3"),
-    "rating prompt of NaN": (lambda: rating_prompt("q", NAN), "answer is nan"),
     "a judge that cannot be asked": (lambda: Judge("gpt"), "ask is 'gpt'"),
     "a judge of None": (lambda: Judge(None), "ask is None"),
-    "opened without a runner": (lambda: opened(len), "ask is"),
+    "a prefill without a runner": (lambda: with_prefill(len), "ask is"),
     "a judge that says None": (lambda: judge(None).compare(Q, A, B), r"ask's answer\[0\] is None"),
-    "a judge that says 7": (lambda: judge(7).rate(Q, A), r"ask's answer\[0\] is 7"),
+    "a judge that says 7": (lambda: judge(7).compare(Q, A, B), r"ask's answer\[0\] is 7"),
     "a judge that gives nothing": (
         lambda: Judge(lambda prompts: None).compare(Q, A, B),
         "ask's answer is None",
     ),
     "no questions": (lambda: judge().compare(None, A, B), "questions is None"),
     "an answer that is missing": (lambda: judge().compare(Q, [None], B), r"firsts\[0\] is None"),
-    "answers of NaN": (lambda: judge().rate(Q, [NAN]), r"answers\[0\] is nan"),
     "bias of no judge": (lambda: position_bias(print, Q, A, B), "judge is"),
     "one seed": (lambda: self_agreement(judge(), Q, A, B, seeds=(1,)), "seeds is"),
     "a seed of NaN": (lambda: self_agreement(judge(), Q, A, B, seeds=(0, NAN)), "seeds is nan"),
@@ -95,24 +96,27 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: self_agreement(judge(), Q, A, B, temperature=NAN),
         "temperature is nan",
     ),
-    "padding of None": (lambda: pad(None), "answer is None"),
-    "padding by NaN": (lambda: pad("a", NAN), "sentences is nan"),
-    "padding by half": (lambda: pad("a", 1.5), "sentences is 1.5"),
-    "padding without end": (lambda: pad("a", 10**12), "sentences is 1000000000000"),
-    "follows of None": (lambda: follows(None, "capitals"), "reply is None"),
-    "follows by None": (lambda: follows("a", None), "checks is None"),
-    "follows nothing": (lambda: follows("a", ""), "checks is ''"),
-    "an unknown check": (lambda: follows("a", "nope 3"), "'nope'"),
-    "a check of words": (lambda: follows("a", "sentences two"), "sentences is 'two'"),
-    "a check of a half": (lambda: follows("a", "lines 2.5"), "lines is '2.5'"),
-    "a check of less than nothing": (lambda: follows("a", "at_least_words -3"), "is '-3'"),
-    "a check of nothing": (lambda: follows("a", "list_items 0"), "list_items is '0'"),
-    "a check of NaN": (lambda: follows("a", "json_list nan"), "json_list is 'nan'"),
+    "padding of None": (lambda: add_filler(None), "answer is None"),
+    "padding by NaN": (lambda: add_filler("a", NAN), "sentences is nan"),
+    "padding by half": (lambda: add_filler("a", 1.5), "sentences is 1.5"),
+    "padding without end": (lambda: add_filler("a", 10**12), "sentences is 1000000000000"),
+    "follows of None": (lambda: follows_instructions(None, "capitals"), "reply is None"),
+    "follows by None": (lambda: follows_instructions("a", None), "checks is None"),
+    "follows nothing": (lambda: follows_instructions("a", ""), "checks is ''"),
+    "an unknown check": (lambda: follows_instructions("a", "nope 3"), "'nope'"),
+    "a check of words": (lambda: follows_instructions("a", "sentences two"), "sentences is 'two'"),
+    "a check of a half": (lambda: follows_instructions("a", "lines 2.5"), "lines is '2.5'"),
+    "a check of less than nothing": (
+        lambda: follows_instructions("a", "at_least_words -3"),
+        "is '-3'",
+    ),
+    "a check of nothing": (lambda: follows_instructions("a", "list_items 0"), "list_items is '0'"),
+    "a check of NaN": (lambda: follows_instructions("a", "json_list nan"), "json_list is 'nan'"),
     "a check that allocates": (
-        lambda: follows("1. a", "numbered_list 1000000000000"),
+        lambda: follows_instructions("1. a", "numbered_list 1000000000000"),
         "numbered_list is",
     ),
-    "refuses None": (lambda: refuses(None), "reply is None"),
+    "refuses None": (lambda: is_refusal(None), "reply is None"),
     "an interval of None": (lambda: bootstrap_interval(None), "values is None"),
     "an interval of texts": (lambda: bootstrap_interval(["1", "0"]), "values holds something"),
     "an interval of gaps": (lambda: bootstrap_interval([1, None]), "values holds something"),
@@ -145,14 +149,17 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: items_needed(0.1, 0.5, disagreement=NAN),
         "disagreement is nan",
     ),
-    "n-grams of half a word": (lambda: contamination(["a"], ["a"], 0.5), "n is 0.5"),
-    "n-grams without end": (lambda: contamination(["a"], ["a"], 10**9), "n is 1000000000"),
-    "n-grams of True": (lambda: contamination(["a"], ["a"], True), "n is True"),
-    "a test item of None": (lambda: contamination([None], ["a"]), "test holds a NoneType"),
-    "training of bytes": (lambda: contamination(["a"], b"a"), "train is one text"),
-    "a tokenizer by name": (lambda: contamination(["a"], ["a"], 1, "gpt2"), "tokenizer is a str"),
+    "n-grams of half a word": (lambda: contamination_report(["a"], ["a"], 0.5), "n is 0.5"),
+    "n-grams without end": (lambda: contamination_report(["a"], ["a"], 10**9), "n is 1000000000"),
+    "n-grams of True": (lambda: contamination_report(["a"], ["a"], True), "n is True"),
+    "a test item of None": (lambda: contamination_report([None], ["a"]), "test holds a NoneType"),
+    "training of bytes": (lambda: contamination_report(["a"], b"a"), "train is one text"),
+    "a tokenizer by name": (
+        lambda: contamination_report(["a"], ["a"], 1, "gpt2"),
+        "tokenizer is a str",
+    ),
     "a tokenizer that is none": (
-        lambda: contamination(["a"], ["a"], 1, int),
+        lambda: contamination_report(["a"], ["a"], 1, int),
         "tokenizer is a type",
     ),
     "a summary of None": (lambda: contamination_summary(None), "table has no column"),
@@ -250,7 +257,7 @@ def test_a_damaged_lexicon_is_named(damage: str, tmp_path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("depth", [500, 5_000, 100_000])
-@pytest.mark.parametrize("opening", ["[", '{"a":', '[{"winner":', '{"rating":['])
+@pytest.mark.parametrize("opening", ["[", '{"a":', '[{"winner":'])
 @pytest.mark.parametrize("closed", [True, False])
 def test_deep_json_is_read_or_refused(opening: str, depth: int, closed: bool) -> None:
     """Never a RecursionError, in none of the parsers."""
@@ -259,8 +266,6 @@ def test_deep_json_is_read_or_refused(opening: str, depth: int, closed: bool) ->
     if closed:
         closing = {"[": "]", "{": "}"}
         text += "1" + "".join(closing[c] for c in opening if c in closing)[::-1] * depth
-    assert follows(text, "json_list 3") is False
-    assert follows(f"```json\n{text}\n```", "json_object name") is False
+    assert follows_instructions(text, "json_list 3") is False
+    assert follows_instructions(f"```json\n{text}\n```", "json_object name") is False
     assert parse_verdict(text) is None
-    score = parse_rating(text)
-    assert score is None or score == 1

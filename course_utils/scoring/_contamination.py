@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
-from transformers import PreTrainedTokenizerBase
 
 from course_utils._core import checks
 
@@ -27,14 +26,14 @@ _LONGEST_GRAM = 100
 # No letter has more accents than this in a row (Unicode's Stream-Safe Text Format, UAX 15).
 _ACCENTS = 30
 
-PALM_SHARE = 0.7
-LLAMA_CLEAN, LLAMA_DIRTY = 0.2, 0.8
+_PALM_SHARE = 0.7
+_LLAMA_CLEAN, _LLAMA_DIRTY = 0.2, 0.8
 
 
-def words(text: str) -> list[str]:
+def _words(text: str) -> list[str]:
     """The words of a text in small letters, without punctuation, as GPT-3's authors compare them.
 
-    Introduced in notebook 08. Languages that put no blanks between words need a tokenizer instead.
+    Languages that put no blanks between words need a tokenizer instead.
 
     Raises:
         BadValue: no text.
@@ -106,7 +105,9 @@ def _texts(given: Iterable[str], name: str) -> Iterable[str]:
 
 def _splitter(tokenizer: Any) -> Callable[[str], list[Any]]:
     if tokenizer is None:
-        return words
+        return _words
+    from transformers import PreTrainedTokenizerBase
+
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ValueError(
             f"tokenizer is a {type(tokenizer).__name__}; a tokenizer of transformers is possible, "
@@ -227,7 +228,7 @@ class _Index:
                 item.example = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
-def contamination(
+def contamination_report(
     test: Iterable[str], train: Iterable[str], n: int = 8, tokenizer: Any = None
 ) -> pd.DataFrame:
     """How much of each test item stands in the training texts.
@@ -239,8 +240,6 @@ def contamination(
     differ.
 
     What such a search cannot find: the same content in other words, or in another language.
-    Introduced in notebook 08.
-
     Args:
         test: the items, such as questions with their answers.
         train: the training texts: a list, a column of a `datasets.Dataset`, or a generator.
@@ -291,30 +290,32 @@ def contamination(
 def contamination_summary(table: pd.DataFrame) -> pd.DataFrame:
     """How many items of a test are contaminated, by the measures of three papers.
 
-    Items that are shorter than n count where a training text has the whole of them. Introduced in
-    notebook 08; sources as for `contamination`.
+    Items that are shorter than n count where a training text has the whole of them. Sources as for
+    `contamination_report`.
 
     Args:
-        table: of `contamination`.
+        table: of `contamination_report`.
 
     Returns:
         A row for each measure, with `items` (their number) and `share` (of all items, 0 to 1).
 
     Raises:
-        ValueError: a table that is not one of `contamination`, or an empty one.
+        ValueError: a table that is not one of `contamination_report`, or an empty one.
     """
     needed = ("share", "covered", "exact", "short")
     missing = [name for name in needed if name not in getattr(table, "columns", ())]
     if missing:
-        raise ValueError(f"The table has no column {', '.join(missing)}; give contamination's.")
+        raise ValueError(
+            f"The table has no column {', '.join(missing)}; give contamination_report's."
+        )
     if not len(table):
         raise ValueError("The table is empty; it takes one item at least.")
     measures = {
         "a training text is the same": table["exact"],
         "shares an n-gram (GPT-3)": table["share"] > 0,
-        f"{PALM_SHARE:.0%} of the n-grams found (PaLM)": table["share"] >= PALM_SHARE,
-        f"under {LLAMA_CLEAN:.0%} covered: clean (Llama 2)": table["covered"] < LLAMA_CLEAN,
-        f"{LLAMA_DIRTY:.0%} covered: dirty (Llama 2)": table["covered"] >= LLAMA_DIRTY,
+        f"{_PALM_SHARE:.0%} of the n-grams found (PaLM)": table["share"] >= _PALM_SHARE,
+        f"under {_LLAMA_CLEAN:.0%} covered: clean (Llama 2)": table["covered"] < _LLAMA_CLEAN,
+        f"{_LLAMA_DIRTY:.0%} covered: dirty (Llama 2)": table["covered"] >= _LLAMA_DIRTY,
         "shorter than n": table["short"],
     }
     return pd.DataFrame(

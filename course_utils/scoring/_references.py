@@ -1,13 +1,11 @@
 """How near replies are to references. Introduced in notebook 03.
 
-`scores` gives all three measures at once; each also stands alone.
+`reference_scores` gives all three measures at once; each also stands alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from sacrebleu.metrics import CHRF
 
 from course_utils._core import checks
 
@@ -66,11 +64,13 @@ def chrf(replies: Sequence[str], references: Sequence[str]) -> float:
     Raises:
         ValueError: the lists are empty, not of one length, or hold something else than texts.
     """
+    from sacrebleu.metrics import CHRF
+
     pairs = _checked(replies, references)
     return CHRF().corpus_score([a for a, _ in pairs], [[b for _, b in pairs]]).score
 
 
-def scores(replies: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def reference_scores(replies: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """`exact match`, `word accuracy` and `chrF` by name, as a row for a table.
 
     Raises:

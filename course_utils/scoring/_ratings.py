@@ -1,22 +1,15 @@
-"""Votes on pairs of answers, and what follows from them: win rates, Bradley-Terry, Elo, agreement.
+"""What follows from votes: win rates, Bradley-Terry strengths, Elo ratings, agreement of voters.
 
-A vote names the better of two answers to one question, whose systems stood left and right. People
-vote with `widgets.rating`, a model with `scoring.judge`. Introduced in notebook 08.
+Introduced in notebook 08.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import random
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import evalica
 import numpy as np
@@ -25,283 +18,9 @@ from scipy.sparse.csgraph import connected_components
 
 from course_utils._core import checks
 from course_utils.errors import BadValue
-from course_utils.results import appending, numbered_rows
+from course_utils.scoring._votes import Vote
 
-WINNERS = ("left", "right", "tie")
-_WITHDRAWN = "withdrawn"
 _CODES = {"left": evalica.Winner.X, "right": evalica.Winner.Y, "tie": evalica.Winner.Draw}
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@dataclass(frozen=True)
-class Vote:
-    """One voter's verdict on two answers to a question. Introduced in notebook 08.
-
-    Attributes:
-        question: what was asked.
-        left, right: the names of the two systems, by the side where their answers stood.
-        winner: "left", "right" or "tie".
-        voter: who voted: a person or a judge.
-        answers: `fingerprint` of the two answers, so that a vote on older answers is not taken for
-            one on the present ones; "" where they are not known.
-        time: when, in UTC, as ISO 8601.
-
-    Raises:
-        ValueError: an empty name or question, a system against itself, an unknown winner.
-    """
-
-    question: str
-    left: str
-    right: str
-    winner: str
-    voter: str = "me"
-    answers: str = ""
-    time: str = field(default_factory=_now)
-
-    def __post_init__(self) -> None:
-        for part in fields(self):
-            value = getattr(self, part.name)
-            checks.text(f"{part.name} of a vote", value, empty=part.name == "answers")
-        if self.left == self.right:
-            sides = checks.shown(self.left)
-            raise BadValue(f"Both sides are {sides}; a vote is on two systems.")
-        if self.winner not in WINNERS:
-            raise BadValue(
-                f"The winner is {checks.shown(self.winner)}; {', '.join(WINNERS)} are possible."
-            )
-
-    @property
-    def preferred(self) -> str:
-        """The name of the better system, or "tie"."""
-        return {"left": self.left, "right": self.right, "tie": "tie"}[self.winner]
-
-    @property
-    def pair(self) -> tuple[str, str]:
-        """The two systems in alphabetical order, whichever stood left."""
-        return min(self.left, self.right), max(self.left, self.right)
-
-    @property
-    def key(self) -> tuple[str, str, str, str, str]:
-        """What a voter votes on once: voter, question, the two systems, their answers."""
-        return self.voter, self.question, *self.pair, self.answers
-
-
-def fingerprint(left: str, left_text: str, right: str, right_text: str) -> str:
-    """16 hexadecimal digits that stand for two systems' answers, whichever stood left.
-
-    Introduced in notebook 08.
-
-    Args:
-        left, right: the systems' names.
-        left_text, right_text: their answers.
-    """
-    for name, given in (("left", left), ("right", right)):
-        checks.text(name, given)
-    for name, given in (("left_text", left_text), ("right_text", right_text)):
-        checks.text(name, given)
-    both = json.dumps(sorted([[left, left_text], [right, right_text]]))
-    return hashlib.sha256(both.encode()).hexdigest()[:16]
-
-
-class Votes:
-    """Votes in a file of JSON lines, each on the disk as soon as it is given.
-
-    The file is only added to: a vote that is taken back stays in it, with a line that withdraws it.
-    A vote that was given is on the disk; a kill costs at most the one that was being written.
-    Several programs may vote into one file. A row that is no vote is left where it is, and a
-    warning says so. Iterating gives the votes that stand, in the order in which they were given.
-    Introduced in notebook 08.
-
-    Args:
-        path: the file; made with the first vote. `~` is the home folder.
-
-    Raises:
-        ValueError: with the first look at a file that holds rows, but no vote.
-        NotRows, CannotWrite, NotEnoughDisk: see `results.whole_rows` and `results.append_row`.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path = checks.path("path", path).absolute()
-
-    def __repr__(self) -> str:
-        return f"Votes({str(self.path)!r})"
-
-    def __iter__(self) -> Iterator[Vote]:
-        return iter(self._standing().values())
-
-    def __len__(self) -> int:
-        return len(self._standing())
-
-    def _standing(self) -> dict[tuple, Vote]:
-        votes: dict[tuple, Vote] = {}
-        rows = numbered_rows(self.path)
-        strange = []
-        for number, row in rows:
-            withdrawn = row.get("winner") == _WITHDRAWN
-            try:
-                vote = Vote(**({**row, "winner": "tie"} if withdrawn else row))
-            except (TypeError, ValueError) as error:
-                strange.append(f"Line {number} of {self.path} is no vote: {error}")
-                continue
-            votes.pop(vote.key, None)
-            if not withdrawn:
-                votes[vote.key] = vote
-        if strange and len(strange) == len(rows):
-            raise ValueError(strange[0])
-        for told in strange:
-            warnings.warn(f"{told} It was left where it is.", stacklevel=3)
-        return votes
-
-    def by(self, voter: str) -> list[Vote]:
-        """The votes of one voter.
-
-        Raises:
-            BadValue: no text.
-        """
-        checks.text("voter", voter)
-        return [vote for vote in self if vote.voter == voter]
-
-    def frame(self) -> pd.DataFrame:
-        """All votes as a table, one a row."""
-        return pd.DataFrame([asdict(vote) for vote in self], columns=[f.name for f in fields(Vote)])
-
-    def add(
-        self,
-        question: str,
-        left: str,
-        right: str,
-        winner: str,
-        voter: str = "me",
-        *,
-        left_text: str | None = None,
-        right_text: str | None = None,
-    ) -> Vote:
-        """Store one vote.
-
-        Args:
-            question: what was asked.
-            left, right: the names of the two systems.
-            winner: "left", "right" or "tie".
-            voter: who votes.
-            left_text, right_text: the two answers, of which a fingerprint is stored; give both or
-                neither.
-
-        Raises:
-            ValueError: not a vote (see `Vote`), one answer without the other, or this voter has
-                voted on this pair already.
-        """
-        vote = Vote(
-            question, left, right, winner, voter, _answers(left, left_text, right, right_text)
-        )
-        with appending(self.path) as append:
-            if vote.key in self._standing():
-                raise ValueError(
-                    f"{voter} has voted on {left} against {right} for {question!r} already; "
-                    "`withdraw` takes that vote back."
-                )
-            append(asdict(vote))
-        return vote
-
-    def voted(
-        self,
-        question: str,
-        left: str,
-        right: str,
-        voter: str = "me",
-        *,
-        left_text: str | None = None,
-        right_text: str | None = None,
-    ) -> bool:
-        """Whether a voter has voted on this pair, whichever side each system stood on.
-
-        Args:
-            question, left, right, voter, left_text, right_text: see `add`. A vote on other answers
-                is another vote, and so is one whose answers were not given.
-
-        Raises:
-            ValueError: as `add`.
-        """
-        answers = _answers(left, left_text, right, right_text)
-        return Vote(question, left, right, "tie", voter, answers).key in self._standing()
-
-    def withdraw(self, vote: Vote) -> None:
-        """Take a vote back: a line is added that says so.
-
-        Raises:
-            ValueError: there is no such vote, or it has been withdrawn already.
-        """
-        checks.a("vote", vote, Vote, "a Vote")
-        with appending(self.path) as append:
-            if vote.key not in self._standing():
-                raise ValueError(f"{self.path} holds no vote of {vote.voter} on {vote.question!r}.")
-            append({**asdict(vote), "winner": _WITHDRAWN, "time": _now()})
-
-
-def _answers(left: str, left_text: str | None, right: str, right_text: str | None) -> str:
-    if left_text is None and right_text is None:
-        return ""
-    for name, text in (("left_text", left_text), ("right_text", right_text)):
-        if not isinstance(text, str):
-            raise checks.refuse(name, text, "a text: give both answers, or neither")
-    return fingerprint(left, left_text, right, right_text)
-
-
-def as_votes(
-    questions: Sequence[str],
-    verdicts: Sequence[Any],
-    first: str,
-    second: str,
-    voter: str = "judge",
-    *,
-    texts: tuple[Sequence[str], Sequence[str]] | None = None,
-) -> list[Vote]:
-    """A judge's verdicts as votes, to be counted, or compared with people's.
-
-    Introduced in notebook 08.
-
-    Args:
-        questions: what was asked.
-        verdicts: for each question "first", "second", "tie" or None, as `position_bias` gives them,
-            or what `Judge.compare` gives. Where there is None, there is no vote.
-        first, second: the names of the two systems.
-        voter: the judge's name.
-        texts: the first and the second system's answers, where the votes are to be told from votes
-            on other answers.
-
-    Raises:
-        ValueError: lists of different lengths, an unknown verdict, or not a vote (see `Vote`).
-    """
-    sides = {"first": "left", "second": "right", "tie": "tie"}
-    questions = checks.texts("questions", questions)
-    verdicts = checks.items("verdicts", verdicts, "verdicts")
-    for name, given in (("first", first), ("second", second), ("voter", voter)):
-        checks.text(name, given, empty=False)
-    if texts is None:
-        left = right = [None] * len(questions)
-    else:
-        pair = checks.items("texts", texts, "two lists of answers")
-        if len(pair) != 2:
-            raise checks.refuse("texts", texts, "two lists of answers")
-        left, right = (checks.texts("texts", some) for some in pair)
-    if len({len(questions), len(verdicts), len(left), len(right)}) > 1:
-        raise ValueError(
-            f"There are {len(questions)} questions, {len(verdicts)} verdicts, {len(left)} and "
-            f"{len(right)} answers; it takes one of each."
-        )
-    votes = []
-    for question, verdict, one, other in zip(questions, verdicts, left, right, strict=True):
-        winner = getattr(verdict, "winner", verdict)
-        if winner is None:
-            continue
-        if not isinstance(winner, str) or winner not in sides:
-            possible = f"{', '.join(sides)} or None"
-            raise checks.refuse("a verdict (verdicts)", winner, possible)
-        answers = _answers(first, one, second, other)
-        votes.append(Vote(question, first, second, sides[winner], voter, answers))
-    return votes
 
 
 def _some(votes: Iterable[Vote], name: str = "votes") -> list[Vote]:
@@ -340,8 +59,6 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 def win_rates(votes: Iterable[Vote], *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """How often a system won against another, for each pair; a tie is half a win for both.
-
-    Introduced in notebook 08.
 
     Args:
         votes: `Votes` or a list of them.
@@ -457,7 +174,7 @@ def bradley_terry(votes: Iterable[Vote], *, resamples: int = 1000, seed: int = 0
 
     Computed by evalica; the order of the votes does not matter. A tie is half a win for both.
     Sources: Bradley and Terry, Biometrika 39 (1952), 324; Newman, JMLR 24 (2023), 1; used for chat
-    models by Chiang et al., arXiv 2403.04132. Introduced in notebook 08.
+    models by Chiang et al., arXiv 2403.04132.
 
     Args:
         votes: `Votes` or a list of them.
@@ -505,7 +222,7 @@ def elo(votes: Iterable[Vote], seed: int | None = None, *, k: float = 4.0) -> pd
     Computed by evalica. Later votes count for more, so the result depends on the order: see what
     other seeds give. 400 points more mean that a vote is expected to be won 10 to 1. A system that
     never won gets a low rating, that is all. Source: Elo, The Rating of Chessplayers, Past and
-    Present (1978). Introduced in notebook 08.
+    Present (1978).
 
     Args:
         votes: `Votes` or a list of them.
@@ -538,11 +255,11 @@ def _verdicts(name: str, given: Sequence[str | None]) -> list[str | None]:
     return found
 
 
-def alpha(verdicts_a: Sequence[str | None], verdicts_b: Sequence[str | None]) -> float:
+def krippendorff_alpha(verdicts_a: Sequence[str | None], verdicts_b: Sequence[str | None]) -> float:
     """Krippendorff's alpha of two lists of verdicts: 1 if all are equal, 0 for chance, or below.
 
     Computed by evalica, for nominal values. Source: Krippendorff, Content Analysis (4th edition
-    2018), chapter 12. Introduced in notebook 08.
+    2018), chapter 12.
 
     Args:
         verdicts_a, verdicts_b: two verdicts on each case; None where there is none.
@@ -573,13 +290,13 @@ def alpha(verdicts_a: Sequence[str | None], verdicts_b: Sequence[str | None]) ->
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """How far two voters agree; see `agreement`.
+class VoterAgreement:
+    """How far two voters agree; see `voter_agreement`.
 
     Attributes:
         pairs: how many pairs both voted on.
         equal: the share of those, 0 to 1, with equal verdicts.
-        alpha: Krippendorff's alpha, which takes off what chance would give; see `alpha`.
+        alpha: Krippendorff's alpha, which takes off what chance would give.
     """
 
     pairs: int
@@ -587,12 +304,12 @@ class Agreement:
     alpha: float
 
 
-def agreement(votes_a: Iterable[Vote], votes_b: Iterable[Vote]) -> Agreement:
+def voter_agreement(votes_a: Iterable[Vote], votes_b: Iterable[Vote]) -> VoterAgreement:
     """How far two voters agree on the pairs that both voted on, such as a person and a judge.
 
     Verdicts are compared by the system that won, whichever side it stood on. Where all votes know
     their answers, those on other answers are other pairs. For alpha the verdicts are the systems'
-    names and "tie". Introduced in notebook 08.
+    names and "tie".
 
     Args:
         votes_a, votes_b: one voter's votes each, such as `votes.by("me")`.
@@ -621,6 +338,8 @@ def agreement(votes_a: Iterable[Vote], votes_b: Iterable[Vote]) -> Agreement:
             "with the same two systems" + (" and answers." if with_answers else ".")
         )
     a, b = ([side[key] for key in common] for side in given)
-    return Agreement(
-        len(common), sum(x == y for x, y in zip(a, b, strict=True)) / len(common), alpha(a, b)
+    return VoterAgreement(
+        len(common),
+        sum(x == y for x, y in zip(a, b, strict=True)) / len(common),
+        krippendorff_alpha(a, b),
     )

@@ -32,7 +32,7 @@ def _words(reply: str) -> int:
     return sum(bool(_LETTER.search(found[0])) for found in _WORDLIKE.finditer(reply))
 
 
-def _json(reply: str) -> object:
+def find_json(reply: str) -> object:
     """The JSON value in a reply, which may stand in a code fence; None if there is none."""
     fenced = _FENCE.search(reply)
     text = (fenced[1] if fenced else reply).strip()
@@ -62,7 +62,7 @@ def _contains(reply: str, word: str) -> bool:
     return bool(re.search(f"{edges[0]}{re.escape(word)}{ending}{edges[1]}", reply, re.IGNORECASE))
 
 
-CHECKS: dict[str, Callable[[str, str], bool]] = {
+INSTRUCTION_CHECKS: dict[str, Callable[[str, str], bool]] = {
     "at_least_words": lambda reply, n: _words(reply) >= int(n),
     "at_most_words": lambda reply, n: 0 < _words(reply) <= int(n),
     "sentences": lambda reply, n: len(_SENTENCE_END.findall(reply)) == int(n),
@@ -75,22 +75,22 @@ CHECKS: dict[str, Callable[[str, str], bool]] = {
     "capitals": lambda reply, _: reply.isupper(),
     "no_commas": lambda reply, _: "," not in reply,
     "json_object": lambda reply, keys: (
-        isinstance(found := _json(reply), dict) and set(keys.split()) <= set(found)
+        isinstance(found := find_json(reply), dict) and set(keys.split()) <= set(found)
     ),
-    "json_list": lambda reply, n: isinstance(f := _json(reply), list) and len(f) == int(n),
+    "json_list": lambda reply, n: isinstance(f := find_json(reply), list) and len(f) == int(n),
 }
 _WITHOUT_ARGUMENT = ("capitals", "no_commas")
 _WITH_TEXT = ("contains", "starts_with", "ends_with", "json_object")
 _MOST = 1_000_000
 
 
-def follows(reply: str, checks: str) -> bool:
+def follows_instructions(reply: str, checks: str) -> bool:
     """Whether a reply passes all checks.
 
     Args:
         reply: what a model wrote.
-        checks: each a name of `CHECKS` and, behind a blank, its argument, with `; ` between them:
-            `"at_least_words 40; contains tree"`, `"numbered_list 3"`, `"capitals"`.
+        checks: each a name of `INSTRUCTION_CHECKS` and, behind a blank, its argument, with `; `
+            between them: `"at_least_words 40; contains tree"`, `"numbered_list 3"`, `"capitals"`.
 
     Raises:
         UnknownName: there is no such check; the known ones are listed.
@@ -107,7 +107,7 @@ def follows(reply: str, checks: str) -> bool:
     passed = True
     for check in checks.split("; "):
         name, _, argument = check.partition(" ")
-        check_values.one_of("check", name, CHECKS)
+        check_values.one_of("check", name, INSTRUCTION_CHECKS)
         if not argument and name not in _WITHOUT_ARGUMENT:
             raise ValueError(f"The check {name!r} needs an argument, as in '{name} 3'.")
         if name not in (*_WITHOUT_ARGUMENT, *_WITH_TEXT) and not (
@@ -116,11 +116,11 @@ def follows(reply: str, checks: str) -> bool:
             raise check_values.refuse(
                 f"The argument of {name}", argument, f"a whole number from 1 to {_MOST:,}"
             )
-        passed &= bool(reply.strip()) and CHECKS[name](reply, argument)
+        passed &= bool(reply.strip()) and INSTRUCTION_CHECKS[name](reply, argument)
     return passed
 
 
-def refuses(reply: str) -> bool:
+def is_refusal(reply: str) -> bool:
     """Whether a reply begins as a refusal does: within its first 100 characters it says that it is
     sorry, or that it cannot or will not.
 

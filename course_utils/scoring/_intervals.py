@@ -22,7 +22,7 @@ _NUMBERS_AT_ONCE = 2_000_000
 _RESAMPLES = 9999
 # A hundred billion items would be needed for it.
 _SMALLEST = 1e-5
-STATISTICS: dict[str, Callable[..., Any]] = {"mean": np.mean, "median": np.median}
+_STATISTICS: dict[str, Callable[..., Any]] = {"mean": np.mean, "median": np.median}
 
 BCA = "BCa bootstrap"
 PERCENTILE = "percentile bootstrap"
@@ -32,7 +32,7 @@ NONE = "none: all values are equal"
 
 @dataclass(frozen=True)
 class Interval:
-    """A statistic of some values, with a confidence interval. Introduced in notebook 08.
+    """A statistic of some values, with a confidence interval.
 
     Attributes:
         value: the statistic of the values as they are.
@@ -61,7 +61,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two systems compared on the same items. Introduced in notebook 08.
+    """Two systems compared on the same items.
 
     Attributes:
         difference: the mean of the first system's scores less the second's, with its interval.
@@ -99,7 +99,7 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class ItemsNeeded:
-    """The answer of `items_needed`. Introduced in notebook 08.
+    """The answer of `items_needed`.
 
     Attributes:
         items: how many items each system has to be asked.
@@ -175,7 +175,7 @@ def bootstrap_interval(
 
     With fewer than about 50 items the bootstrap's intervals tend to be too short. Source: Bowyer
     and others, "Don't use the CLT in LLM evals with fewer than a few hundred datapoints"
-    (arXiv 2503.01747). Introduced in notebook 08.
+    (arXiv 2503.01747).
 
     Args:
         values: scores, one for each item.
@@ -190,12 +190,12 @@ def bootstrap_interval(
     numbers = _numbers(values, "values")
     confidence = _share_between("confidence", confidence)
     checks.whole("seed", seed, least=0, most=2**32 - 1)
-    if isinstance(statistic, str) and statistic in STATISTICS:
-        function = STATISTICS[statistic]
+    if isinstance(statistic, str) and statistic in _STATISTICS:
+        function = _STATISTICS[statistic]
     elif callable(statistic):
         function = statistic
     else:
-        possible = f"{', '.join(map(repr, STATISTICS))} or a function of an array and its axis"
+        possible = f"{', '.join(map(repr, _STATISTICS))} or a function of an array and its axis"
         raise checks.refuse("statistic", statistic, possible)
     try:
         value = float(function(numbers, axis=0))
@@ -260,8 +260,6 @@ def paired_test(
     two systems of 0/1 scores that never differ, the interval is an exact and careful one: with
     the given confidence at least a share L of all items has this difference (Clopper-Pearson),
     and the others may have any. For other equal differences there is none.
-    Introduced in notebook 08.
-
     Args:
         a: scores of the first system, one for each item.
         b: scores of the second, for the same items in the same order.
@@ -336,8 +334,6 @@ def items_needed(
     of all: n = (z_a √d + z_b √(d - (p - q)²))² / (p - q)². Source: Connor, "Sample size for testing
     differences in proportions for the paired-sample design", Biometrics 43 (1987). For scores in
     general see Miller, "Adding error bars to evals" (arXiv 2411.00640), section 5.
-    Introduced in notebook 08.
-
     Args:
         difference: what shall be seen, as a difference of shares: 0.05 is five points. It may be
             negative.

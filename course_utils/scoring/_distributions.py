@@ -54,7 +54,7 @@ def _logits(
     return logits.float(), ids[0, -len(rest) :]
 
 
-def log_probabilities(
+def sequence_log_probs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
@@ -78,7 +78,7 @@ def log_probabilities(
     return found
 
 
-def next_tokens(
+def next_token_log_probs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
@@ -86,7 +86,7 @@ def next_tokens(
 ) -> list[torch.Tensor]:
     """A model's log-probabilities of every token of its vocabulary, along each reply.
 
-    Args as in `log_probabilities`.
+    Args as in `sequence_log_probs`.
 
     Returns:
         For each reply a float32 tensor on the CPU, shape (tokens of the reply, vocabulary).
@@ -104,7 +104,7 @@ def kl_divergence(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor])
     probabilities before and q after (Kullback and Leibler, 1951).
 
     Args:
-        before, after: what `next_tokens` gives, on the same texts.
+        before, after: what `next_token_log_probs` gives, on the same texts.
 
     Raises:
         ValueError: they are not of the same texts and vocabulary.
@@ -115,7 +115,9 @@ def kl_divergence(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor])
     )
     for name, given in (("before", before), ("after", after)):
         for tensor in given:
-            checks.a(name, tensor, torch.Tensor, "a list of tensors, as next_tokens gives it")
+            checks.a(
+                name, tensor, torch.Tensor, "a list of tensors, as next_token_log_probs gives it"
+            )
     if len(before) != len(after):
         raise ValueError(f"before has {len(before)} texts and after {len(after)}: not the same.")
     found = []
