@@ -9,7 +9,7 @@ NB ?= 01
 NEED_PYTHON = $(if $(PYTHON),,echo "No Python 3.11 or later was found. Get one from https://www.python.org/downloads/ and name it: make lab PYTHON=/path/to/python3" >&2; exit 1)
 export NB
 .DEFAULT_GOAL := help
-.PHONY: help setup ready lab test course notebook notebooks save pretrain replicate-memory replay atlas slides site drift signatures doctor faults
+.PHONY: help setup ready lab test course notebook notebooks save pretrain replicate-memory replay atlas slides site drift doctor faults
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,9 +72,6 @@ site: ready ## build the site: notebooks, slides, reference, cards, timings, int
 
 drift: ready ## what the course calls, held against the lowest, pinned and newest libraries
 	@$(RUN) -m tools.drift try
-
-signatures: ready ## write the list of what the course calls in other libraries anew
-	@$(RUN) -m tools.drift collect
 
 doctor: ready ## what this machine has, and what the course would use
 	@$(RUN) -m course_utils doctor

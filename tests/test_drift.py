@@ -1,9 +1,11 @@
-"""API drift: the list is what the sources use, the libraries have it, and what is gone is named."""
+"""API drift: the libraries have what the sources use, and what is gone is named."""
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,20 +14,19 @@ from conftest import ROOT, load_tool
 drift = load_tool("drift")
 
 
-@pytest.fixture(scope="module")
-def settings() -> dict:
-    """What the list says by hand."""
-    return drift.read_list()["by_hand"]
-
-
 def read(text: str, returns: dict[str, list[str]] | None = None) -> dict[str, set[str]]:
-    """What a source uses: dotted names, or `classes: method`, to arguments."""
-    found: dict = {}
-    drift.Reader("x.py", returns or {}, found).read(text)
-    return {
-        f"{'|'.join(sorted(classes))}: {name}" if classes else name: use.arguments
-        for (classes, name), use in found.items()
-    }
+    """What a source uses: the dotted names that may be meant, to arguments."""
+    found = drift.Uses()
+    drift.Reader("x.py", returns or {}, found).visit(ast.parse(text))
+    return {"|".join(names): use.arguments for names, use in found.items()}
+
+
+def told(text: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The differences that a source would have."""
+    found = drift.Uses()
+    drift.Reader("x.py", {}, found).visit(ast.parse(text))
+    monkeypatch.setattr(drift, "uses", lambda by_hand: found)
+    return drift.differences()
 
 
 def test_the_installed_libraries_have_what_the_course_calls() -> None:
@@ -33,25 +34,20 @@ def test_the_installed_libraries_have_what_the_course_calls() -> None:
     assert not drift.differences()
 
 
-def test_the_list_is_what_the_sources_say() -> None:
-    """After a change in what is called: `make signatures`."""
-    assert not drift.stale()
-
-
-def test_the_list_has_what_matters() -> None:
-    """Notebooks, helpers and programs inside texts have been read."""
-    listed = drift.read_list()["collected"]
-    assert {"max_length", "bf16", "max_steps", "eval_strategy"} <= set(listed["trl.SFTConfig"])
-    assert {"processing_class", "peft_config"} <= set(listed["trl.SFTTrainer"])
-    assert {"r", "lora_alpha", "target_modules"} <= set(listed["peft.LoraConfig"])
-    assert {"quantization_config", "dtype"} <= set(
-        listed["transformers.AutoModelForCausalLM.from_pretrained"]
-    )
-    assert "resume_from_checkpoint" in listed["trl.SFTTrainer.train"]
-    assert "peft.prepare_model_for_kbit_training" in listed
-    assert "bitsandbytes.nn.Linear4bit" in listed
-    assert any(name.startswith("lm_eval.") for name in listed)
-    assert any(name.startswith("openai.") for name in listed)
+def test_what_matters_is_read() -> None:
+    """In notebooks and helpers."""
+    by_hand = tomllib.loads(drift.BY_HAND.read_text(encoding="utf-8"))
+    used = {name: use.arguments for names, use in drift.uses(by_hand).items() for name in names}
+    assert {"max_length", "bf16", "max_steps", "eval_strategy"} <= used["trl.SFTConfig"]
+    assert {"processing_class", "peft_config"} <= used["trl.SFTTrainer"]
+    assert {"r", "lora_alpha", "target_modules"} <= used["peft.LoraConfig"]
+    assert {"quantization_config", "dtype"} <= used[
+        "transformers.AutoModelForCausalLM.from_pretrained"
+    ]
+    assert "resume_from_checkpoint" in used["trl.SFTTrainer.train"]
+    assert {"peft.prepare_model_for_kbit_training", "bitsandbytes.nn.Linear4bit"} <= set(used)
+    assert any(name.startswith("lm_eval.") for name in used)
+    assert any(name.startswith("openai.") for name in used)
 
 
 @pytest.mark.parametrize(
@@ -65,31 +61,26 @@ def test_the_list_has_what_matters() -> None:
         ),
         (
             "from trl import SFTTrainer\ntrainer = SFTTrainer()\ntrainer.train(x=1)",
-            {"trl.SFTTrainer": set(), "trl.SFTTrainer: train": {"x"}},
-        ),
-        (
-            "from trl import SFTTrainer\ndef f():\n    t = SFTTrainer()\n    return t\nf().go()",
-            {"trl.SFTTrainer": set(), "trl.SFTTrainer: go": set()},
-        ),
-        (
-            "from trl import SFTConfig\ndef set_up(a, **rest):\n    return SFTConfig(**rest)\n"
-            "set_up(1, a=2, b=3)",
-            {"trl.SFTConfig": {"b"}},
+            {"trl.SFTTrainer": set(), "trl.SFTTrainer.train": {"x"}},
         ),
         (
             "from transformers import Trainer\ndef look(trainer: Trainer):\n    trainer.see(by=1)",
-            {"transformers.Trainer": set(), "transformers.Trainer: see": {"by"}},
+            {"transformers.Trainer": set(), "transformers.Trainer.see": {"by"}},
         ),
         (
-            "script = f'''\nfrom trl import SFTConfig\nSFTConfig(seed={1})\n'''",
-            {"trl.SFTConfig": {"seed"}},
+            "from peft import LoraConfig\nwith LoraConfig() as a:\n    a(1, x=2)",
+            {"peft.LoraConfig": set(), "peft.LoraConfig.__call__": {"x"}},
+        ),
+        (
+            "import torch\nmodel = torch.nn.Linear(1, 1)\ndef f(model):\n    model.go()",
+            {"torch.nn.Linear": set()},
         ),
         ("from pathlib import Path\nPath('x').open(mode='r')", {}),
     ],
     ids=lambda value: value.splitlines()[-1][:30] if isinstance(value, str) else "",
 )
 def test_reading(text: str, found: dict[str, set[str]]) -> None:
-    """Imports, aliases, options in dictionaries, methods, functions between, texts in a source."""
+    """Imports, aliases, options in dictionaries, methods; a parameter hides what is outside."""
     assert read(text) == found
 
 
@@ -97,48 +88,58 @@ def test_what_a_function_hands_back_is_known_by_its_name() -> None:
     """`get_peft_model` and the like do not say in their names what comes out."""
     text = "from peft import get_peft_model\ntuned = get_peft_model(1)\ntuned.unload()"
     returns = {"peft.get_peft_model": ["peft.PeftModel", "peft.LoraModel"]}
-    assert "peft.LoraModel|peft.PeftModel: unload" in read(text, returns)
-
-
-def test_an_argument_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library with its version, the callable, the argument and where it is used."""
-    content = drift.read_list()
-    content["collected"] = {"trl.SFTConfig": ["max_length", "max_seq_length"]}
-    monkeypatch.setattr(drift, "read_list", lambda: content)
-    version = importlib.metadata.version("trl")
-    (line,) = drift.differences()
-    assert line.startswith(f"trl {version}: trl.SFTConfig has no argument `max_seq_length` (")
-    assert "notebooks/solutions/" in line or "benchmarks/" in line
+    assert "peft.LoraModel.unload|peft.PeftModel.unload" in read(text, returns)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("text", "said"),
     [
-        ("trl.DataCollatorForCompletionOnlyLM", "trl has no DataCollatorForCompletionOnlyLM"),
-        ("transformers.Trainer.fly", "transformers.Trainer has no fly"),
-        ("peft.nowhere.to.go", "peft has no nowhere"),
-        ("no_such_library.x", "no_such_library cannot be imported"),
+        ("import trl\ntrl.SFTConfig(max_seq_length=1)", "trl.SFTConfig has no argument `max_seq_"),
+        (
+            "import peft\npeft.LoraConfig(lora_rank=8)",
+            "peft.LoraConfig has no argument `lora_rank`",
+        ),
+        (
+            "from transformers import BitsAndBytesConfig as C\nC(load_in_2bit=True)",
+            "transformers.BitsAndBytesConfig has no argument `load_in_2bit`",
+        ),
+        (
+            "import transformers as t\nt.AutoModelForCausalLM.from_pretrained('x', dtypo=1)",
+            "transformers.AutoModelForCausalLM.from_pretrained has no argument `dtypo`",
+        ),
+        ("from trl import DataCollatorForCompletionOnlyLM", "trl has no DataCollatorForCompletion"),
+        (
+            "from transformers import Trainer\ndef f(t: Trainer):\n    t.fly()",
+            "transformers.Trainer has no fly",
+        ),
+        ("import peft\npeft.nowhere.to.go", "peft has no nowhere"),
     ],
 )
-def test_a_name_that_is_gone_is_named(
-    name: str, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A class, a method, a module, a library."""
-    content = drift.read_list()
-    content["collected"] = {name: []}
-    monkeypatch.setattr(drift, "read_list", lambda: content)
-    (line,) = drift.differences()
-    assert said in line
+def test_what_is_gone_is_named(text: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An argument, also one that would go into `**kwargs`; a class, a method, a module."""
+    (line,) = told(text, monkeypatch)
+    library = said.split(".")[0].split()[0]
+    assert line.startswith(f"{library} {importlib.metadata.version(library)}: {said}")
+    assert line.endswith("(x.py)")
 
 
-def test_arguments_that_go_through_kwargs(settings: dict) -> None:
-    """Taken out by name, handed on to another function, or not to be told."""
+def test_a_library_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the reason."""
+    monkeypatch.setattr(drift, "LIBRARIES", ("no_such_library",))
+    (line,) = told("import no_such_library\nno_such_library.x", monkeypatch)
+    assert "no_such_library cannot be imported (ModuleNotFoundError" in line
+
+
+def test_arguments_that_go_through_kwargs() -> None:
+    """Taken out by name, by a class that another is built on, or by the function they reach."""
+    hands_on = tomllib.loads(drift.BY_HAND.read_text(encoding="utf-8"))["hands_on"]
     load = "transformers.AutoModelForCausalLM.from_pretrained"
-    assert drift.accepts(load, "quantization_config", settings) is True
-    assert drift.accepts("transformers.GPTNeoXConfig", "rotary_pct", settings) is True
-    assert drift.accepts("transformers.LlamaForCausalLM.generate", "do_sample", settings) is True
-    assert drift.accepts("trl.SFTConfig", "no_cuda", settings) is False
-    assert drift.accepts("torch.tensor", "dtype", settings) is None  # written in C
+    assert drift.accepts(load, "quantization_config", hands_on)
+    assert drift.accepts("transformers.GPTNeoXConfig", "rotary_pct", hands_on)
+    assert drift.accepts("transformers.LlamaForCausalLM.generate", "do_sample", hands_on)
+    assert drift.accepts("openai.DefaultHttpxClient", "trust_env", hands_on)
+    assert not drift.accepts("trl.SFTConfig", "no_cuda", hands_on)
+    assert drift.accepts("torch.tensor", "dtype", hands_on)  # written in C: nothing can be told
 
 
 def test_main_says_what_differs(

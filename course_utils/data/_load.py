@@ -76,7 +76,7 @@ def rows(name: str) -> dict[str, list[dict[str, object]]]:
     for split, sentences in build(lexicon()).items():
         made[split] = []
         for text in sentences:
-            row = {"sentence": text}
+            row: dict[str, object] = {"sentence": text}
             if name == "pig_latin":
                 row["pig_latin"] = pig_latin(text)
             elif name == "yoda":

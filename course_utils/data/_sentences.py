@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from course_utils._core import checks
 from course_utils.errors import CourseError
@@ -154,9 +154,10 @@ class _Bag:
     """Draws every entry once before any comes again, so that the whole lexicon is used."""
 
     def __init__(self, entries: list, rng: random.Random):
-        self.entries, self.rng, self.left = entries, rng, []
+        self.entries, self.rng = entries, rng
+        self.left: list = []
 
-    def draw(self) -> object:
+    def draw(self) -> Any:
         if not self.left:
             self.left = self.rng.sample(self.entries, len(self.entries))
         return self.left.pop()
@@ -176,7 +177,7 @@ class Grammar:
             for kind, entries in kinds.items()
         }
 
-    def draw(self, group: str, kind: str) -> object:
+    def draw(self, group: str, kind: str) -> Any:
         """A word of a kind."""
         return self.bags[group, kind].draw()
 

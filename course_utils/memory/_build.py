@@ -108,6 +108,7 @@ def _quantize(made: nn.Module, setup: Setup, device: str, backend: Backend) -> N
     """Replace linear layers by bitsandbytes' ones, or on meta by what stands for them."""
     from transformers.pytorch_utils import Conv1D
 
+    assert setup.quantization is not None
     dtype = DTYPES[setup.dtype]
     whole = backend.kept_whole(made)
     for name, module in list(made.named_modules()):

@@ -371,7 +371,8 @@ class OnGpu(TorchFunctionMode):
         if tensor is None or tensor.device.type != "meta":
             return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
-            return scaled_dot_product_attention(self.gpu, *args, seen=self.kernels, **kwargs)
+            kwargs = {**kwargs, "seen": self.kernels}
+            return scaled_dot_product_attention(self.gpu, *args, **kwargs)
         if func in (F.dropout, torch.dropout):
             return self._dropout(*args, **kwargs)
         if func in (F.softmax, torch.softmax, torch.Tensor.softmax):

@@ -227,8 +227,8 @@ def _adapter(model: nn.Module) -> dict[str, Any]:
         plain = LoraConfig(r=config.r, lora_dropout=config.lora_dropout, target_modules=targets)
         told, usual = config.to_dict(), plain.to_dict()
         # What has no weight in memory, and what only says where the adapter came from.
-        silent = ("lora_alpha", "task_type", "base_model_name_or_path", "revision", "peft_version")
-        silent += ("target_modules", "inference_mode", "auto_mapping", "exclude_modules")
+        silent = ["lora_alpha", "task_type", "base_model_name_or_path", "revision", "peft_version"]
+        silent += ["target_modules", "inference_mode", "auto_mapping", "exclude_modules"]
         if all(told[name] == usual[name] for name in told if name not in silent):
             return {
                 "lora": True,
@@ -290,7 +290,9 @@ def _quantized_on_meta(module: nn.Module, without_values: Any) -> nn.Module:
     dtype = getattr(module, "compute_dtype", None) or torch.float32
     wrapped = nn.Module()
     wrapped.layer = module
-    made = _quantized_layers.quantized(layer, _quantization(wrapped), dtype)
+    quantization = _quantization(wrapped)
+    assert quantization is not None
+    made = _quantized_layers.quantized(layer, quantization, dtype)
     return made.train(module.training)
 
 

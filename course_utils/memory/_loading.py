@@ -83,9 +83,9 @@ def book(made: nn.Module, setup: Setup, tracker: Tracker, gpu: Gpu) -> bool:
     for buffer in made.buffers():  # those that are in no checkpoint come last
         tracker.hold(buffer)
     for parameter in made.parameters():
-        if release := waiting.pop(id(parameter), None):
+        if waits := waiting.pop(id(parameter), None):
             tracker.hold(parameter)
-            release()
+            waits()
     if setup.prepares and _empties_cache():
         tracker.allocator.empty_cache()
     return True

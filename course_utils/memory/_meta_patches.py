@@ -113,11 +113,11 @@ def _modules(given: dict[str, types.ModuleType]) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, module in before.items():
-            if module is None:
+        for name, earlier in before.items():
+            if earlier is None:
                 sys.modules.pop(name, None)
             else:
-                sys.modules[name] = module
+                sys.modules[name] = earlier
 
 
 @contextlib.contextmanager
@@ -149,7 +149,7 @@ def as_on_gpu(on_gpu: OnGpu) -> Iterator[None]:
     import transformers.modeling_flash_attention_utils as flash
     from transformers import modeling_utils
 
-    stand_in = types.ModuleType("flash_attn")
+    stand_in: Any = types.ModuleType("flash_attn")
     stand_in.flash_attn_func = cuda.flash_attn_func
     stand_in.flash_attn_varlen_func = cuda.flash_attn_varlen_func
     stand_in.flash_attn_with_kvcache = None

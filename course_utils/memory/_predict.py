@@ -339,7 +339,9 @@ class Simulation:
         """Tell what pieces of memory are gradients or states, which their requests do not show."""
         for parameter in gradients or []:
             if parameter.grad is not None:
-                self.kinds[self.tracker.key(parameter.grad)] = "gradients"
+                key = self.tracker.key(parameter.grad)
+                if key is not None:
+                    self.kinds[key] = "gradients"
         states = [] if optimizer is None else optimizer.state.values()
         for value in _on_meta(list(states)):
             key = self.tracker.key(value)

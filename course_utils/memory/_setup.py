@@ -136,8 +136,9 @@ class Setup:
 
     def _keep_as_data(self) -> None:
         """Configurations become dictionaries, which can be written down and compared."""
-        if hasattr(self.model, "to_diff_dict") and not isinstance(self.model, type):
-            as_dict = {**self.model.to_diff_dict(), "model_type": self.model.model_type}
+        given: Any = self.model
+        if hasattr(given, "to_diff_dict") and not isinstance(given, type):
+            as_dict = {**given.to_diff_dict(), "model_type": given.model_type}
             object.__setattr__(self, "model", as_dict)
         if not isinstance(self.model, str | dict):
             raise UnknownName(

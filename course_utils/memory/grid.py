@@ -73,7 +73,7 @@ def as_setup(cell: dict[str, str], reading: str = "published") -> Setup:
         raise checks.refuse("cell", cell, "a cell of a table, as published(name) gives them")
     eight_bits = cell["optimizer"] == "adam_8bit"
     accumulates = cell["grad_accumulation"] == "yes"
-    common = {
+    common: dict[str, Any] = {
         "model": cell["model"],
         "quantization": "8bit" if cell["weights"] == "8-bit" else None,
         "dtype": "float16",
@@ -268,7 +268,9 @@ def compare(
     lines = []
     for cell in published(name):
         key = json.dumps(as_setup(cell, reading).to_dict(), sort_keys=True)
-        line = {axis: cell[axis] for axis in (*AXES, "mixed_precision", "attention")}
+        line: dict[str, Any] = {
+            axis: cell[axis] for axis in (*AXES, "mixed_precision", "attention")
+        }
         line["seq_len"] = int(cell["seq_len"])
         line["published"] = _number(cell["peak_mb"])
         for column, peaks in found.items():

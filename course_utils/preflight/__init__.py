@@ -153,7 +153,7 @@ class _CallableModule(types.ModuleType):
         return preflight(*args, **options)
 
 
-_module = sys.modules[__name__]
+_module: Any = sys.modules[__name__]
 _module.__class__ = _CallableModule
 _module.__signature__ = inspect.signature(preflight)
 _module.__doc__ = preflight.__doc__

@@ -66,7 +66,7 @@ def _packed(ev: TrainerSnapshot) -> tuple[Mapping[str, Any], int] | None:
         first = [d for d in pieces if d.row == pieces[0].row] if pieces else []
         if len(first) < 2 or ids.numel() > 4 * _MOST_TOKENS:
             continue
-        row = batch
+        row = dict(batch)
         if len(ids) > 1:
             row = {
                 n: v[first[0].row : first[0].row + 1]
@@ -165,8 +165,8 @@ def apart(ev: TrainerSnapshot) -> Finding:
         try:
             if found := _packed(ev):
                 return _leak(ev, *found)
-            if found := _padded(ev):
-                return _padding(ev, *found)
+            if padded := _padded(ev):
+                return _padding(ev, *padded)
         except Exception as error:  # a model may refuse a plain forward
             return not_judged(f"{type(error).__name__}: {error}"[:200])
     return SILENT

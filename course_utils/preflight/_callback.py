@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -45,7 +46,7 @@ class PreflightCallback(TrainerCallback):
 
 def _caller() -> Trainer | None:
     """The trainer that calls: transformers gives a callback its parts, and not the trainer."""
-    frame = sys._getframe(1)
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         found = frame.f_locals.get("self")
         if isinstance(found, Trainer):

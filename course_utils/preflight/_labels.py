@@ -314,9 +314,9 @@ def eos(ev: TrainerSnapshot) -> Finding:
             "inside {% generation %}; otherwise the model learns never to stop.",
         )
     known = ev.template.known_ends
-    strange = [s for s in whole if ev.last(s.supervised) not in known]
+    strange = [t for s in whole if (t := ev.last(s.supervised)) is not None and t not in known]
     if strange and known:
-        end = ev.decode([ev.last(strange[0].supervised)])
+        end = ev.decode(strange[:1])
         stops = ", ".join(sorted(ev.decode([each]) for each in known))
         return Finding(
             FAIL if len(strange) > len(whole) / 2 else WARN,
@@ -440,8 +440,8 @@ def truncated(ev: TrainerSnapshot) -> Finding:
             f"an example has {longest:,} tokens; the model was made for {context:,}",
             f"Set max_length={context} in SFTConfig, or leave longer examples out.",
         )
-    if found := _stray(ev):
-        return found
+    if stray := _stray(ev):
+        return stray
     if ev.packing in ("wrapped", "bfd_split"):
         return Finding(PASS, f"texts are cut between rows of {ev.max_length}, not cut off")
     if ev.own_cut is not None:

@@ -154,13 +154,14 @@ def _against_plain(
 def _judge(pull: _Pull) -> Finding | None:
     """What is wrong with the places that the loss pushes; None where nothing is."""
     if pull.offset != 1:
-        learns = {0: "the token that it has just read", 2: "the token after the next"}.get(
-            pull.offset, "something else than the next token"
-        )
-        fix = {
-            0: "Shift by one where the loss is computed: logits[:, :-1] against labels[:, 1:].",
-            2: "Shift once only: transformers' models shift the labels themselves.",
-        }.get(pull.offset, "Hold what the loss takes as labels against the batch's input_ids.")
+        learns = "something else than the next token"
+        fix = "Hold what the loss takes as labels against the batch's input_ids."
+        if pull.offset == 0:
+            learns = "the token that it has just read"
+            fix = "Shift by one where the loss is computed: logits[:, :-1] against labels[:, 1:]."
+        elif pull.offset == 2:
+            learns = "the token after the next"
+            fix = "Shift once only: transformers' models shift the labels themselves."
         return Finding(FAIL, f"at each place the model learns {learns}", fix)
     if pull.padding > 0.02 * pull.places:
         return Finding(

@@ -82,7 +82,7 @@ def _reference(ev: TrainerSnapshot) -> Finding | None:
     """At the start, a policy is its own reference: DPO's loss is ln 2."""
     losses = getattr(ev.args, "loss_type", None)
     names = losses if isinstance(losses, list) else [losses]
-    if names != ["sigmoid"] or getattr(ev.args, "label_smoothing", 0) or ev.no_step:
+    if names != ["sigmoid"] or getattr(ev.args, "label_smoothing", False) or ev.no_step:
         return None
     if getattr(ev.args, "use_weighting", False) or ev.step.error:
         return None

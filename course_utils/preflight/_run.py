@@ -123,8 +123,8 @@ def batches(ev: TrainerSnapshot) -> Finding:
             fix = "Let the collator make labels: DataCollatorForLanguageModeling(tokenizer, "
             fix += "mlm=False)."
             return Finding(FAIL, f"the batches have {has or 'no columns'}, but no labels", fix)
-    if found := _repeated(ev):
-        return found
+    if repeated := _repeated(ev):
+        return repeated
     total = "" if ev.total is None else f" of {ev.total:,}"
     found = f"{ev.looked_at}{total} examples looked at"
     lengths = sorted(len(sample.ids) for sample in ev.samples)

@@ -65,7 +65,8 @@ class TrainerSnapshot:
         self.kind = kinds.kind_of(trainer)
         tool = trainer.processing_class
         tool = getattr(tool, "tokenizer", tool)
-        self.tokenizer = tool if isinstance(tool, PreTrainedTokenizerBase) else None
+        # None for a processor: the checks that need a tokenizer ask first.
+        self.tokenizer: Any = tool if isinstance(tool, PreTrainedTokenizerBase) else None
         self.template = Template(
             self.tokenizer, getattr(trainer, "chat_template", None), self.model
         )

@@ -30,7 +30,8 @@ class Template:
     """A tokenizer's chat template, or the one that a trainer has put in its place."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, own: Any, model: Any):
-        self.tokenizer, self.own, self.model = tokenizer, own, model
+        self.tokenizer: Any = tokenizer  # where it is None, `exists` is False
+        self.own, self.model = own, model
 
     @property
     def exists(self) -> bool:

@@ -135,8 +135,8 @@ def _lost(ev: TrainerSnapshot, sample: Sample, row: _Needles) -> Iterator[str]:
             if row.lacks(name) or any(row.lacks(value) for value in _scalars(arguments)):
                 yield "a tool call"
     for tool in _tools(source):
-        name, about = tool.get("name"), tool.get("description")
-        if row.lacks(name) or (isinstance(about, str) and row.lacks(about)):
+        about = tool.get("description")
+        if row.lacks(tool["name"]) or (isinstance(about, str) and row.lacks(about)):
             yield "the description of a tool"
 
 
@@ -428,17 +428,17 @@ def text_and_template(ev: TrainerSnapshot) -> Finding:
     mark = shorten(marks.header)
     if not without:
         return Finding(PASS, f"the chat template's {mark} is there; {start}")
-    found = f"{len(without)} of {len(whole)} examples lack the chat template's {mark}"
+    lack = f"{len(without)} of {len(whole)} examples lack the chat template's {mark}"
     if chat:
         return Finding(
             FAIL,
-            f"{found}; the first {start}",
+            f"{lack}; the first {start}",
             "The conversations were not rendered with this tokenizer's template: give the trainer "
             "the tokenizer that will serve the model, and the messages as they are.",
         )
     return Finding(
         WARN,
-        f"{found}; the first {start}",
+        f"{lack}; the first {start}",
         "For a chat model, give conversations: prompt and completion as lists of messages, or a "
         "messages column. To train on plain text on purpose, set tokenizer.chat_template = None.",
     )

@@ -137,8 +137,8 @@ def checkpointing(trainer: Trainer) -> Iterator[None]:
     ):
         yield
         return
-    names = ("gradient_checkpointing", "_gradient_checkpointing_func")
-    names += ("_require_grads_hook", "_require_grads_hooks")
+    names = ["gradient_checkpointing", "_gradient_checkpointing_func"]
+    names += ["_require_grads_hook", "_require_grads_hooks"]
     before = [
         (module, {n: vars(module)[n] for n in names if n in vars(module)}, [*_hooks(module)])
         for module in model.modules()

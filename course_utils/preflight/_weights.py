@@ -395,8 +395,12 @@ def _reloaded(ev: TrainerSnapshot) -> list[str]:
         if not parameter.requires_grad:
             continue
         other = there.get(name)
-        same = other is not None and other.shape == parameter.shape
-        if not (same and torch.equal(other.detach().float(), parameter.detach().cpu().float())):
+        same = (
+            other is not None
+            and other.shape == parameter.shape
+            and torch.equal(other.detach().float(), parameter.detach().cpu().float())
+        )
+        if not same:
             lost.append(name)
     return lost
 
