@@ -436,7 +436,7 @@ def try_in(which: str) -> int:
     """Check in an environment of its own; returns the status."""
     print(f"\n{which}: installing", flush=True)
     python = install(which)
-    return subprocess.run([python, __file__, "check"], cwd=ROOT).returncode
+    return subprocess.run([python, "-m", "tools.drift", "check"], cwd=ROOT).returncode
 
 
 def main(argv: list[str] | None = None) -> int:
