@@ -8,7 +8,8 @@ import pytest
 from conftest import load_tool
 
 from course_utils.errors import UnknownName
-from course_utils.exercises import quiz, quizzes
+from course_utils.exercises import _quizzes as quizzes
+from course_utils.exercises import quiz
 
 _ASKED = re.compile(r"^# \*\*(\w)\.\*\* ", re.M)
 _OPTION = re.compile(r"^# - \*\*([A-D])\*\* (.+)", re.M)

@@ -59,7 +59,7 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 def cards() -> dict[str, str]:
     """The cards of datasets and models: file in the repository to page."""
     found = sorted(ROOT.glob("datasets/*/README.md")) + sorted(
-        PACKAGE.glob("own_models/*/README.md")
+        PACKAGE.glob("models/bundled/*/README.md")
     )
     return {path.relative_to(ROOT).as_posix(): f"cards/{path.parent.name}.md" for path in found}
 
@@ -388,7 +388,7 @@ def card_list() -> str:
 
 def catalogue() -> dict[str, Any]:
     """The course's catalogue of models and datasets."""
-    return tomllib.loads((PACKAGE / "catalog.toml").read_text())
+    return tomllib.loads((PACKAGE / "models" / "catalog.toml").read_text())
 
 
 def architecture_table() -> str:
@@ -612,7 +612,7 @@ def modules() -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        if parts == ("__init__",) or parts[-1].startswith("notebook_") or parts == ("__main__",):
+        if parts == ("__init__",) or parts == ("__main__",):
             continue
         parts = parts[:-1] if parts[-1] == "__init__" else parts
         if not any(part.startswith("_") for part in parts):
@@ -637,9 +637,9 @@ def api_pages() -> None:
         for name in names:
             if len(names) > 1:
                 lines += [f"## `{name}`", ""]
-            # The names of these packages lie in private modules.
-            packages = ("course_utils.memory", "course_utils.scoring")
-            own = "   :imported-members:" if name in packages else ""
+            # The names of packages lie in private modules.
+            package = ROOT.joinpath(*name.split(".")).is_dir()
+            own = "   :imported-members:" if package else ""
             lines += ["```{eval-rst}", f".. automodule:: {name}", own, "```", ""]
         put(f"api/{group}.md", "\n".join(lines))
         rows.append([f"[{group}]({group}.md)", summary(names[0])])
@@ -665,14 +665,15 @@ would distract from them.
 
 
 def top_names() -> str:
-    """The names that the package itself gives."""
-    tree = ast.parse((PACKAGE / "__init__.py").read_text())
-    homes = next(
-        ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_HOMES"
-    )
-    return ", ".join(f"`{name}`" for name in sorted(homes))
+    """The functions that the package itself gives."""
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    found = [
+        alias.name
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    ]
+    return ", ".join(f"`{name}`" for name in sorted(found))
 
 
 def slides_page() -> None:

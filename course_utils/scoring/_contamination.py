@@ -240,6 +240,7 @@ def contamination_report(
     differ.
 
     What such a search cannot find: the same content in other words, or in another language.
+
     Args:
         test: the items, such as questions with their answers.
         train: the training texts: a list, a column of a `datasets.Dataset`, or a generator.

@@ -260,6 +260,7 @@ def paired_test(
     two systems of 0/1 scores that never differ, the interval is an exact and careful one: with
     the given confidence at least a share L of all items has this difference (Clopper-Pearson),
     and the others may have any. For other equal differences there is none.
+
     Args:
         a: scores of the first system, one for each item.
         b: scores of the second, for the same items in the same order.
@@ -334,6 +335,7 @@ def items_needed(
     of all: n = (z_a √d + z_b √(d - (p - q)²))² / (p - q)². Source: Connor, "Sample size for testing
     differences in proportions for the paired-sample design", Biometrics 43 (1987). For scores in
     general see Miller, "Adding error bars to evals" (arXiv 2411.00640), section 5.
+
     Args:
         difference: what shall be seen, as a difference of shares: 0.05 is five points. It may be
             negative.

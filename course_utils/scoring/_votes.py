@@ -105,6 +105,7 @@ class Votes:
     A vote that was given is on the disk; a kill costs at most the one that was being written.
     Several programs may vote into one file. A row that is no vote is left where it is, and a
     warning says so. Iterating gives the votes that stand, in the order in which they were given.
+
     Args:
         path: the file; made with the first vote. `~` is the home folder.
 
