@@ -52,6 +52,14 @@ def test_kinds_and_counts(tokenizer: PreTrainedTokenizerBase) -> None:
     assert second.special == 1 + second.counts()["padding"]
 
 
+def test_padding_is_what_is_not_read(tokenizer: PreTrainedTokenizerBase) -> None:
+    """The attention mask says so, whatever the token: an unread word, a read padding token."""
+    ids = [*tokenizer("One two")["input_ids"], tokenizer.pad_token_id]
+    batch = {"input_ids": [ids], "labels": [[-100] * 3], "attention_mask": [[0, 1, 1]]}
+    (example,) = masks.examples(batch, tokenizer)
+    assert [token.kind for token in example.tokens] == ["padding", "masked", "masked"]
+
+
 def test_plain_text(tokenizer: PreTrainedTokenizerBase) -> None:
     """Brackets around what is trained on, so that nothing hangs on colour."""
     text = str(masks.show(padded_batch(tokenizer), tokenizer))

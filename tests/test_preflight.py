@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import bitsandbytes
+import numpy as np
 import peft
 import pytest
 import torch
@@ -347,6 +349,32 @@ def _same(first: Any, second: Any) -> bool:
     return first is second or first == second
 
 
+def test_random_states_are_put_back(
+    plain: Callable[..., Trainer], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Python's, numpy's and torch's, though the collator draws from all three."""
+    _as_base(tokenizer)
+    drawn = []
+    own = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        drawn.append((random.random(), np.random.rand(), torch.rand(1)))
+        return own(rows)
+
+    def states() -> list[Any]:
+        return [
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+            torch.get_rng_state().tolist(),
+        ]
+
+    trainer = plain(data_collator=collate)
+    before = states()
+    preflight(trainer)
+    assert drawn
+    assert states() == before
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_nothing_changes(
     sft: Callable[..., SFTTrainer], tmp_path: Path, checkpointing: bool
@@ -629,6 +657,15 @@ def test_learning_rates(
 ) -> None:
     """None, a warm-up that outlasts the run, and rates for another kind of training."""
     assert words in _only(preflight(sft(**options)), "learning rate", status).found
+
+
+@pytest.mark.parametrize(
+    ("rate", "usual"), [(2.5e-5, False), (4e-5, True), (8e-3, True), (1.2e-2, False)]
+)
+def test_what_rates_lora_takes(sft: Callable[..., SFTTrainer], rate: float, usual: bool) -> None:
+    """From 3e-5 to 1e-2 nothing is said."""
+    row = next(r for r in preflight(sft(learning_rate=rate)).rows if r.name == "learning rate")
+    assert row.status == ("pass" if usual else "warn")
 
 
 def test_a_schedule_that_cannot_be_made(sft: Callable[..., SFTTrainer]) -> None:

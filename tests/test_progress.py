@@ -44,6 +44,16 @@ def test_what_is_solved_is_kept(file: Path, capsys: pytest.CaptureFixture[str]) 
     assert {p.name for p in file.parent.iterdir()} <= {"progress.json", ".progress.json.lock"}
 
 
+def test_what_is_done_keeps_its_time(file: Path) -> None:
+    """Though it is noted again, beside something new."""
+    then = "2020-02-02T20:20:20+00:00"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"done": {"01.1": then}}))
+    progress.add(["01.1", "01.2"])
+    assert progress.read()["01.1"] == then
+    assert progress.read()["01.2"] > then
+
+
 def test_a_check_that_is_passed_counts_and_a_failed_one_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
