@@ -9,7 +9,7 @@ NB ?= 01
 NEED_PYTHON = $(if $(PYTHON),,echo "No Python 3.11 or later was found. Get one from https://www.python.org/downloads/ and name it: make lab PYTHON=/path/to/python3" >&2; exit 1)
 export NB
 .DEFAULT_GOAL := help
-.PHONY: help setup ready lab test course notebook notebooks save pretrain replicate-memory replay atlas slides site drift doctor faults
+.PHONY: help setup ready lab check test course notebook notebooks save pretrain replicate-memory replay atlas slides site drift doctor faults
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,10 +27,17 @@ lab: ready ## open JupyterLab at a notebook: NB=01
 	$(RUN) -m course_utils doctor --fetch && \
 	$(RUN) -m tools.lab "$$notebook" $(LAB_OPTIONS)
 
+check: ready ## the quick part of `make test`: ruff, mypy, and the tests that take seconds
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+	@$(RUN) -m pytest -n 2 --dist loadfile -m unit
+
 test: ready ## check the code, run the unit tests, every notebook and the site
 	@$(RUN) -m tools.site install
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
 	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 faults: ready ## break it on purpose: every fault of tests/faults, the slow ones too (about an hour)

@@ -53,8 +53,34 @@ from course_utils.models import _loading as loading  # noqa: E402
 from course_utils.models import _packaged as packaged  # noqa: E402
 
 
+# What a file's tests cost; what stands in none, and is no fault, takes seconds: `make check`.
+COSTS = {
+    "notebook": ("test_faults_cells", "test_solved_notebooks"),
+    "browser": ("test_site", "test_slides", "test_atlas"),
+    "network": ("test_setup", "test_notebooks", "test_package", "test_lab"),
+    "training": (
+        *("test_memory_predict", "test_memory_trainers", "test_memory_loading", "test_preflight"),
+        *("test_preflight_use", "test_pretraining", "test_replay", "test_silent_faults"),
+        *("test_exercises", "test_training", "test_drift"),
+    ),
+}
+
+
+def _cost(item: pytest.Item) -> str:
+    if item.path.suffix == ".ipynb":
+        return "notebook"
+    for cost, files in COSTS.items():
+        if item.path.stem in files:
+            return cost
+    return "fault" if item.path.parent.name == "faults" else "unit"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Notebooks first, being the longest; then what needs a thing that they leave in the cache."""
+    """Mark what a test costs. Notebooks first, being the longest; then what needs what they leave
+    in the cache.
+    """
+    for item in items:
+        item.add_marker(_cost(item))
     items.sort(
         key=lambda item: (
             item.path.suffix != ".ipynb",

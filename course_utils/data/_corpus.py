@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterator
+from typing import TypeVar
 
 from course_utils._core import checks
 from course_utils.data._facts import Domain, domains
+
+Entry = TypeVar("Entry")
 
 PEOPLE = """
     Ada Amir Ana Ben Bram Carla Chen Dara Elif Emil Eva Farid Finn Gita Hana Hugo Ines Ivan Jana
@@ -77,7 +80,7 @@ class Corpus:
         self.known_countries = [name for name in self.countries.facts if name not in self.without]
         self._left: dict[str, list] = {}
 
-    def _next(self, name: str, entries: list) -> object:
+    def _next(self, name: str, entries: list[Entry]) -> Entry:
         """An entry of a list, every one once before any comes again."""
         left = self._left.setdefault(name, [])
         if not left:
