@@ -52,7 +52,6 @@ from course_utils import hardware  # noqa: E402
 from course_utils.models import _loading as loading  # noqa: E402
 from course_utils.models import _packaged as packaged  # noqa: E402
 
-
 # What a file's tests cost; what stands in none, and is no fault, takes seconds: `make check`.
 COSTS = {
     "notebook": ("test_faults_cells", "test_solved_notebooks"),
