@@ -33,8 +33,9 @@ from trl import SFTConfig, SFTTrainer
 from course_utils import load_model, load_tokenizer
 from course_utils.data import load_data
 from course_utils.data._answers import GUANACO, SYSTEM, in_style, tells, yoda_answer
+from course_utils.errors import unknown
 from course_utils.hardware import detect, pick_dtype, tier
-from course_utils.models._catalog import recipe, unknown
+from course_utils.models._catalog import recipe
 from course_utils.models._running import Runner
 from course_utils.results import append_row, whole_rows
 from course_utils.scoring import (

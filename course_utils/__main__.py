@@ -46,7 +46,7 @@ def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="as JSON")
     doctor.add_argument("--fetch", action="store_true", help="fetch an embedded model not there")
     doctor.add_argument("--imports", action="store_true", help="only try to import everything")
-    command("data", "data._load", "write the course's own datasets anew")
+    command("data", "data._made", "write the course's own datasets anew")
     command("catalog", "models._catalog", "the models and datasets, by role and tier")
     progress = command("progress", "exercises._overview", "which exercises are done")
     progress.add_argument("--reset", action="store_true", help="forget all of it")

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from course_utils._core.interpreter import ROOT, interpreter
 from course_utils.errors import CourseError
 from course_utils.models._catalog import catalog
 
@@ -41,7 +42,6 @@ _SHOWN = 0.9  # of what a machine is sold with, the system shows a little less
 _LEAST_DISK_GB = 2.0
 _ACCESS_SECONDS = 10
 # The folder of the course, where this package runs from there; else the one it is installed in.
-ROOT = Path(__file__).resolve().parent.parent
 _IMPORT_SECONDS = 600
 # Of Python's own variables, these do no harm.
 _HARMLESS = {"PYTHONDONTWRITEBYTECODE", "PYTHONFAULTHANDLER", "PYTHONHASHSEED", "PYTHONUTF8"}
@@ -100,14 +100,6 @@ class Finding:
     fix: str = ""
 
 
-def interpreter() -> str:
-    """This Python, as a shell takes it: from the course's folder, where it is in there."""
-    path = Path(sys.executable or "python")
-    if path.is_relative_to(ROOT):
-        path = path.relative_to(ROOT)
-    return shlex.quote(str(path))
-
-
 def mend() -> str:
     """The command that installs what the course needs for this Python, in the pinned versions."""
     prefix, standard = Path(sys.prefix), ROOT / ".venv"
@@ -118,9 +110,9 @@ def mend() -> str:
             return f"make setup COURSE_VENV={shlex.quote(str(prefix))}"
     pip = f"{interpreter()} -m pip install --constraint"
     if (ROOT / "constraints.txt").exists():
-        folder = shlex.quote(str(ROOT))
-        return f"{pip} {shlex.quote(str(ROOT / 'constraints.txt'))} --editable {folder}"
-    return f"in the course's folder: {pip} constraints.txt ."
+        package = shlex.quote(f"{ROOT}[course]")
+        return f"{pip} {shlex.quote(str(ROOT / 'constraints.txt'))} --editable {package}"
+    return f"in the course's folder: {pip} constraints.txt '.[course]'"
 
 
 def _machine(hw: Hardware) -> list[Finding]:

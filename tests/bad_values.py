@@ -779,6 +779,9 @@ WITHOUT: dict[str, str] = {
     "display.TextTable": "made by text_table",
     "doctor.": "reached through `python -m course_utils doctor`",
     "results.appending": "reached through append_row and Votes",
+    **dict.fromkeys(
+        ("errors.shown", "errors.near_matches", "errors.unknown"), "what errors are worded with"
+    ),
     "hardware.shown_features": "reached through describe",
     "hardware.existing_part": "reached through detect",
     "preflight.TrainerSnapshot": "reached through preflight",

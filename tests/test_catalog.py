@@ -9,10 +9,10 @@ import torch
 from conftest import ROOT
 from transformers import AutoModelForCausalLM
 
-from course_utils.errors import UnknownName
+from course_utils.errors import UnknownName, near_matches
 from course_utils.hardware import TIERS
 from course_utils.models import _catalog as module
-from course_utils.models._catalog import KINDS, catalog, near_matches
+from course_utils.models._catalog import KINDS, catalog
 
 NAMED_BY_THE_COURSE = [
     "meta-llama/Llama-2-7b-hf",

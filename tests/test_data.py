@@ -10,8 +10,8 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course_utils.data import MADE, NAMES, lexicon, load_data, rows
-from course_utils.data import _load as data
+from course_utils.data import MADE, NAMES, _load, lexicon, load_data, rows
+from course_utils.data import _folder as data
 from course_utils.data._pig_latin import originals, pig_latin, pig_latin_word
 from course_utils.data._sentences import SPLITS, Grammar, article, divide, plural
 from course_utils.data._spelling import spell, unspell
@@ -230,7 +230,7 @@ def test_load_data(name: str) -> None:
     loaded = load_data(name)
     files = {path.stem: path for path in (ROOT / "datasets" / name).glob("*.jsonl")}
     assert set(loaded) == set(files)
-    assert list(loaded) == sorted(loaded, key=data._SPLITS.index)
+    assert list(loaded) == sorted(loaded, key=_load._SPLITS.index)
     for split, path in files.items():
         assert list(loaded[split]) == [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -9,33 +9,17 @@ the known ones is an `UnknownName`, with near matches.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import numbers
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from course_utils.errors import BadValue, CourseError, DamagedFile, UnknownName
+from course_utils.errors import BadValue, CourseError, DamagedFile, shown, unknown
 
 T = TypeVar("T")
 _LONGEST = 80  # characters of a value in an error
-
-
-def shown(value: object) -> str:
-    """A value as an error shows it: its `repr`, cut short where it is long."""
-    if isinstance(value, str | bytes) and len(value) > _LONGEST:
-        return f"{repr(value[:_LONGEST])[:_LONGEST]}… ({len(value):,} characters)"
-    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to write the longest
-        return f"a number of about {value.bit_length() * math.log10(2):,.0f} digits"
-    if isinstance(value, list | tuple | set | frozenset | Mapping) and len(value) > 20:
-        return f"a {type(value).__name__} of {len(value):,}"
-    try:
-        text = repr(value)
-    except Exception:  # a repr of somebody else's may fail
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 2 * _LONGEST else f"{text[: 2 * _LONGEST]}…"
 
 
 def refuse(name: str, value: object, possible: str) -> BadValue:
@@ -282,22 +266,3 @@ def course_file(where: Path) -> Iterator[None]:
             f'course and is missing or damaged. Get it back with: git checkout -- "{where}"; or '
             "download the course again."
         ) from error
-
-
-def near_matches(name: str, known: Collection[str]) -> list[str]:
-    """Known names that resemble `name`, by the whole name or the part behind the slash."""
-    lowered = {entry.lower(): entry for entry in known}
-    by_tail = {entry.lower().split("/")[-1]: entry for entry in known}
-    wanted = name[:200].lower()  # no name is longer, and comparing takes its time
-    tail = wanted.split("/")[-1]
-    found = [entry for entry in known if tail and tail in entry.lower()]
-    for word, names in ((wanted, lowered), (tail, by_tail)):
-        found += [names[match] for match in difflib.get_close_matches(word, names, 5, 0.6)]
-    return list(dict.fromkeys(found))[:5]
-
-
-def unknown(kind: str, name: object, known: Collection[str], why: str = "") -> UnknownName:
-    """The error for a name that is not known: near matches first, else all that there is."""
-    near = near_matches(name, known) if isinstance(name, str) else []
-    hint = f"Did you mean {', '.join(near)}?" if near else f"Known: {', '.join(known)}."
-    return UnknownName(" ".join(filter(None, (f"Unknown {kind} {shown(name)}.", hint, why))))

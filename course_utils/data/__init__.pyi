@@ -10,12 +10,12 @@ from ._facts import Domain as Domain
 from ._facts import Relation as Relation
 from ._facts import domains as domains
 from ._facts import split_of_countries as split_of_countries
-from ._load import MADE as MADE
+from ._folder import folder as folder
+from ._folder import lexicon as lexicon
 from ._load import NAMES as NAMES
-from ._load import folder as folder
-from ._load import lexicon as lexicon
 from ._load import load_data as load_data
-from ._load import rows as rows
+from ._made import MADE as MADE
+from ._made import rows as rows
 from ._pig_latin import originals as originals
 from ._pig_latin import pig_latin as pig_latin
 from ._pig_latin import pig_latin_word as pig_latin_word

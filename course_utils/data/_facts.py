@@ -83,7 +83,7 @@ def _table(path: Path, columns: list[str]) -> dict[str, dict[str, str]]:
 @functools.cache
 def domains() -> dict[str, Domain]:
     """All domains by name; `"countries"` is the one that the experiment of notebook 06 is on."""
-    from course_utils.data import folder
+    from course_utils.data._folder import folder
 
     source = Path(__file__).parent / "phrases.toml"
     with course_file(source):

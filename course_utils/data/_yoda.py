@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass
 
 from course_utils._core import checks
-from course_utils.data import lexicon
+from course_utils.data._folder import lexicon
 
 ENDING = "Yes, hrrmmm."
 

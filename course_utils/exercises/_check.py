@@ -146,7 +146,7 @@ def check(name: str, *answer: Any) -> None:
 def done(*names: str) -> bool:
     """Whether exercises have been checked and solved since the kernel started; else says which not.
 
-    For cells that need what an exercise makes. Introduced in notebook 03.2.
+    For cells that need what an exercise makes.
 
     Raises:
         UnknownName: there is no such exercise.

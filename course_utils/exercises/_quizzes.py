@@ -9,8 +9,9 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from course_utils._core.checks import a, course_file, one_of, shown
+from course_utils._core.checks import a, course_file, one_of
 from course_utils._core.printable import visible
+from course_utils.errors import shown
 from course_utils.exercises import _progress as progress
 
 FOLDER = Path(__file__).parent / "quizzes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from course_utils._core import checks
+from course_utils.errors import unknown
 
 MIB = 2**20
 # Cautious guesses where nothing is measured: what the driver keeps of a GPU's memory (on a T4 it is
@@ -103,7 +104,7 @@ def gpu(name: Gpu | str) -> Gpu:
         return name
     key = name.lower().replace(" ", "").replace("_", "-") if isinstance(name, str) else None
     if key not in GPUS:
-        raise checks.unknown("GPU", name, GPUS)
+        raise unknown("GPU", name, GPUS)
     return GPUS[key]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from course_utils._core import checks
-from course_utils.errors import BadValue, ImpossibleSetup, UnknownName
+from course_utils.errors import BadValue, ImpossibleSetup, UnknownName, unknown
 from course_utils.memory import _optimizers as optimizers
 from course_utils.models import _catalog as catalog
 
@@ -350,7 +350,7 @@ def _peft_as_dict(given: Any) -> dict[str, Any]:
     kind = given.get("peft_type") if isinstance(given, dict) else None
     kind = kind.value if isinstance(kind, enum.Enum) else kind
     if kind not in kinds:
-        raise checks.unknown(
+        raise unknown(
             "adapter", kind if isinstance(given, dict) else given, kinds, "As `peft_type`."
         )
 
@@ -382,7 +382,7 @@ def config_of(model: str | dict[str, Any]) -> PretrainedConfig:
         return _configuration(model, "The configuration")
     known = [*catalog.catalog().models, *architectures()]
     if not isinstance(model, str):
-        raise checks.unknown("model", model, known, _OR_FOLDER)
+        raise unknown("model", model, known, _OR_FOLDER)
     if model in catalog.catalog().models:
         return catalog.catalog().models[model].config()
     if model in architectures():
@@ -429,12 +429,12 @@ def _from_hub(model: str, known: list[str]) -> Path:
     from course_utils.models import _hub as hub
 
     if not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", model, re.ASCII):
-        raise checks.unknown("model", model, known, _OR_FOLDER)
+        raise unknown("model", model, known, _OR_FOLDER)
     folder = hub.cached(model, "main", weights=False)
     if folder is None:
         if not hub.reachable():
             why = f"{_OR_FOLDER} The hub is out of reach."
-            raise checks.unknown("model", model, known, why)
+            raise unknown("model", model, known, why)
         folder = hub.download(model, "main", weights=False)
     return folder
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from course_utils._core.checks import course_file, one_of
-from course_utils._core.checks import near_matches as near_matches  # from here for all others
-from course_utils._core.checks import unknown as unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -192,7 +190,7 @@ def datasets_for(role: str, tier: str) -> list[Dataset]:
 
 
 def recipe(name: str, tier: str) -> dict[str, Any]:
-    """What of a training depends on the machine. Introduced in notebook 03.1.
+    """What of a training depends on the machine.
 
     Args:
         name: a recipe, such as `"pig_latin"`.

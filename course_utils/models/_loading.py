@@ -36,11 +36,13 @@ from course_utils.errors import (
     NotEnoughMemory,
     UnknownName,
     UnsafeFormat,
+    near_matches,
+    unknown,
 )
 from course_utils.hardware import Hardware, detect, pick_attention, pick_dtype, tier
 from course_utils.models import _hub as hub
 from course_utils.models import _packaged as embedded
-from course_utils.models._catalog import catalog, near_matches, unknown
+from course_utils.models._catalog import catalog
 from course_utils.models._quantization import (
     BYTES_PER_PARAMETER,
     check_quantization,

@@ -18,7 +18,7 @@ from pathlib import Path
 from course_utils._core import checks
 from course_utils._core.cache import cache_dir, damaged, sha256
 from course_utils._core.files import new_folder, parse_json, saying_why, user_path
-from course_utils.doctor import interpreter
+from course_utils._core.interpreter import interpreter
 from course_utils.errors import ChecksumMismatch, CourseError
 from course_utils.models._catalog import PackagedModel, catalog
 from course_utils.models._hub import check_disk

@@ -26,7 +26,7 @@ from transformers import (
 from course_utils._core import checks
 from course_utils._core.printable import visible
 from course_utils._core.undisturbed import random_state_kept
-from course_utils.errors import BadValue
+from course_utils.errors import BadValue, unknown
 from course_utils.models._catalog import catalog
 from course_utils.models._loading import load_model, load_tokenizer, resolve
 from course_utils.models._quantization import check_quantization
@@ -278,7 +278,7 @@ class Runner:
         config = copy.deepcopy(self.model.generation_config)
         known = config.to_dict()
         if wrong := [name for name in options if name not in known and not hasattr(config, name)]:
-            raise BadValue(str(checks.unknown("generation option", wrong[0], sorted(known))))
+            raise BadValue(str(unknown("generation option", wrong[0], sorted(known))))
         # A hub model's own sampling settings must not leak into a greedy reply.
         config.update(temperature=None, top_p=None, top_k=None, do_sample=temperature > 0)
         if temperature > 0:

@@ -102,7 +102,7 @@ def preflight(
         UnknownName: a GPU that the course does not know.
         ValueError: `examples` is below 1, or `trainer` is none.
 
-    Introduced in notebook 03. A training set that can be iterated only once is used up by it.
+    A training set that can be iterated only once is used up by it.
     """
     checks.a("trainer", trainer, Trainer, "a Trainer of transformers or TRL")
     checks.flag("strict", strict)

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from course_utils._core import checks
-from course_utils.models._catalog import unknown
+from course_utils.errors import unknown
 
 _PATH = Path(__file__).parent / "benchmarks.toml"
 _MOST = 10**18  # parameters of a model, or items of a benchmark

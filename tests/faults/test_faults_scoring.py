@@ -11,12 +11,12 @@ import pytest
 from conftest import ROOT
 
 from course_utils.data import _answers as answers
+from course_utils.data import _folder, load_data, rows
 from course_utils.data import _load as data
 from course_utils.data import _pig_latin as pig_latin
 from course_utils.data import _sentences as sentences
 from course_utils.data import _spelling as spelling
 from course_utils.data import _yoda as yoda
-from course_utils.data import load_data, rows
 from course_utils.errors import CourseError, DamagedFile, UnknownName
 from course_utils.scoring import (
     Judge,
@@ -251,9 +251,9 @@ def test_a_damaged_lexicon_is_named(damage: str, tmp_path, monkeypatch: pytest.M
     """No TOML, or one without the words."""
     (tmp_path / "sentences").mkdir()
     (tmp_path / "sentences" / "lexicon.toml").write_text(damage)
-    monkeypatch.setattr(data, "folder", lambda: tmp_path)
+    monkeypatch.setattr(_folder, "folder", lambda: tmp_path)
     with pytest.raises(DamagedFile, match=r"lexicon\.toml"):
-        data.lexicon.__wrapped__()
+        _folder.lexicon.__wrapped__()
 
 
 @pytest.mark.parametrize("depth", [500, 5_000, 100_000])

@@ -1,0 +1,35 @@
+"""Where the course's datasets lie, and the words that its sentences are made of."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from course_utils._core import checks
+from course_utils.data._sentences import Lexicon, read_lexicon
+from course_utils.errors import CourseError
+
+
+def folder() -> Path:
+    """The course's `datasets/`: beside the package in a clone, inside it where it was installed.
+
+    Raises:
+        CourseError: it is at neither place.
+    """
+    package = Path(__file__).resolve().parents[1]
+    places = (package.parent / "datasets", package / "datasets")
+    for place in places:
+        if (place / "sentences").is_dir():
+            return place
+    raise CourseError(
+        f"The course's datasets are neither at {places[0]} nor at {places[1]}. Install the package "
+        "again, or use it from a clone of the course."
+    )
+
+
+@functools.cache
+def lexicon() -> Lexicon:
+    """The words that the course's sentences are made of."""
+    path = folder() / "sentences" / "lexicon.toml"
+    with checks.course_file(path):
+        return read_lexicon(path)
