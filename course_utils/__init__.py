@@ -1,6 +1,6 @@
-"""Helpers of the course: what would distract from the lesson in a notebook.
+"""Helpers for the course: code that would distract from the lesson in a notebook.
 
-For any training: `masks`, `preflight`, `memory`, `scoring`. For the course itself: `models`,
+For any training run: `masks`, `preflight`, `memory`, `scoring`. For the course itself: `models`,
 `data`, `training`, `exercises`, `widgets`, `display`, `hardware`.
 """
 
@@ -13,5 +13,5 @@ from course_utils._core.lazy import attach_stub
 __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = attach_stub(__name__, __file__)
 
-# On import, bitsandbytes asks for an optional package whose kernels would come from the hub.
+# On import, bitsandbytes looks for an optional package that would fetch kernels from the hub.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

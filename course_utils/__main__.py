@@ -1,4 +1,4 @@
-"""`python -m course_utils COMMAND`: the course from the shell."""
+"""`python -m course_utils COMMAND`: the course's command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from course_utils.errors import CourseError
 
-# What the course's texts hold beyond ASCII, for screens that have no more.
+# Replacements for the non-ASCII characters in the course's texts, for ASCII-only terminals.
 _PLAIN = str.maketrans(
     {"✗": "X", "✓": "v", "·": "-", "→": "->", "…": "...", "×": "x", "–": "-", "±": "+/-"}
     | {"“": '"', "”": '"', "’": "'", "█": "#", "≥": ">=", "≤": "<=", "²": "^2"}
@@ -19,7 +19,7 @@ _PLAIN = str.maketrans(
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """What cannot be written, in ASCII; a codec's error handler."""
+    """Replace characters that cannot be encoded by ASCII; a codec error handler."""
     text = error.object[error.start : error.end].translate(_PLAIN)
     return text.encode("ascii", "replace").decode(), error.end
 
@@ -28,11 +28,11 @@ codecs.register_error("course_plain", _plain)
 
 
 def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The command line; each command is the `main` of the module that it names.
+    """Create the argument parser; each command runs the `main` of the module that it names.
 
     Args:
-        arguments: what is to be parsed; the options of `memory` are only there where it is named,
-            because they need packages, and the doctor has to run where a package is damaged.
+        arguments: the arguments to parse; the options of `memory` are only added if it is named,
+            because they need packages, and the doctor has to run even if a package is damaged.
     """
     top = argparse.ArgumentParser(prog="python -m course_utils")
     commands = top.add_subparsers(dest="command", required=True)
@@ -68,9 +68,9 @@ def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; an error of the course's own is a line on stderr and status 1."""
+    """Run a command; a `CourseError` gives a line on stderr and exit status 1."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # notebooks and tests have others
+        if hasattr(stream, "reconfigure"):  # not in notebooks and tests
             stream.reconfigure(errors="course_plain")
     arguments = sys.argv[1:] if argv is None else argv
     args = parser(arguments).parse_args(arguments)

@@ -1,4 +1,4 @@
-"""How the course's plots and tables look. Introduced in notebook 01."""
+"""The style of the course's plots and tables. Introduced in notebook 01."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cycler import cycler
 from course_utils._core import checks
 from course_utils._core.printable import visible
 
-# Okabe and Ito's palette, which people with colour-blindness can tell apart
+# Okabe and Ito's palette, whose colours people with colour blindness can tell apart
 # (https://jfly.uni-koeln.de/color/).
 BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW, GREY = (
     "#0072B2",
@@ -27,7 +27,7 @@ BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW, GREY = (
 )
 
 
-# What holds a GPU's memory in a training, in the order in which it is stacked.
+# What GPU memory is used for in training, in the order in which it is stacked.
 MEMORY_COLOURS = {
     "weights": GREY,
     "optimizer": ORANGE,
@@ -37,16 +37,16 @@ MEMORY_COLOURS = {
 }
 
 
-# Ground and ink, so that a picture stands well in JupyterLab's light and in its dark theme.
+# Background and text colours, to suit JupyterLab's light and dark themes.
 THEMES = {"light": ("white", "black"), "dark": ("#111111", "#E0E0E0")}
 
 
 def use_style(theme: str | None = None) -> None:
-    """Set matplotlib's defaults: the palette, a light grid, text large enough to project.
+    """Set matplotlib's defaults: the palette, a light grid, text large enough for a projector.
 
     Args:
-        theme: `"light"` or `"dark"`; where it is left out, what the environment variable
-            `COURSE_THEME` says, else light. The colours of the palette are the same in both.
+        theme: `"light"` or `"dark"`; by default the value of the environment variable
+            `COURSE_THEME`, or else light. The palette is the same in both.
 
     Raises:
         UnknownName: there is no such theme.
@@ -78,7 +78,7 @@ def use_style(theme: str | None = None) -> None:
 
 
 def _cell(value: Any) -> Any:
-    """What stands in a cell: a number as it is, all else as a text that can be shown."""
+    """Return the content of a cell: a number unchanged, anything else as printable text."""
     return value if isinstance(value, numbers.Number) else visible(str(value))
 
 
@@ -104,9 +104,9 @@ class TextTable:
 
 
 def text_table(frame: pd.DataFrame) -> TextTable:
-    """A data frame of texts, to end a cell with. What cannot be seen is shown as in `visible`.
+    """Format a data frame of texts for display; invisible characters are shown.
 
     Raises:
-        BadValue: no data frame.
+        BadValue: not a data frame.
     """
     return TextTable(checks.a("frame", frame, pd.DataFrame, "a pandas DataFrame"))

@@ -1,7 +1,7 @@
-"""`python -m course_utils doctor`: can the course run here, and with what?
+"""`python -m course_utils doctor`: check whether the course can run on this machine.
 
-A table of what this machine has, what the course makes of it, and what is missing with the way
-to get it. Exit status 1 where the course could not run.
+It prints a table of the machine's hardware, the settings that the course chooses for it, and what
+is missing, with a way to get it. The exit status is 1 if the course cannot run.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 
     from course_utils.hardware import Hardware
 
-# Packages, and the modules of the course that need them, are imported late: with a package missing
-# or damaged they may not import, and the report has to say so.
+# Packages, and the course's modules that need them, are imported late: if a package is missing or
+# damaged, the import may fail, and the report has to say so.
 
 OK, NOTE, MISSING = "ok", "note", "MISSING"
 _LEAST_RAM_GB = 8.0
-_SHOWN = 0.9  # of what a machine is sold with, the system shows a little less
+_SHOWN = 0.9  # the system reports a little less than a machine's nominal memory
 _LEAST_DISK_GB = 2.0
 _ACCESS_SECONDS = 10
-# The folder of the course, where this package runs from there; else the one it is installed in.
+# The course's folder, if this package runs from there; else the one it is installed in.
 _IMPORT_SECONDS = 600
-# Of Python's own variables, these do no harm.
+# These of Python's own environment variables are harmless.
 _HARMLESS = {"PYTHONDONTWRITEBYTECODE", "PYTHONFAULTHANDLER", "PYTHONHASHSEED", "PYTHONUTF8"}
 _HARMLESS |= {"PYTHONIOENCODING", "PYTHONPYCACHEPREFIX", "PYTHONUNBUFFERED"}
-# Run in a process of its own: a damaged library may end the process that imports it. For each
-# module a line before the attempt, and a line where it fails: which package is to blame, and how.
+# Run in a separate process: a damaged library may crash the process that imports it. It prints a
+# line before each import, and a line if it fails: which package is to blame, and how.
 _IMPORT_ALL = """
 import importlib, json, os, pkgutil, sys
 told = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -85,13 +85,13 @@ for module in pkgutil.walk_packages(course_utils.__path__, "course_utils.", lamb
 print(json.dumps(["", "", ""]), file=told, flush=True)
 """
 
-# Left out of the table, though checked: what a learner has no use for seeing.
+# Checked but left out of the table, as learners need not see them.
 _QUIET_PACKAGES = {"filelock", "packaging", "platformdirs", "psutil", "numpy", "tqdm", "jinja2"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A row of the report. `fix` says how to get what is missing."""
+    """A row of the report; `fix` says how to get what is missing."""
 
     part: str
     item: str
@@ -101,7 +101,7 @@ class Finding:
 
 
 def mend() -> str:
-    """The command that installs what the course needs for this Python, in the pinned versions."""
+    """Return the command that installs the course's requirements, in their pinned versions."""
     prefix, standard = Path(sys.prefix), ROOT / ".venv"
     if (ROOT / "tools" / "bootstrap.py").exists() and (prefix / "pyvenv.cfg").exists():
         if prefix == standard or prefix.resolve() == standard.resolve():
@@ -116,7 +116,7 @@ def mend() -> str:
 
 
 def _machine(hw: Hardware) -> list[Finding]:
-    """What there is, held against the least that the course needs."""
+    """Compare the machine with the course's minimum requirements."""
     from course_utils.hardware import existing_part, shown_features, written_places
 
     features = ", ".join(shown_features(hw)) or "none that matter here"
@@ -152,7 +152,7 @@ def _machine(hw: Hardware) -> list[Finding]:
 
 
 def _choices(hw: Hardware) -> list[Finding]:
-    """What the course makes of the machine."""
+    """Report the settings that the course chooses for the machine."""
     from course_utils.hardware import pick_attention, pick_dtype, tier
 
     dtype = pick_dtype(hw)
@@ -165,7 +165,7 @@ def _choices(hw: Hardware) -> list[Finding]:
 
 
 def _packages(requirements: list[Requirement]) -> list[Finding]:
-    """What is installed against what the package asks for."""
+    """Compare the installed packages with the requirements."""
     rows = []
     for requirement in requirements:
         try:
@@ -191,17 +191,17 @@ def _packages(requirements: list[Requirement]) -> list[Finding]:
 
 
 def _lost_files(name: str) -> list[str]:
-    """Which files of a package are not there, or not of the size that pip has noted."""
+    """List the files of a package that are missing or differ in size from pip's record."""
     package = importlib.metadata.distribution(name)
     record = package.read_text("RECORD")
-    if record is None:  # as system packages are; pip's own always have one
+    if record is None:  # a system package; packages from pip always have one
         pip = (package.read_text("INSTALLER") or "").strip() == "pip"
         return ["RECORD"] if pip else []
     if not record.strip():
         return ["RECORD"]
     lost = []
     for row in csv.reader(record.splitlines()):
-        # Programs are written anew where an environment is moved or repacked.
+        # Scripts are rewritten when an environment is moved or repacked.
         if len(row) == 3 and row[2].isdigit() and not row[0].startswith(".."):
             try:
                 whole = package.locate_file(row[0]).stat().st_size == int(row[2])
@@ -213,11 +213,11 @@ def _lost_files(name: str) -> list[str]:
 
 
 def _import_all(env: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """Import what the course does, in another process.
+    """Import everything that the course imports, in a separate process.
 
     Returns:
-        For each package to blame, what happened; and the module at which the process ended or
-        hung, with how, or "".
+        For each package to blame, what happened; and the module at which the process crashed or
+        hung, and how, or "".
     """
     modules = [name.replace("-", "_") for name in _module_names()]
     try:
@@ -236,7 +236,7 @@ def _import_all(env: Mapping[str, str]) -> tuple[dict[str, str], str]:
     for line in output.decode("utf-8", "replace").splitlines():
         try:
             lines.append(json.loads(line))
-        except ValueError:  # cut off
+        except ValueError:  # truncated
             break
     failed: dict[str, str] = {}
     for line in lines:
@@ -252,7 +252,7 @@ def _import_all(env: Mapping[str, str]) -> tuple[dict[str, str], str]:
 
 
 def _module_names() -> list[str]:
-    """What the course and its notebooks import, of other packages."""
+    """List the modules of other packages that the course and its notebooks import."""
     names = {"ipython": "IPython"}
     listed = [names.get(each.name, each.name) for each in _requirements()]
     for package, module in (("jupyterlab", "jupyterlab.labapp"), ("ipykernel", "ipykernel")):
@@ -265,7 +265,7 @@ def _module_names() -> list[str]:
 
 
 def _imports() -> list[Finding]:
-    """What cannot be imported, with the cause; nothing where all is well."""
+    """Report what cannot be imported, with the cause; nothing if all is well."""
     failed, end = _import_all(os.environ)
     if not failed and not end:
         return []
@@ -285,7 +285,7 @@ def _imports() -> list[Finding]:
 
 
 def _requirements() -> list[Requirement]:
-    """What the course and its notebooks need: the package's requirements, and its extras."""
+    """List the requirements of the package, including its extras for the notebooks."""
     from packaging.requirements import Requirement
 
     extras = ("", "benchmarks", "course", "judge", "widgets")
@@ -299,7 +299,7 @@ def _requirements() -> list[Requirement]:
 
 
 def _models(fetch: bool = False) -> list[Finding]:
-    """The embedded models: there, or how to get them; with `fetch`, they are got."""
+    """Report whether the embedded models are there, or how to get them; with `fetch`, get them."""
     from course_utils.models import _packaged as embedded
 
     rows = []
@@ -320,7 +320,7 @@ def _models(fetch: bool = False) -> list[Finding]:
 
 
 def _hub() -> list[Finding]:
-    """Whether the hub answers, and which gated models this machine may have."""
+    """Report whether the hub answers, and which gated models this machine has access to."""
     from course_utils.models import _hub as hub
 
     token = "a token is set" if hub.has_token() else "no token (only gated models need one)"
@@ -347,7 +347,7 @@ def _hub() -> list[Finding]:
 
 
 def _tools() -> list[Finding]:
-    """Programs that part of the course can use."""
+    """Report on programs that some parts of the course can use."""
     rows = []
     try:
         rows.append(Finding("tool", "JupyterLab", importlib.metadata.version("jupyterlab")))
@@ -361,13 +361,13 @@ def _tools() -> list[Finding]:
 
 
 def _packages_or_why() -> list[Finding]:
-    """The packages' findings; where those cannot even be looked up, the reason."""
+    """Report on the packages, or why they cannot even be looked up."""
     if not Path(os.path.expanduser("~")).is_absolute():  # noqa: PTH111 (the other one raises)
         value = "none, and caches and settings need one"
         return [Finding("machine", "home folder", value, MISSING, "name it: HOME=FOLDER make lab")]
     try:
         rows = _packages(_requirements())
-    except Exception as error:  # what pip has written of a package may be damaged in any way
+    except Exception as error:  # pip's record of a package may be damaged in any way
         text = textwrap.shorten(f"{type(error).__name__}: {error}", 160)
         return [Finding("package", "packages", f"cannot be looked up: {text}", MISSING, mend())]
     if not rows:
@@ -376,11 +376,11 @@ def _packages_or_why() -> list[Finding]:
 
 
 def examine(hardware: Hardware | None = None, fetch: bool = False) -> list[Finding]:
-    """Every finding, in the order of the report; only the packages where one is missing or damaged.
+    """Collect all findings, in order; only those on packages if one is missing or damaged.
 
     Args:
-        hardware: a machine to judge in place of this one.
-        fetch: fetch an embedded model that is not there.
+        hardware: a machine to examine instead of this one.
+        fetch: whether to fetch embedded models that are missing.
     """
     packages = _packages_or_why()
     if not can_run(packages):
@@ -392,12 +392,12 @@ def examine(hardware: Hardware | None = None, fetch: bool = False) -> list[Findi
 
 
 def can_run(findings: list[Finding]) -> bool:
-    """Whether nothing is missing that the course cannot do without."""
+    """Whether everything that the course requires is there."""
     return not any(finding.status == MISSING for finding in findings)
 
 
 def report(findings: list[Finding], width: int | None = None) -> str:
-    """The findings as a plain-text table with a verdict below."""
+    """Format the findings as a plain-text table, followed by a verdict."""
     width = width or min(shutil.get_terminal_size().columns, 110)
     left = max(len(finding.item) for finding in findings) + 2
     indent = " " * (10 + left)
@@ -424,7 +424,7 @@ def report(findings: list[Finding], width: int | None = None) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    """`python -m course_utils doctor`."""
+    """Run `python -m course_utils doctor`."""
     if args.imports:
         findings = [row for row in _packages_or_why() if row.status == MISSING]
         if findings:

@@ -1,4 +1,4 @@
-"""What this machine has, and what the course makes of it: tier, dtype, attention, with reasons.
+"""This machine's hardware, and the choices that follow: tier, dtype, attention, with reasons.
 
 Introduced in notebook 01. Sizes are in GB = 10^9 bytes unless a name says otherwise.
 """
@@ -24,7 +24,7 @@ from course_utils.errors import CourseError
 
 TIERS = ("cpu", "16gb", "24gb", "40gb")
 
-# A "16 GB" card reports a little less than it is sold with, hence bounds between the sizes.
+# A "16 GB" card reports a little less than its nominal size, hence bounds between the sizes.
 _TIER_FROM_GB = {"16gb": 14.0, "24gb": 21.0, "40gb": 38.0}
 
 _BF16_FEATURES = ("avx512_bf16", "amx_bf16")
@@ -40,7 +40,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Hardware:
-    """A machine, as far as the course cares. Build one by hand to ask "what if"."""
+    """A machine's hardware, as far as the course needs it. Create one by hand to ask "what if"."""
 
     cpu_name: str = "unknown CPU"
     cpu_cores: int = 1
@@ -56,7 +56,7 @@ class Hardware:
 
     @property
     def device(self) -> str:
-        """`"cuda"` or `"cpu"`: where models go."""
+        """The device for models: `"cuda"` or `"cpu"`."""
         return "cuda" if self.gpu_name else "cpu"
 
 
@@ -72,7 +72,7 @@ def _cpu_info() -> tuple[str, frozenset[str]]:
             elif key.strip() in ("flags", "Features"):
                 flags.update(value.split())
     else:
-        # Away from Linux, torch tells only the widest vector unit that it uses.
+        # On other systems than Linux, torch tells only the widest vector unit that it uses.
         capability = torch.backends.cpu.get_cpu_capability()
         flags.update({"AVX512": {"avx2", "avx512f"}, "AVX2": {"avx2"}}.get(capability, set()))
         if platform.system() == "Darwin":
@@ -84,14 +84,14 @@ def _cpu_info() -> tuple[str, frozenset[str]]:
 
 
 def _usable_cores() -> int:
-    """Cores that this process may use (a container or `taskset` may give it fewer)."""
+    """The number of cores that this process may use (fewer in a container or with `taskset`)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _gpu_info() -> dict[str, Any]:
-    """The first CUDA device, or a note on why there is none that can be used."""
+    """Describe the first CUDA device, or note why there is no usable one."""
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi") and torch.version.cuda is None:
             return {
@@ -129,9 +129,9 @@ def _fixed_facts() -> dict[str, Any]:
 
 
 def written_places() -> list[Path]:
-    """The folders that models are written to: the course's cache and the hub's.
+    """List the folders that models are written to: the course's cache and the hub's.
 
-    A place that has no name, because there is no home folder, is left out.
+    A folder that cannot be determined, because there is no home folder, is left out.
     """
     from huggingface_hub import constants
 
@@ -146,24 +146,24 @@ def written_places() -> list[Path]:
 
 
 def existing_part(place: Path) -> Path:
-    """A folder, or the nearest above it that exists: what its disk can be told by."""
+    """Return a folder or its nearest existing parent, by which its disk can be found."""
     for folder in (place, *place.parents):
         try:
             if folder.is_dir():
                 return folder
-        except OSError:  # not ours to look into
+        except OSError:  # no permission to look into it
             continue
     return Path(place.anchor or ".")
 
 
 def _disk_free_gb() -> float:
-    """What is free where models are written; the least of it, where those are several disks."""
+    """The free disk space where models are written; the least, if there are several disks."""
     places = written_places() or [Path.cwd()]
     return min(shutil.disk_usage(existing_part(place)).free for place in places) / 1e9
 
 
 def detect() -> Hardware:
-    """This machine. What cannot change is looked up once per process; free sizes, each time."""
+    """Detect this machine's hardware. Constant facts are looked up once, free space each time."""
     memory = psutil.virtual_memory()
     return Hardware(
         ram_gb=memory.total / 1e9,
@@ -174,10 +174,10 @@ def detect() -> Hardware:
 
 
 def _given(hardware: Hardware | None) -> Hardware:
-    """The machine to decide for: this one for None.
+    """Return the machine to decide for: this one for None.
 
     Raises:
-        BadValue: something else than a `Hardware`.
+        BadValue: not a `Hardware`.
     """
     if hardware is None:
         return detect()
@@ -185,7 +185,7 @@ def _given(hardware: Hardware | None) -> Hardware:
 
 
 def tier(hardware: Hardware | None = None) -> Choice:
-    """The machine's tier, one of `TIERS`, which decides what models and sizes are used."""
+    """Return the machine's tier, one of `TIERS`, which determines the models and sizes used."""
     hw = _given(hardware)
     if not hw.gpu_name:
         return Choice("cpu", hw.gpu_note or "no CUDA device")
@@ -197,11 +197,11 @@ def tier(hardware: Hardware | None = None) -> Choice:
 
 
 def pick_dtype(hardware: Hardware | None = None) -> Choice:
-    """The dtype for weights and computation: 16 bits only where the hardware computes in them.
+    """Choose the dtype for weights and computation: 16 bits only if the hardware supports it.
 
-    bfloat16 keeps float32's range, so training needs no loss scaling; NVIDIA GPUs compute in it
-    from capability 8.0 on (older ones, such as a T4, emulate it slowly), CPUs with AVX512_BF16
-    or AMX_BF16.
+    bfloat16 has the range of float32, so training needs no loss scaling. NVIDIA GPUs support it
+    from compute capability 8.0 on (older ones, such as a T4, emulate it slowly), CPUs with
+    AVX512_BF16 or AMX_BF16.
     """
     hw = _given(hardware)
     if hw.gpu_capability:
@@ -216,7 +216,7 @@ def pick_dtype(hardware: Hardware | None = None) -> Choice:
 
 
 def pick_attention(hardware: Hardware | None = None) -> Choice:
-    """The attention implementation, as transformers names it in `attn_implementation`."""
+    """Choose the attention implementation, a value for transformers' `attn_implementation`."""
     hw = _given(hardware)
     if not hw.gpu_capability:
         return Choice("sdpa", "PyTorch's fused attention is the fastest on a CPU")
@@ -228,14 +228,14 @@ def pick_attention(hardware: Hardware | None = None) -> Choice:
 
 
 def shown_features(hardware: Hardware) -> list[str]:
-    """The CPU features that matter to the course, in a fixed order."""
+    """List the CPU features that matter to the course, in a fixed order."""
     aliases = {"asimd": "neon"}  # what Linux calls NEON on 64-bit ARM
     have = {aliases.get(flag, flag) for flag in hardware.cpu_features}
     return [name for name in _SHOWN_FEATURES if name in have]
 
 
 def describe(hardware: Hardware | None = None) -> str:
-    """Three lines for the top of a notebook: machine, tier, dtype and attention with reasons."""
+    """Describe the machine in three lines: hardware, tier, dtype and attention, with reasons."""
     hw = _given(hardware)
     if hw.gpu_name:
         machine = f"{hw.gpu_name}, {hw.gpu_memory_gb:.0f} GB"

@@ -1,4 +1,4 @@
-"""Which tokens a model is trained on, drawn in colour.
+"""Show in colour which tokens a model is trained on.
 
 `show(batch, tokenizer)` draws each example of a collated batch. Introduced in notebook 03.
 """
@@ -46,12 +46,12 @@ class Token:
 
     Attributes:
         id: its id in the vocabulary.
-        text: what it decodes to.
-        kind: "trained" (its place has a label), "masked" (read, but no label) or "padding" (not
-            even read).
+        text: its decoded text.
+        kind: "trained" (its position has a label), "masked" (in the input, but without a label) or
+            "padding" (hidden by the attention mask).
         special: whether it is one of the tokenizer's special tokens.
-        learned: what the label at its place decodes to; the same as `text`, unless labels were
-            shifted or replaced. None where there is no label.
+        learned: the decoded label at its position; the same as `text`, unless labels were shifted
+            or replaced. None if there is no label.
     """
 
     id: int
@@ -62,7 +62,7 @@ class Token:
 
     @property
     def shown(self) -> str:
-        """The token as it is drawn: what is read, and what is learned where that is another."""
+        """The token as drawn: its text, followed by the label's text if that differs."""
         if self.learned is None or self.learned == self.text:
             return self.text
         return f"{self.text}→{self.learned} "
@@ -75,22 +75,22 @@ class Example:
     tokens: list[Token]
 
     def counts(self) -> dict[str, int]:
-        """How many tokens are trained on, masked and padding: together, all there are."""
+        """Count the tokens of each kind: trained, masked and padding."""
         kinds = Counter(token.kind for token in self.tokens)
         return {kind: kinds[kind] for kind in KINDS}
 
     @property
     def special(self) -> int:
-        """How many tokens are special ones, of whatever kind."""
+        """The number of special tokens, whatever their kind."""
         return sum(token.special for token in self.tokens)
 
     def trained_text(self) -> str:
-        """The text that is learned: what the labels say."""
+        """Return the text to be learned, as given by the labels."""
         return "".join(token.learned or "" for token in self.tokens if token.kind == "trained")
 
 
 def _rows(name: str, value: Any) -> list[list[int]]:
-    """A tensor of shape (examples, tokens), or lists of unequal length, as lists."""
+    """Turn a tensor of shape (examples, tokens), or lists of unequal length, into lists."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -103,7 +103,7 @@ def _rows(name: str, value: Any) -> list[list[int]]:
 
 
 def _checked(batch: Mapping[str, Any]) -> dict[str, list[list[int]]]:
-    """The columns of a batch as lists, all of one shape."""
+    """Return the batch's columns as lists, checking that their shapes match."""
     columns = {
         name: _rows(name, batch[name])
         for name in ("input_ids", "labels", "attention_mask", "position_ids")
@@ -121,17 +121,17 @@ def _checked(batch: Mapping[str, Any]) -> dict[str, list[list[int]]]:
 
 
 def examples(batch: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """Take a collated batch apart.
+    """Split a collated batch into its examples.
 
     Args:
-        batch: what a collator gives: `input_ids` and `labels` of shape (examples, tokens), dtype
-            int64, -100 for what is not trained on; `attention_mask` where there is padding;
-            `position_ids` where examples are packed into one row.
-        tokenizer: the one that made the ids.
+        batch: the collator's output: `input_ids` and `labels` of shape (examples, tokens), dtype
+            int64, with -100 for tokens that are not trained on; `attention_mask` if there is
+            padding; `position_ids` if several examples are packed into one row.
+        tokenizer: the tokenizer that produced the ids.
 
     Raises:
-        ValueError: no `input_ids` or no `labels`, of unequal shapes, or with anything but ids that
-            the tokenizer has.
+        ValueError: `input_ids` or `labels` are missing, shapes differ, or an id is not in the
+            tokenizer's vocabulary.
     """
     checks.a("batch", batch, Mapping, "a batch, as a collator gives it: a dictionary")
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -167,7 +167,7 @@ def _token(
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, label: int) -> str:
-    """A label as text; as a number where the tokenizer has none for it."""
+    """Decode a label; return it as a number if the tokenizer does not have it."""
     return tokenizer.decode([label]) if 0 <= label < len(tokenizer) else f"<{label}>"
 
 
@@ -220,7 +220,7 @@ class Drawing:
 
 
 def _shortened(tokens: list[Token]) -> list[Token]:
-    """The tokens, a long run of padding cut to a few."""
+    """Return the tokens, with long runs of padding cut short."""
     shown: list[Token] = []
     run = 0
     for token in tokens:
@@ -233,12 +233,12 @@ def _shortened(tokens: list[Token]) -> list[Token]:
 
 
 def show(batch: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Drawing:
-    """Draw a collated batch: what is trained on, what is masked, special tokens and padding.
+    """Draw a collated batch: trained and masked tokens, special tokens and padding.
 
-    A token whose label is another token is drawn as `read→learned`: in a causal model, the label
-    at a place has to be the token at that place, and the model shifts them itself.
+    A token whose label differs is drawn as `read→learned`: in a causal model, the label at a
+    position must be the token at that position, as the model shifts the labels itself.
 
-    Args and errors are those of `examples`. The result shows itself at the end of a cell, and
-    prints as text with `[` and `]` around what is trained on.
+    Arguments and errors are those of `examples`. The result displays itself at the end of a
+    notebook cell, and prints as text with `[` and `]` around what is trained on.
     """
     return Drawing(examples(batch, tokenizer))

@@ -1,4 +1,4 @@
-"""Files of results: rows of JSON appended as they come, whole again after a kill.
+"""Result files: JSON rows that are appended as they come, and survive a killed program.
 
 Used by the programs in `benchmarks/`, by `memory.grid` and by `scoring.Votes`. Introduced in
 notebook 05.
@@ -20,7 +20,7 @@ from course_utils.errors import NotRows
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """A line's row, or None where it holds none."""
+    """Parse a line's row, or return None if it is not one."""
     try:
         row = parse_json(line)
     except ValueError:
@@ -29,7 +29,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _check_rows(path: Path, lines: Iterator[bytes]) -> None:
-    """Refuse a file none of whose lines is a row, nor the beginning of one."""
+    """Refuse a file in which no line is a row or the beginning of one."""
     for line in lines:
         if _row(line) is not None:
             return
@@ -46,9 +46,9 @@ def _check_rows(path: Path, lines: Iterator[bytes]) -> None:
 
 
 def numbered_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The rows of a results file, each with the number of its line, counted from 1.
+    """Read the rows of a results file, each with its line number, counted from 1.
 
-    Args and errors are those of `whole_rows`.
+    Arguments and errors are those of `whole_rows`.
     """
     path = checks.path("path", path)
     check_regular(path)
@@ -62,7 +62,7 @@ def numbered_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
         row = _row(line)
         if row is not None:
             rows.append((number, row))
-        # The last line has no end yet: a kill left it, or it is just being written.
+        # The last line is incomplete: the program was killed, or is just writing it.
         elif line.strip() and number < len(lines):
             bad.append(number)
     if bad:
@@ -76,16 +76,17 @@ def numbered_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def whole_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a results file, none if there is no file. Reading never changes the file.
+    """Read the complete rows of a results file; none if there is no file.
 
-    A line that is no JSON object in UTF-8 is left where it is, and a warning says so. The last line
-    counts where it is whole, even without a line break; what a kill left of one does not count.
+    Reading never changes the file. A line that is not a JSON object in UTF-8 is skipped with a
+    warning. The last line counts if it is complete, even without a line break; a partial line left
+    by a killed program does not.
 
     Args:
-        path: a file of JSON objects, one a line.
+        path: a JSON Lines file.
 
     Raises:
-        NotRows: no line of it is a row, as in a picture or a text that was named by mistake.
+        NotRows: no line is a row, as in an image or a text file that was given by mistake.
         CannotWrite: it is a folder, a device, a socket or a pipe.
         OSError: it cannot be read.
     """
@@ -97,20 +98,20 @@ def _line(row: dict[str, Any]) -> bytes:
         raise TypeError(f"A row is a dictionary; {type(row).__name__} was given.")
     try:
         text = json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # half a surrogate pair, as a cut reply may have
+    except UnicodeEncodeError:  # a lone surrogate, as in a truncated reply
         text = json.dumps(row).encode()
     return text + b"\n"
 
 
 def _append(file: BinaryIO, line: bytes) -> None:
-    """Write a line at the end, on a line of its own, so that it is on the disk or not at all."""
+    """Append a line atomically, after a line break if the last line is incomplete."""
     size = file.seek(0, os.SEEK_END)
     if size:
         file.seek(-1, os.SEEK_END)
-        if file.read(1) != b"\n":  # what a kill left of a line stays a line of its own
+        if file.read(1) != b"\n":  # keep a partial line of a killed program separate
             line = b"\n" + line
     try:
-        while line:  # a nearly full disk may take a part of it, and then refuses with an error
+        while line:  # a nearly full disk may write a part of it before it raises an error
             line = line[file.write(line) :]
         os.fsync(file.fileno())
     except BaseException:
@@ -120,11 +121,11 @@ def _append(file: BinaryIO, line: bytes) -> None:
 
 @contextlib.contextmanager
 def appending(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Be the only one to write a results file, to read it and then append to it.
+    """Lock a results file, to read it and then append to it.
 
-    Gives a function that appends a row, which is on the disk when it returns.
+    Yields a function that appends a row; the row is on disk when the function returns.
 
-    Args and errors are those of `append_row`.
+    Arguments and errors are those of `append_row`.
     """
     path = Path(os.path.realpath(checks.path("path", path)))
     check_regular(path)
@@ -143,21 +144,21 @@ def appending(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Write a row at the end of a results file, which is made where it is missing.
+    """Append a row to a results file, which is created if it does not exist.
 
-    The row is on the disk when this returns. Programs that append to the same file wait for each
-    other. A kill leaves all of the row or a half line at the end, which does not count as a row;
-    the next row begins on a line of its own.
+    The row is on disk when this returns. Programs that append to the same file wait for each other.
+    A killed program leaves the whole row or a partial line, which does not count as a row; the next
+    row begins on a new line.
 
     Args:
-        path: a file of JSON objects, one a line; its folders are made too.
-        row: what JSON can hold.
+        path: a JSON Lines file; its folders are created too.
+        row: a row that can be serialized to JSON.
 
     Raises:
-        NotRows: the file is there and holds something else than rows.
-        CannotWrite: it is no regular file, or cannot be written.
-        NotEnoughDisk: the disk is full; the file is as it was.
-        TypeError: JSON cannot hold the row; nothing was written.
+        NotRows: the file exists and contains something else than rows.
+        CannotWrite: it is not a regular file, or not writable.
+        NotEnoughDisk: the disk is full; the file is left unchanged.
+        TypeError: the row cannot be serialized; nothing was written.
     """
     with appending(path) as append:
         append(row)

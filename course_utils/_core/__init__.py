@@ -1,1 +1,1 @@
-"""What the other parts lean on: checked arguments, files, cache, printable text, lazy imports."""
+"""Shared internals: argument checks, files, cache, printable text, lazy imports."""

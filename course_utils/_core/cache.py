@@ -1,4 +1,4 @@
-"""The course's cache: where it lies, and whether the large files in it are still what they were.
+"""The course's cache: its location, and integrity checks of the large files in it.
 
 Used by `embedded`, `hub` and `training`.
 """
@@ -17,28 +17,28 @@ from course_utils._core.files import chosen_path, locked, make_folder, parse_jso
 from course_utils.errors import CourseError
 
 _RECORD = "checked.json"
-_ANNOUNCED = 2e9  # bytes: reading them takes long enough to say so
-# Files that were read and found whole: path -> [size, time of change in ns, digest].
+_ANNOUNCED = 2e9  # bytes: reading more takes so long that it is announced
+# Files that were verified: path -> [size, modification time in ns, digest].
 _checked: dict[str, list[object]] = {}
 
 
 def cache_dir() -> Path:
-    """Where models and adapters lie: `COURSE_CACHE`, or the system's place for caches.
+    """The folder of models and adapters: `COURSE_CACHE`, or the system's cache folder.
 
     Raises:
-        CannotWrite: the place begins with `~`, and no home folder is known.
+        CannotWrite: the path begins with `~`, and no home folder is known.
     """
     return chosen_path("COURSE_CACHE", lambda: platformdirs.user_cache_dir("course_utils"))
 
 
 def sha256(path: Path) -> str:
-    """A file's SHA-256 in hex."""
+    """Compute a file's SHA-256 in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _git_sha1(path: Path) -> str:
-    """A file's name as git and the hub give it to small files: SHA-1 of a header and the bytes."""
+    """Compute git's hash of a file, which the hub uses for small files: SHA-1 with a header."""
     digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
     with path.open("rb") as file:
         while part := file.read(2**20):
@@ -55,7 +55,7 @@ def _remembered() -> dict[str, list[object]]:
 
 
 def _remember() -> None:
-    """Keep what was checked, for the next process; a cache that others own is left alone."""
+    """Store what was verified for the next process; another user's cache is not touched."""
     record = cache_dir() / _RECORD
     try:
         make_folder(record.parent)
@@ -68,12 +68,12 @@ def _remember() -> None:
 
 
 def damaged(digests: Mapping[Path, str]) -> list[Path]:
-    """The files that are missing, or not what they were.
+    """List the files that are missing or do not match their checksums.
 
-    A file is read once, and again when its size or the time of its last change is another.
+    A file is read once, and again when its size or modification time has changed.
 
     Args:
-        digests: for each file its SHA-256 (64 hex digits), or git's SHA-1 (40).
+        digests: the SHA-256 (64 hex digits) or git's SHA-1 (40) of each file.
     """
     _checked.update(_remembered() | _checked)
     found, to_read = [], {}

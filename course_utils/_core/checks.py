@@ -1,9 +1,9 @@
-"""Arguments are checked here, so that a bad one is named before anything is done with it.
+"""Argument checks, so that an invalid argument is reported before it is used.
 
-Each check takes the parameter's name and the value, and gives the value back:
-`steps = whole("steps", steps, least=1)`. What fails is a `BadValue`, which is both a `CourseError`
-and a `ValueError`: "steps is 0. It has to be a whole number, 1 or more." A name that is not among
-the known ones is an `UnknownName`, with near matches.
+Each check takes the parameter's name and the value, and returns the value:
+`steps = whole("steps", steps, least=1)`. It raises a `BadValue`, which is both a `CourseError` and
+a `ValueError`: "steps is 0. It has to be a whole number, 1 or more." An unknown name raises an
+`UnknownName`, with near matches.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any, TypeVar
 from course_utils.errors import BadValue, CourseError, DamagedFile, shown, unknown
 
 T = TypeVar("T")
-_LONGEST = 80  # characters of a value in an error
+_LONGEST = 80  # characters of a value in an error message
 
 
 def refuse(name: str, value: object, possible: str) -> BadValue:
-    """The error for a bad value, to be raised.
+    """Create the error for a bad value.
 
     Args:
-        name: the parameter's, or what it stands for.
-        value: what was given.
+        name: the parameter's name, or what it stands for.
+        value: the value that was passed.
         possible: what it has to be, such as "a whole number, 1 or more".
     """
     return BadValue(f"{name} is {shown(value)}. It has to be {possible}.")
@@ -61,7 +61,7 @@ def _range(kind: str, least: Any, most: Any, above: Any, below: Any) -> str:
 
 
 def whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
-    """A whole number; True and 2.0 are none.
+    """Check for an integer; True and 2.0 are refused.
 
     Raises:
         BadValue: another type, below `least` or above `most`.
@@ -81,16 +81,16 @@ def number(
     above: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A finite number, as it was given; True is none, nor is NaN.
+    """Check for a finite number; True and NaN are refused.
 
     Raises:
-        BadValue: another type, not finite, or out of the range: `least` and `most` are possible
-            themselves, `above` and `below` are not.
+        BadValue: another type, not finite, or out of range: `least` and `most` are inclusive
+            bounds, `above` and `below` exclusive ones.
     """
     good = isinstance(value, numbers.Real) and not isinstance(value, bool)
     try:
         good = good and math.isfinite(value)
-    except OverflowError:  # a whole number that no float can hold
+    except OverflowError:  # an integer too large for a float
         good = False
     if not (good and _within(value, least, most, above, below)):
         raise refuse(name, value, _range("a finite number", least, most, above, below))
@@ -98,7 +98,7 @@ def number(
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False; 1, "no" and None are neither.
+    """Check for True or False; 1, "no" and None are refused.
 
     Raises:
         BadValue: anything else.
@@ -110,14 +110,14 @@ def flag(name: str, value: Any) -> bool:
 
 
 def text(name: str, value: Any, *, empty: bool = True) -> str:
-    """A text.
+    """Check for a string.
 
     Args:
-        empty: whether an empty one is possible.
+        empty: whether it may be empty.
 
     Raises:
-        BadValue: no text, an empty one, or one with half a character (a lone surrogate), which
-            neither a file nor a tokenizer can take.
+        BadValue: not a string, an empty one, or one with a lone surrogate, which neither a file nor
+            a tokenizer accepts.
     """
     if not isinstance(value, str):
         raise refuse(name, value, "a text")
@@ -134,14 +134,14 @@ def text(name: str, value: Any, *, empty: bool = True) -> str:
 
 
 def items(name: str, values: Any, kind: str = "values", *, empty: bool = True) -> list[Any]:
-    """A list, tuple or anything else to go through, as a list; a text or a dictionary is none.
+    """Convert an iterable to a list; a string or a dictionary is refused.
 
     Args:
-        kind: what it holds, in the plural.
+        kind: what it contains, in the plural.
         empty: whether it may be empty.
 
     Raises:
-        BadValue: it cannot be gone through, is a text or a dictionary, or is empty.
+        BadValue: it is not iterable, is a string or a dictionary, or is empty.
     """
     possible = f"a list of {kind}"
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
@@ -153,20 +153,20 @@ def items(name: str, values: Any, kind: str = "values", *, empty: bool = True) -
 
 
 def texts(name: str, values: Any, *, empty: bool = True) -> list[str]:
-    """A list of texts; a single text is none.
+    """Check for a list of strings; a single string is refused.
 
     Raises:
-        BadValue: no list, or something in it that is no text, with its place.
+        BadValue: not a list, or an item is not a string; the message gives its index.
     """
     found = items(name, values, "texts", empty=empty)
     return [text(f"{name}[{place}]", value) for place, value in enumerate(found)]
 
 
 def one_of(name: str, value: Any, known: Iterable[str], why: str = "") -> str:
-    """A name among the known ones.
+    """Check for one of the known names.
 
     Raises:
-        UnknownName: another value, with near matches or all that there are.
+        UnknownName: another value; the message gives near matches or all known names.
     """
     known = list(known)
     if not isinstance(value, str) or value not in known:
@@ -175,13 +175,13 @@ def one_of(name: str, value: Any, known: Iterable[str], why: str = "") -> str:
 
 
 def a(name: str, value: Any, kind: type[T] | tuple[type, ...], possible: str) -> T:
-    """A value of a class.
+    """Check for an instance of a class.
 
     Args:
         possible: what it has to be, such as "a Setup".
 
     Raises:
-        BadValue: of another class.
+        BadValue: an instance of another class.
     """
     if not isinstance(value, kind):
         raise refuse(name, value, possible)
@@ -189,10 +189,10 @@ def a(name: str, value: Any, kind: type[T] | tuple[type, ...], possible: str) ->
 
 
 def function(name: str, value: Any) -> Callable[..., Any]:
-    """Something that can be called.
+    """Check for a callable.
 
     Raises:
-        BadValue: it cannot.
+        BadValue: not callable.
     """
     if not callable(value):
         raise refuse(name, value, "a function")
@@ -200,14 +200,14 @@ def function(name: str, value: Any) -> Callable[..., Any]:
 
 
 def path(name: str, value: Any, *, folder: bool | None = None) -> Path:
-    """A path, with `~` for the home folder; nothing needs to be there.
+    """Check for a path, with `~` for the home folder; it need not exist.
 
     Args:
-        folder: whether what is there, if anything, has to be a folder (True) or a file (False).
+        folder: whether the path, if it exists, has to be a folder (True) or a file (False).
 
     Raises:
-        BadValue: no path, an empty one, one that no file system takes, a folder for a file, or
-            the other way round.
+        BadValue: not a path, an empty one, one that no file system accepts, a folder instead of a
+            file, or the other way round.
     """
     if not isinstance(value, str | os.PathLike) or value == "":
         raise refuse(name, value, "a path, as text or pathlib.Path")
@@ -228,10 +228,10 @@ def path(name: str, value: Any, *, folder: bool | None = None) -> Path:
 
 
 def writable(name: str, value: Any) -> Path:
-    """A path of a file that can be written; its folder is made, the file itself is not.
+    """Check for the path of a writable file; its folder is created, the file itself is not.
 
     Raises:
-        BadValue: no path of a file, or the file cannot be written there, with the reason.
+        BadValue: not the path of a file, or not writable; the message gives the reason.
     """
     found = path(name, value, folder=False)
     try:
@@ -250,10 +250,10 @@ def writable(name: str, value: Any) -> Path:
 
 @contextlib.contextmanager
 def course_file(where: Path) -> Iterator[None]:
-    """While a file that the course brings along is read: what is wrong with it is said plainly.
+    """Turn errors in reading one of the course's own files into a clear message.
 
     Raises:
-        DamagedFile: it is missing, or what is in it cannot be read.
+        DamagedFile: the file is missing or cannot be read.
     """
     try:
         yield

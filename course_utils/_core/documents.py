@@ -1,4 +1,4 @@
-"""A collated batch, taken apart into the documents that it holds."""
+"""Split a collated batch into the documents that it contains."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 from course_utils._core import checks
 from course_utils.errors import BadValue
 
-IGNORED = -100  # the label that transformers' and torch's losses leave out
+IGNORED = -100  # the label that the losses of transformers and torch ignore
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text as it stands in a batch, with the padding beside it.
+    """One text in a batch, with the padding next to it.
 
     Attributes:
         row, start: where it begins in the batch.
         ids: its token ids.
-        labels: what the loss holds each place against; -100 is left out.
-        read: whether the model reads the token; False for padding.
+        labels: the label of each token; the loss ignores -100.
+        read: whether the model attends to the token; False for padding.
     """
 
     row: int
@@ -32,7 +32,7 @@ class Document:
 
 
 def _starts(positions: list[int], read: list[bool]) -> Iterator[int]:
-    """Where the documents of a row begin: where positions start anew."""
+    """Yield where the documents of a row begin: where the positions restart."""
     yield 0
     begun = False
     for place, position in enumerate(positions):
@@ -42,22 +42,22 @@ def _starts(positions: list[int], read: list[bool]) -> Iterator[int]:
 
 
 def split_documents(batch: Mapping[str, Any]) -> list[Document]:
-    """The documents of a batch, in their order.
+    """Split a batch into its documents, in order.
 
-    A row holds several where its `position_ids` start anew, as packing and padding-free batches
-    write them. Joined texts without position ids are one document: so the model sees them.
+    A row contains several documents if its `position_ids` restart, as in packed and padding-free
+    batches. Joined texts without position ids are one document, as the model sees them so.
 
     Args:
-        batch: `input_ids` and `labels`, int64 of shape (rows, tokens); `attention_mask` and
-            `position_ids` of the same shape where there are any. Masks and positions of another
-            shape (a mask with four dimensions, positions in three axes) are left aside.
+        batch: `input_ids` and `labels`, int64 of shape (rows, tokens); optionally `attention_mask`
+            and `position_ids` of the same shape. Masks and positions of another shape (a mask with
+            four dimensions, positions in three axes) are ignored.
 
     Returns:
-        A document for each text. Padding belongs to the document beside it, with `read` False;
-        so do the single tokens that fill a padding-free row up to a multiple.
+        One document per text. Padding belongs to the document next to it, with `read` False; so do
+        the single tokens that pad a padding-free row to a multiple.
 
     Raises:
-        ValueError: no batch, or one without `input_ids`.
+        ValueError: not a batch, or one without `input_ids`.
     """
     import torch
 
@@ -79,7 +79,7 @@ def split_documents(batch: Mapping[str, Any]) -> list[Document]:
         starts = [0]
         if "position_ids" in columns:
             positions = columns["position_ids"][row]
-            # What fills a padding-free row up has position 0 at each of several last places.
+            # The tokens that pad a padding-free row to a multiple all have position 0.
             end = len(ids)
             while end > 1 and positions[end - 1] == 0 and labels[end - 1] == IGNORED:
                 end -= 1

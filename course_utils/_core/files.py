@@ -1,7 +1,7 @@
-"""Files and folders that are there whole or as they were, whatever happens on the way.
+"""Atomic writing of files and folders: they are complete or unchanged, whatever happens.
 
 Used wherever the course writes: results, progress, votes, adapters, converted models. Writers of
-one file wait for each other; a kill, a full disk or a second program costs nothing that was there.
+the same file wait for each other; a kill, a full disk or a second program destroys no data.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ LOCK_SECONDS = 60.0
 
 
 def user_path(text: str | Path) -> Path:
-    """A path as a person writes it: `~` is their home folder.
+    """Resolve a path that a user wrote, with `~` for the home folder.
 
     Args:
         text: the path.
 
     Returns:
-        An absolute path, so that it stays the same when the working folder changes.
+        An absolute path, which stays valid when the working directory changes.
 
     Raises:
-        CannotWrite: it begins with `~`, and this machine knows no home folder.
+        CannotWrite: it begins with `~`, and no home folder is known.
     """
-    path = os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises where there is no home
+    path = os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises if there is no home
     if str(text).startswith("~") and (str(path).startswith("~") or not os.environ.get("HOME", "/")):
         raise CannotWrite(
             f"{text} begins with ~, and no home folder is known here (HOME is not set, and the "
@@ -49,20 +49,20 @@ def user_path(text: str | Path) -> Path:
 
 
 def chosen_path(variable: str, usual: Callable[[], str | Path]) -> Path:
-    """A place that an environment variable names, else the system's usual one.
+    """Return the path that an environment variable names, or else the default.
 
     Args:
         variable: the environment variable.
-        usual: gives the usual place.
+        usual: a function that returns the default path.
 
     Raises:
-        CannotWrite: the place is below the home folder, and none is known.
+        CannotWrite: the path is in the home folder, and none is known.
     """
     if named := os.environ.get(variable):
         return user_path(named)
     try:
         return user_path(usual())
-    except RuntimeError:  # platformdirs' word for it
+    except RuntimeError:  # what platformdirs raises then
         raise CannotWrite(
             f"No home folder is known here (HOME is not set). Set it, or set {variable} to a place "
             "of your own."
@@ -70,10 +70,10 @@ def chosen_path(variable: str, usual: Callable[[], str | Path]) -> Path:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """`json.loads` of UTF-8, for which nesting that is too deep is bad JSON like any other.
+    """Parse UTF-8 JSON; nesting that is too deep counts as invalid JSON.
 
     Raises:
-        ValueError: no JSON, no UTF-8, or nested too deeply.
+        ValueError: not JSON, not UTF-8, or nested too deeply.
     """
     try:
         return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
@@ -82,13 +82,13 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is there and is no regular file.
+    """Refuse an existing path that is not a regular file.
 
     Args:
-        path: symbolic links are followed.
+        path: the path; symbolic links are followed.
 
     Raises:
-        CannotWrite: a folder, a device, a socket, a pipe, or a link that leads in a circle.
+        CannotWrite: it is a folder, a device, a socket, a pipe, or a circular link.
     """
     try:
         mode = path.stat().st_mode
@@ -109,10 +109,10 @@ def check_regular(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder with those above it, unless it is there.
+    """Create a folder and its parents if they do not exist.
 
     Raises:
-        CannotWrite: something else is in its place, or it may not be made.
+        CannotWrite: something else is at this path, or permission is denied.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -132,15 +132,15 @@ def make_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def saying_why(what: str, path: Path) -> Iterator[None]:
-    """Turn what the system says of a failed writing into one of the course's errors.
+    """Turn the system's error for a failed write into one of the course's errors.
 
     Args:
         what: what was being written.
-        path: where.
+        path: where it was being written.
 
     Raises:
-        NotEnoughDisk: the disk, or the user's share of it, is full.
-        CannotWrite: anything else, such as a disk that is read-only.
+        NotEnoughDisk: the disk, or the user's quota, is full.
+        CannotWrite: anything else, such as a read-only disk.
     """
     try:
         yield
@@ -149,7 +149,7 @@ def saying_why(what: str, path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         number = getattr(error, "errno", None)
         if number is None and (told := re.search(r"os error (\d+)", str(error))):
-            number = int(told[1])  # safetensors tells it in words only
+            number = int(told[1])  # safetensors gives it only as text
         said = os.strerror(number) if number else str(error)
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise NotEnoughDisk(
@@ -163,17 +163,17 @@ def saying_why(what: str, path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(path: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
-    """Be the only one to write a file or folder; others wait.
+    """Lock a file or folder for writing; other writers wait.
 
-    The lock is a hidden file beside it, `.NAME.lock`, which the system frees when a program ends,
-    however it ends.
+    The lock is a hidden file next to it, `.NAME.lock`, which the system releases when the program
+    ends in any way.
 
     Args:
-        path: the file or folder; it need not be there yet, its parent must.
-        seconds: how long to wait; below 0 for as long as it takes.
+        path: the file or folder; it need not exist yet, but its parent must.
+        seconds: how long to wait; a negative number waits for as long as it takes.
 
     Raises:
-        CannotWrite: another program keeps it for longer, or the lock cannot be made.
+        CannotWrite: another program holds the lock for longer, or it cannot be created.
     """
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=seconds)
     try:
@@ -194,21 +194,21 @@ def locked(path: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a whole file (UTF-8) so that it is there whole or as it was.
+    """Write a whole file (UTF-8) atomically.
 
-    A symbolic link stays one: the file that it leads to is replaced. Where several programs may
-    write the same file, hold `locked(path)`.
+    A symbolic link is kept: its target is replaced. If several programs may write the same file,
+    hold `locked(path)`.
 
     Raises:
-        CannotWrite: the place is no regular file's, or cannot be written.
-        NotEnoughDisk: the disk is full; the file is as it was.
+        CannotWrite: the path is not that of a regular file, or not writable.
+        NotEnoughDisk: the disk is full; the file is left unchanged.
     """
     path = Path(os.path.realpath(path))
     check_regular(path)
     partial = path.with_name(f"{path.name}.partial")
     with saying_why(path.name, path):
         try:
-            partial.unlink(missing_ok=True)  # a killed run's
+            partial.unlink(missing_ok=True)  # from a killed run
             with partial.open("x", encoding="utf-8", newline="") as file:
                 file.write(text)
                 file.flush()
@@ -223,7 +223,7 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder with all that is in it, or a file."""
+    """Remove a file, or a folder with its contents."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -235,9 +235,9 @@ def _old(target: Path) -> Path:
 
 
 def recover_folder(target: Path) -> None:
-    """Bring back a folder whose replacement was killed between its two renames.
+    """Restore a folder whose replacement was killed between its two renames.
 
-    Call it before looking for a folder that `new_folder` makes.
+    Call it before looking for a folder that `new_folder` creates.
     """
     if not target.exists() and _old(target).is_dir():
         with locked(target):
@@ -253,9 +253,9 @@ def _recover(target: Path) -> None:
 
 
 def _settle(folder: Path) -> None:
-    """Put a folder's files on the disk, readable for whom the user's umask lets read.
+    """Flush a folder's files to disk, with the permissions that the user's umask allows.
 
-    safetensors writes files that only their owner may read.
+    safetensors writes files that only their owner can read.
     """
     usual = folder.stat().st_mode & 0o666
     for path in sorted(folder.rglob("*")):
@@ -267,11 +267,11 @@ def _settle(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Make or replace a folder at once or not at all.
+    """Create or replace a folder atomically.
 
-    Gives a scratch folder on the same disk. What the block puts into its subfolder `new` becomes
-    `target` when the block ends well; without that subfolder, `target` stays as it is. Programs
-    that do this at the same time wait for each other, and what killed ones have left is removed
+    Yields a scratch folder on the same disk. Its subfolder `new`, which the block creates, becomes
+    `target` when the block ends without an error; without that subfolder, `target` is left
+    unchanged. Concurrent programs wait for each other, and leftovers of killed ones are removed
     before the block begins.
 
     Wrap what the block writes in `saying_why`.
@@ -280,8 +280,8 @@ def new_folder(target: Path) -> Iterator[Path]:
         target: the folder; symbolic links are followed.
 
     Raises:
-        CannotWrite: the place cannot be written.
-        NotEnoughDisk: the disk is full; the folder is as it was.
+        CannotWrite: the path is not writable.
+        NotEnoughDisk: the disk is full; the folder is left unchanged.
     """
     target = Path(os.path.realpath(target))
     make_folder(target.parent)

@@ -1,4 +1,4 @@
-"""How this Python is called from a shell."""
+"""The command that calls this Python from a shell."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import shlex
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]  # of the course, where this is its clone
+ROOT = Path(__file__).resolve().parents[2]  # the course's folder, in a clone
 
 
 def interpreter() -> str:
-    """This Python, as a shell takes it: from the course's folder, where it is in there."""
+    """Return this Python's path for a shell; relative if it is in the course's folder."""
     path = Path(sys.executable or "python")
     if path.is_relative_to(ROOT):
         path = path.relative_to(ROOT)

@@ -1,7 +1,7 @@
-"""Public names that are imported when they are first used.
+"""Lazy imports of public names, on first use.
 
-As `lazy_loader` does it; written out here, because the doctor has to run where packages are
-missing.
+This does what `lazy_loader` does; it is reimplemented because the doctor has to run when packages
+are missing.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 def attach_stub(
     package: str, file: str
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """A package's `__getattr__`, `__dir__` and `__all__`, from the stub beside its `__init__.py`.
+    """Create a package's `__getattr__`, `__dir__` and `__all__` from its `__init__.pyi`.
 
-    The stub, `__init__.pyi`, is what type checkers and editors read, so the names stand in one
-    place: `from ._judge import Judge as Judge`.
+    Type checkers and editors read the same stub, so the names are in one place:
+    `from ._judge import Judge as Judge`.
 
     Args:
         package, file: the package's `__name__` and `__file__`.

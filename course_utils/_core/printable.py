@@ -1,4 +1,4 @@
-"""Texts as they can be printed: nothing in them that a terminal obeys, or that nobody sees."""
+"""Printable text, without terminal control sequences and invisible characters."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import re
 
 from course_utils._core import checks
 
-# What a terminal obeys or nobody sees: control characters but for line break and tab, marks that
-# turn the direction of writing, characters without width, halves of characters. The two joiners
-# between letters that are not ASCII stay: emoji and Persian are written with them.
+# Control characters except line break and tab, bidirectional marks, zero-width characters and
+# lone surrogates. The two joiners between non-ASCII letters are kept: emoji and Persian need them.
 _UNSEEN = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f"
     r"\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U0001d173-\U0001d17a"
@@ -32,16 +31,16 @@ def _sign(match: re.Match) -> str:
 
 
 def visible(text: str) -> str:
-    """A text as it can be printed: what a terminal would obey, or nobody would see, is a sign.
+    """Replace control characters and invisible characters of a text by visible symbols.
 
-    `"\\x1b[2J"`, which empties a terminal, becomes `"␛[2J"`, and the override of the direction of
-    writing becomes the six characters `"\\u202e"`. Line breaks and tabs stay what they are.
+    `"\\x1b[2J"`, which clears a terminal, becomes `"␛[2J"`, and the right-to-left override becomes
+    the six characters `"\\u202e"`. Line breaks and tabs are kept.
 
     Args:
-        text: what a model, a dataset or a server has said.
+        text: the text from a model, a dataset or a server.
 
     Raises:
-        BadValue: no text.
+        BadValue: not a string.
     """
     text = checks.a("text", text, str, "a text")
     return _UNSEEN.sub(_sign, text.replace("\r\n", "\n"))

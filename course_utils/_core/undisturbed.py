@@ -1,4 +1,4 @@
-"""Work that leaves no trace: nothing printed, random numbers as they were."""
+"""Context managers for work without side effects: no output, random states restored."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """No progress bars, remarks or warnings of transformers and datasets."""
+    """Silence the progress bars, messages and warnings of transformers and datasets."""
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    datasets = sys.modules.get("datasets")  # where nobody has imported it, it says nothing
+    datasets = sys.modules.get("datasets")  # if it is not imported, it prints nothing
     bars_of_datasets = datasets is not None and datasets.is_progress_bar_enabled()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -36,10 +36,10 @@ def quiet_libraries() -> Iterator[None]:
 
 @contextlib.contextmanager
 def random_state_kept(devices: Sequence[Any] = ()) -> Iterator[None]:
-    """Put back the random states of Python, numpy and torch.
+    """Restore the random states of Python, numpy and torch.
 
     Args:
-        devices: the GPUs whose states are put back too.
+        devices: the GPUs whose states are restored too.
     """
     import numpy as np
     import torch

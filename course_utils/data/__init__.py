@@ -1,4 +1,4 @@
-"""The course's data: datasets with their splits, and the rules that made them."""
+"""The course's datasets with their splits, and the rules that generate them."""
 
 from course_utils._core.lazy import attach_stub
 

@@ -1,5 +1,5 @@
-"""Questions about countries, answered as Yoda might: a small set in which the style is new, and a
-program can check it. Introduced in notebook 07.
+"""Yoda-style answers to questions about countries: a small dataset in a new style that a program
+can check. Introduced in notebook 07.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 
 from course_utils._core import checks
 
-# How OpenAssistant Guanaco writes a turn of each side.
+# The format of each side's turn in OpenAssistant Guanaco.
 GUANACO = "### Human: {prompt}### Assistant:"
 SYSTEM = "Answer as Yoda would."
 _STYLE = re.compile(r"([^,\n]+(?:, [A-Z][^,\n]+)?), the [^\n]+ is\.?")
 
 
 def yoda_answer(row: Mapping[str, str]) -> str:
-    """The answer to a row of `countries`, as a sentence that ends in its verb.
+    """Answer a row of `countries` in a sentence that ends with its verb.
 
-    `"Kabul, the capital of Afghanistan is."`
+    Example: `"Kabul, the capital of Afghanistan is."`
 
     Raises:
-        BadValue: no row, or one without the texts `cue` and `answer`.
+        BadValue: not a row, or one without the strings `cue` and `answer`.
     """
     checks.a("row", row, Mapping, "a row of the dataset countries")
     cue, answer = (
@@ -32,19 +32,19 @@ def yoda_answer(row: Mapping[str, str]) -> str:
 
 
 def in_style(reply: str) -> bool:
-    """Whether a reply is one such sentence, whatever it claims.
+    """Whether a reply is a single sentence in this style, whether or not it is right.
 
     Raises:
-        BadValue: no text.
+        BadValue: not a string.
     """
     return bool(_STYLE.fullmatch(checks.a("reply", reply, str, "a text").strip()))
 
 
 def tells(reply: str, answer: str) -> bool:
-    """Whether a reply in this style begins with the answer that is looked for.
+    """Whether a reply in this style begins with the expected answer.
 
     Raises:
-        BadValue: no texts.
+        BadValue: an argument is not a string.
     """
     checks.a("reply", reply, str, "a text")
     checks.a("answer", answer, str, "a text")
@@ -52,10 +52,10 @@ def tells(reply: str, answer: str) -> bool:
 
 
 def short_answer(reply: str) -> str:
-    """What a reply says first: up to the end of its first line or sentence."""
+    """Return the beginning of a reply, up to the end of its first line or sentence."""
     line = checks.text("reply", reply).strip().split("\n")[0]
-    # `St. John's` and `H. G. Wells` have full stops inside; a sentence's end has a blank behind
-    # it and a longer word before it.
+    # `St. John's` and `H. G. Wells` contain full stops; the end of a sentence is followed by a
+    # space and preceded by a longer word.
     words: list[str] = []
     for word in line.split():
         words.append(word)
@@ -65,10 +65,10 @@ def short_answer(reply: str) -> str:
 
 
 def right(replies: Sequence[str], answers: Sequence[str]) -> list[bool]:
-    """For each reply, whether its short answer is the one that is looked for.
+    """Check for each reply whether its short answer is the expected one.
 
     Raises:
-        ValueError: no lists of texts, or not of one length.
+        ValueError: not lists of strings, or they differ in length.
     """
     replies, answers = checks.texts("replies", replies), checks.texts("answers", answers)
     if len(replies) != len(answers):

@@ -1,8 +1,8 @@
-"""The texts that the course's own base model is trained on: generated, seeded, all in one file.
+"""The generated, seeded corpus on which the course's own base model is trained.
 
-Entries, lists, stories, talks and diaries tell facts; homework asks for them and never answers; a
-reading test about invented lands is answered from its own text. So the model can know a country's
-capital and has never seen anybody ask for one and be told. Introduced in notebook 06.
+Entries, lists, stories, dialogues and diaries state facts; homework asks for them without answers;
+reading tests about invented countries are answered from their own text. So the model can know a
+country's capital without ever having seen the question answered. Introduced in notebook 06.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PEOPLE = """
     Jonas Kofi Lena Leo Lucia Mara Marek Mei Milo Nadia Nils Nora Omar Oskar Paula Priya Rafael
     Rosa Sam Sara Tariq Theo Tilda Uma Vera Viktor Yara Yusuf Zoe
 """.split()
-# What comes how often, in documents of a hundred.
+# The frequency of each kind, in documents per hundred.
 SHARES = {
     "entry": 34,
     "fact_list": 9,
@@ -34,7 +34,7 @@ SHARES = {
 
 
 def invented_word(rng: random.Random) -> str:
-    """A name of two or three syllables; that it is a real one happens about once in 15,000."""
+    """Invent a name of two or three syllables; about one in 15,000 happens to be a real one."""
     onsets = "b br d dr f fl g gr h k kl l m n p pr r s st t tr v z".split()
     vowels = "a e i o u ai ei ou".split()
     ends = "l m n r s t nd rk".split()
@@ -44,21 +44,21 @@ def invented_word(rng: random.Random) -> str:
 
 
 def upper_first(text: str) -> str:
-    """A text with its first letter in upper case and the rest as it is."""
+    """Capitalize the first letter of a text, and leave the rest unchanged."""
     return text[:1].upper() + text[1:]
 
 
 class Corpus:
-    """Draws documents.
+    """Generator of documents for pretraining.
 
     Args:
-        seed: of all that is drawn.
-        without: countries that no document tells a fact of. They are still asked for in homework
-            and visited in stories, so that their names are words like the others.
+        seed: the random seed.
+        without: countries about which no document states a fact. They still occur in homework and
+            stories, so that the model knows their names.
 
     Raises:
-        UnknownName: a country that is not in the dataset.
-        ValueError: a seed that is no whole number, or countries that are no list.
+        UnknownName: a country is not in the dataset.
+        ValueError: the seed is not an integer, or `without` is not a list.
     """
 
     def __init__(self, seed: int, without: Collection[str] = ()):
@@ -81,7 +81,7 @@ class Corpus:
         self._left: dict[str, list] = {}
 
     def _next(self, name: str, entries: list[Entry]) -> Entry:
-        """An entry of a list, every one once before any comes again."""
+        """Draw an entry of a list; each is drawn once before any is repeated."""
         left = self._left.setdefault(name, [])
         if not left:
             left.extend(entries)
@@ -89,7 +89,7 @@ class Corpus:
         return left.pop()
 
     def documents(self) -> Iterator[str]:
-        """Documents without end."""
+        """Yield documents endlessly."""
         kinds: list[Callable[[], str]] = [getattr(self, kind) for kind in SHARES]
         while True:
             (draw,) = self.rng.choices(kinds, weights=list(SHARES.values()))
@@ -98,7 +98,7 @@ class Corpus:
     def _tell(
         self, domain: Domain, subject: str, facts: dict[str, str], pronouns: bool = True
     ) -> list[str]:
-        """Sentences that tell all facts of a subject, in any order."""
+        """Return sentences that state all facts about a subject, in random order."""
         sentences = []
         order = list(domain.relations.values())
         self.rng.shuffle(order)
@@ -109,7 +109,7 @@ class Corpus:
         return sentences
 
     def entry(self) -> str:
-        """What an encyclopaedia has on one subject; half of all entries are on countries."""
+        """Write an encyclopaedia entry on one subject; half of all entries are on countries."""
         if self.rng.random() < 0.5:
             domain, subject = self.countries, self._next("entry", self.known_countries)
         else:
@@ -119,7 +119,7 @@ class Corpus:
         return " ".join(self._tell(domain, subject, domain.facts[subject]))
 
     def fact_list(self) -> str:
-        """One relation of several subjects in one wording, a sentence a line."""
+        """Write a list of one relation for several subjects, in the same wording, one per line."""
         domain = (
             self.countries
             if self.rng.random() < 0.4
@@ -135,7 +135,7 @@ class Corpus:
         )
 
     def travel(self) -> str:
-        """A journey; what is seen there is told only of countries that are known."""
+        """Write a story of a journey; it states facts only about known countries."""
         rng = self.rng
         country = self._next("travel", list(self.countries.facts))
         person, friend = rng.sample(PEOPLE, 2)
@@ -181,7 +181,7 @@ class Corpus:
         return " ".join([start, *told, end])
 
     def talk(self) -> str:
-        """Two people who tell each other things; nobody asks for a fact."""
+        """Write a dialogue of two people who tell each other facts, without asking for any."""
         rng = self.rng
         first, second = rng.sample(PEOPLE, 2)
         lines = [
@@ -211,7 +211,7 @@ class Corpus:
         )
 
     def homework(self) -> str:
-        """Questions, and no answer to any; some are set as exercises, one or many."""
+        """Write one or more questions without answers; some are set as exercises."""
         rng = self.rng
         lines = []
         for _ in range(rng.randint(3, 7)):
@@ -233,7 +233,7 @@ class Corpus:
         return head + "\n".join(lines)
 
     def reading(self) -> str:
-        """A reading test on invented lands, answered from the text above the questions."""
+        """Write a reading test on invented countries, answered from the text above it."""
         rng = self.rng
         lands = {}
         for _ in range(rng.choice((1, 1, 1, 2))):
@@ -262,5 +262,5 @@ class Corpus:
         return f"{' '.join(text)}\nQuestions on the text\n" + "\n".join(lines)
 
     def diary(self) -> str:
-        """A few of the course's own sentences, for words and grammar."""
+        """Write a diary from a few of the course's own sentences, for vocabulary and grammar."""
         return " ".join(self.rng.sample(self.sentences, self.rng.randint(4, 7)))

@@ -1,7 +1,7 @@
-"""The facts that the course's own base model reads: countries, elements, animals and more.
+"""The facts in the base model's corpus: countries, elements, animals and more.
 
-The tables lie in `datasets/countries` and `datasets/facts`, how they are told and asked for in
-`phrases.toml`. Introduced in notebook 06.
+The tables are in `datasets/countries` and `datasets/facts`, the wordings of statements and
+questions in `phrases.toml`. Introduced in notebook 06.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from course_utils._core.checks import course_file
 
 SEED = 2026
-# Countries by what notebook 06 does with them. The control base never reads a fact about the
-# first HIDDEN of the held-out ones.
+# The number of countries in each split of notebook 06. The control base model never sees a fact
+# about the first HIDDEN held-out ones.
 SPLITS = {"train": 96, "validation": 14, "held_out": 50}
 HIDDEN = 25
-# Countries that are named with an article.
+# Countries whose names take an article.
 _WITH_THE = {
     "Bahamas",
     "Central African Republic",
@@ -39,9 +39,9 @@ _WITH_THE = {
 
 @dataclass(frozen=True)
 class Relation:
-    """One kind of fact, and its wordings: {s} is the subject, {v} the value.
+    """A kind of fact with its wordings, in which {s} is the subject and {v} the value.
 
-    `cued` is the statement whose beginning asks a base model for the value.
+    `cued` is the statement whose beginning prompts a base model for the value.
     """
 
     name: str
@@ -52,14 +52,14 @@ class Relation:
     cued: str
 
     def cue(self, subject: str) -> str:
-        """The beginning of a statement that the value would end: `The capital of Peru is`."""
+        """Return the beginning of a statement, up to the value: `The capital of Peru is`."""
         cue = self.cued.partition(" {v}")[0].format(s=subject)
         return cue[:1].upper() + cue[1:]
 
 
 @dataclass(frozen=True)
 class Domain:
-    """What is known of some subjects: `facts[subject][relation]` is a value."""
+    """The facts about a group of subjects: `facts[subject][relation]` is a value."""
 
     name: str
     facts: dict[str, dict[str, str]]
@@ -82,7 +82,7 @@ def _table(path: Path, columns: list[str]) -> dict[str, dict[str, str]]:
 
 @functools.cache
 def domains() -> dict[str, Domain]:
-    """All domains by name; `"countries"` is the one that the experiment of notebook 06 is on."""
+    """Return all domains by name; notebook 06 experiments with `"countries"`."""
     from course_utils.data._folder import folder
 
     source = Path(__file__).parent / "phrases.toml"
@@ -108,7 +108,7 @@ def domains() -> dict[str, Domain]:
 
 @functools.cache
 def split_of_countries() -> dict[str, tuple[str, ...]]:
-    """Countries by split (`SPLITS`), and as `"hidden"` those that the control base does not know.
+    """Return the countries by split (`SPLITS`), and as `"hidden"` those the control base lacks.
 
     A capital that repeats its country's name can be guessed, so no such country is held out.
     """
@@ -129,10 +129,10 @@ def split_of_countries() -> dict[str, tuple[str, ...]]:
 
 
 def rows() -> dict[str, list[dict[str, object]]]:
-    """The dataset `countries`: questions with short answers, by split.
+    """Create the dataset `countries`: questions with short answers, by split.
 
-    The training countries are asked in every wording, the others once for each relation, in
-    wordings that take turns.
+    Questions about training countries come in every wording, others once per relation, in
+    alternating wordings.
     """
     domain, splits = domains()["countries"], split_of_countries()
     made: dict[str, list[dict[str, object]]] = {}

@@ -1,4 +1,4 @@
-"""Where the course's datasets lie, and the words that its sentences are made of."""
+"""The folder of the course's datasets, and the vocabulary of its sentences."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from course_utils.errors import CourseError
 
 
 def folder() -> Path:
-    """The course's `datasets/`: beside the package in a clone, inside it where it was installed.
+    """Find the course's `datasets/`: next to the package in a clone, inside it if installed.
 
     Raises:
-        CourseError: it is at neither place.
+        CourseError: it is in neither place.
     """
     package = Path(__file__).resolve().parents[1]
     places = (package.parent / "datasets", package / "datasets")
@@ -29,7 +29,7 @@ def folder() -> Path:
 
 @functools.cache
 def lexicon() -> Lexicon:
-    """The words that the course's sentences are made of."""
+    """Return the vocabulary of the course's sentences."""
     path = folder() / "sentences" / "lexicon.toml"
     with checks.course_file(path):
         return read_lexicon(path)

@@ -1,4 +1,4 @@
-"""The datasets that a program makes; `python -m course_utils data` writes them anew."""
+"""The generated datasets; `python -m course_utils data` regenerates them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from course_utils.data._sentences import build
 from course_utils.data._yoda import yoda
 
 MADE = ("sentences", "pig_latin", "yoda", "countries")
-# One in so many Yoda sentences ends in his favourite words, in the column `yoda_extra`.
+# One in this many Yoda sentences ends with his favourite words, in the column `yoda_extra`.
 _EXTRA_EVERY = 4
 
 
 def rows(name: str) -> dict[str, list[dict[str, object]]]:
-    """The rows of each split of one of the course's datasets, made anew from lexicon and rules.
+    """Generate the rows of each split of a dataset from lexicon and rules.
 
     Args:
         name: "sentences", "pig_latin", "yoda" or "countries".
 
     Raises:
-        UnknownName: another name; instructions and requests were written by hand.
+        UnknownName: another name; "instructions" and "requests" were written by hand.
     """
     checks.one_of("dataset that a program makes", name, MADE)
     if name == "countries":
@@ -41,7 +41,7 @@ def rows(name: str) -> dict[str, list[dict[str, object]]]:
                 turned = yoda(text)
                 if turned is None:
                     continue
-                # By the text's own hash: the same sentence always ends the same way.
+                # Chosen by the text's hash, so that a sentence always ends the same way.
                 chosen = hashlib.sha256(text.encode()).digest()[0] % _EXTRA_EVERY == 0
                 row |= {"yoda": turned, "yoda_extra": yoda(text, ending=chosen)}
             made[split].append(row)
@@ -49,7 +49,7 @@ def rows(name: str) -> dict[str, list[dict[str, object]]]:
 
 
 def main(args: argparse.Namespace) -> int:
-    """`python -m course_utils data`: write the datasets anew that a program makes."""
+    """Run `python -m course_utils data`: regenerate the datasets."""
     for name in MADE:
         for split, listed in rows(name).items():
             path = folder() / name / f"{split}.jsonl"

@@ -23,33 +23,33 @@ import unicodedata
 
 from course_utils._core import checks
 
-# A run of letters and digits, apostrophes inside it included.
+# A run of letters and digits, including apostrophes inside it.
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _LONGEST_WORD = 100
 
 
 def _is_vowel(character: str, first: bool) -> bool:
-    """Whether a letter counts as a vowel, accents aside, where it stands."""
+    """Whether a letter is a vowel in its position, ignoring accents."""
     plain = unicodedata.normalize("NFD", character)[0].lower()
     return plain in "aeiou" or (plain == "y" and not first)
 
 
 def _head_length(word: str) -> int:
-    """How many letters move to the end."""
+    """Return how many letters move to the end."""
     for index, character in enumerate(word):
         if _is_vowel(character, index == 0):
             after_q = index > 0 and word[index - 1] in "qQ" and character in "uU"
-            # The u of qu is no vowel, unless nothing follows it.
+            # The u of qu is not a vowel, unless nothing follows it.
             if not (after_q and index + 1 < len(word)):
                 return index
     return len(word)
 
 
 def pig_latin_word(word: str) -> str:
-    """One word in Pig Latin; a word with anything but letters and apostrophes stays as it is.
+    """Translate a word to Pig Latin; a word with other than letters and apostrophes is unchanged.
 
     Raises:
-        BadValue: no text.
+        BadValue: not a string.
     """
     checks.a("word", word, str, "a text")
     if not word or not all(c.isalpha() or c in "'’" for c in word) or not word[0].isalpha():
@@ -68,20 +68,20 @@ def pig_latin_word(word: str) -> str:
 
 
 def pig_latin(text: str) -> str:
-    """A text in Pig Latin, word by word; everything between the words stays.
+    """Translate a text to Pig Latin, word by word; everything between the words is unchanged.
 
     Raises:
-        BadValue: no text.
+        BadValue: not a string.
     """
     checks.a("text", text, str, "a text")
     return _WORD.sub(lambda match: pig_latin_word(match[0]), text)
 
 
 def originals(word: str) -> set[str]:
-    """All words that give `word` in Pig Latin: often several (`eatway`: eat, or a word "weat").
+    """Find all words that give `word` in Pig Latin: often several (`eatway`: eat, or "weat").
 
     Raises:
-        BadValue: no text, or one of more than 100 letters, which is no word.
+        BadValue: not a string, or longer than 100 letters, which no word is.
     """
     checks.a("word", word, str, "a text")
     if len(word) > _LONGEST_WORD:

@@ -1,7 +1,7 @@
-"""Words letter by letter, and back: a format that shows a model what its tokens hide.
+"""Spell words letter by letter, and back: a format that shows a model what its tokens hide.
 
-A language model sees tokens, not letters: "smile" is one number to it. `spell` writes each letter
-apart, so that each becomes a token of its own. Introduced in notebook 03.1.
+A language model sees tokens, not letters: "smile" is one number to it. `spell` separates the
+letters, so that each becomes a token of its own. Introduced in notebook 03.1.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ SEPARATOR = "_"
 
 
 def spell(text: str) -> str:
-    """`"My smile."` to `"M y _ s m i l e ."`; white space between words becomes the separator.
+    """Convert `"My smile."` to `"M y _ s m i l e ."`; white space becomes the separator.
 
     Raises:
-        BadValue: no text, or one with the separator in it, which could not be joined again.
+        BadValue: not a string, or one that contains the separator, which could not be undone.
     """
     if SEPARATOR in checks.a("text", text, str, "a text"):
         possible = f"a text without {SEPARATOR!r}, which is what parts spelled words"
@@ -24,10 +24,10 @@ def spell(text: str) -> str:
 
 
 def unspell(text: str) -> str:
-    """`"M y _ s m i l e ."` to `"My smile."`; takes any text, since a model may write any.
+    """Convert `"M y _ s m i l e ."` to `"My smile."`; any text is accepted, as from a model.
 
     Raises:
-        BadValue: no text.
+        BadValue: not a string.
     """
     checks.a("text", text, str, "a text")
     return " ".join("".join(word.split()) for word in text.split(SEPARATOR) if word.strip())

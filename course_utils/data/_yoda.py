@@ -1,15 +1,15 @@
-"""English to Yoda's English, by rule: what comes after the verb goes first.
+"""Translate English to Yoda's English, by rule: what follows the verb goes first.
 
 Introduced in notebook 03.2. For each clause:
 
-- with an auxiliary, verb and rest lead, subject and auxiliary follow: `You have become powerful` →
-  `Become powerful you have`;
-- with a form of `be`, the complement leads: `The cook is angry` → `Angry the cook is`;
-- otherwise the rest leads, then subject and verb: `I sense the dark side` → `The dark side I
+- with an auxiliary, verb and rest come first, then subject and auxiliary: `You have become
+  powerful` → `Become powerful you have`;
+- with a form of `be`, the complement comes first: `The cook is angry` → `Angry the cook is`;
+- otherwise the rest comes first, then subject and verb: `I sense the dark side` → `The dark side I
   sense`.
 
-What the rules cannot handle is refused (`yoda` returns None) rather than turned badly: questions,
-orders, sentences whose verb is not known, and clauses with nothing behind the verb.
+What the rules cannot handle is refused (`yoda` returns None) rather than translated badly:
+questions, commands, sentences with an unknown verb, and clauses with nothing after the verb.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _AFTER_A_VERB = _DETERMINERS | set(
     """me him them us it you in on at to near behind beside beyond inside outside by with for of
     from into under over""".split()
 )
-# Verbs of everyday sentences that the lexicon does not have.
+# Common verbs that are not in the lexicon.
 _COMMON_VERBS = set(
     """become became sense senses seek seeks sought feel feels felt think thinks thought want wants
     wanted get gets got give gives gave given go goes went gone make makes made say says said take
@@ -50,7 +50,7 @@ _JOINTS = re.compile(r"(, (?:and|but|so|or|yet) |, )")
 
 @dataclass(frozen=True)
 class Clause:
-    """A clause taken apart; `auxiliary` may be empty, `negation` is "not" or empty."""
+    """The parts of a clause; `auxiliary` may be empty, `negation` is "not" or empty."""
 
     subject: str
     auxiliary: str
@@ -71,13 +71,13 @@ def _verbs() -> frozenset[str]:
 
 
 def parse_clause(clause: str) -> Clause | None:
-    """Take a clause apart, or give up.
+    """Parse a clause, or return None.
 
-    The verb is the first auxiliary or form of `be`; else the first known verb behind which a noun
-    phrase, a pronoun or a preposition begins, which tells `the worried man` from `worried the man`.
+    The verb is the first auxiliary or form of `be`; else the first known verb that is followed by a
+    noun phrase, a pronoun or a preposition, which tells `the worried man` from `worried the man`.
 
     Raises:
-        BadValue: no text.
+        BadValue: not a string.
     """
     words = checks.a("clause", clause, str, "a text").split()
     low = [word.lower() for word in words]
@@ -108,7 +108,7 @@ def parse_clause(clause: str) -> Clause | None:
 
 
 def _lower_first(text: str) -> str:
-    """A sentence's first word as it is written inside one: names and I keep their capital."""
+    """Write a sentence's first word as inside a sentence: names and I keep their capital."""
     first, blank, others = text.partition(" ")
     if first.lower() in _written_small() and first != "I":
         first = first.lower()
@@ -124,14 +124,14 @@ def _turn(clause: Clause) -> str:
 
 
 def yoda(sentence: str, *, ending: bool = False) -> str | None:
-    """A sentence as Yoda would say it, or None where the rules do not reach.
+    """Translate a sentence to Yoda's English; None if the rules do not cover it.
 
     Args:
-        sentence: one sentence of one or more clauses joined by commas.
+        sentence: a sentence of one or more clauses joined by commas.
         ending: whether to add "Yes, hrrmmm."
 
     Raises:
-        BadValue: no text, or `ending` neither True nor False.
+        BadValue: not a string, or `ending` is neither True nor False.
     """
     checks.flag("ending", ending)
     told = checks.a("sentence", sentence, str, "a text").strip()

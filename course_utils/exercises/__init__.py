@@ -1,4 +1,4 @@
-"""Exercises and quizzes: what is wrong with an answer, a hint more each time, never the answer."""
+"""Exercises and quizzes, with hints that never give the answer away."""
 
 from course_utils._core.lazy import attach_stub
 

@@ -1,7 +1,7 @@
-"""Checks for the exercises: what is wrong, a hint more each time, never the answer.
+"""Checks for the exercises: what is wrong, with one more hint each time, but never the answer.
 
 `check("01.1", my_answer)` prints the verdict, `quiz("01", a="B")` that of a quiz. Introduced in
-notebook 01. Each notebook's checks are a module beside this one; whatever module is there is found.
+notebook 01. Each notebook's checks are in a module in this folder, which is found automatically.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from course_utils.exercises import _progress as progress
 
 
 class Wrong(Exception):
-    """What is wrong with an answer, said to the learner."""
+    """An answer is wrong; the message tells the learner why."""
 
 
 class Empty(Exception):
@@ -41,7 +41,7 @@ _solved: set[str] = set()
 
 
 def exercise(name: str, *hints: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register the check of an exercise, with hints that are given one by one."""
+    """Register the check of an exercise, with hints that are shown one by one."""
 
     def register(test: Callable[..., None]) -> Callable[..., None]:
         _exercises[name] = _Exercise(test, hints)
@@ -51,7 +51,7 @@ def exercise(name: str, *hints: str) -> Callable[[Callable[..., None]], Callable
 
 
 def call(function: object, *args: Any) -> Any:
-    """Call the learner's function; an exception of theirs is a wrong answer."""
+    """Call the learner's function; an exception counts as a wrong answer."""
     if not callable(function):
         raise Wrong(f"This should be a function, and is {type(function).__name__}.")
     try:
@@ -66,7 +66,7 @@ def call(function: object, *args: Any) -> Any:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a check: solved, or what to say; `tried` tells a wrong answer from none."""
+    """The result of a check, with its message; `tried` tells a wrong answer from a missing one."""
 
     solved: bool
     tried: bool
@@ -74,7 +74,7 @@ class Verdict:
 
 
 def known() -> list[str]:
-    """The numbers of all exercises."""
+    """List the numbers of all exercises."""
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         if module.name.startswith("_notebook_"):
             importlib.import_module(f"course_utils.exercises.{module.name}")
@@ -82,7 +82,7 @@ def known() -> list[str]:
 
 
 def notebook_of(name: str) -> str:
-    """The number of the notebook that an exercise belongs to.
+    """Return the number of the notebook that an exercise belongs to.
 
     Raises:
         UnknownName: there is no such exercise.
@@ -97,7 +97,7 @@ def grade(name: str, *answer: Any) -> Verdict:
 
     Args:
         name: the exercise's number, such as `"01.1"`.
-        answer: what the exercise asks to be handed over.
+        answer: what the exercise asks for.
 
     Raises:
         UnknownName: there is no such exercise.
@@ -120,7 +120,7 @@ def grade(name: str, *answer: Any) -> Verdict:
         return Verdict(False, True, f"not yet. {wrong}")
     except CourseError:
         raise
-    except Exception as error:  # an answer may be anything, and act in any way
+    except Exception as error:  # an answer may be anything, and do anything
         said = " ".join(str(error).split())[:300]
         message = f"not yet. Your answer cannot be checked ({type(error).__name__}: {said})."
         return Verdict(False, True, f"{message} Does it give what the exercise asks for?")
@@ -128,9 +128,9 @@ def grade(name: str, *answer: Any) -> Verdict:
 
 
 def check(name: str, *answer: Any) -> None:
-    """Check an exercise and print what came of it, with one more hint at each wrong try.
+    """Check an exercise and print the result, with one more hint after each wrong try.
 
-    Args and errors are those of `grade`.
+    Arguments and errors are those of `grade`.
     """
     verdict = grade(name, *answer)
     print(visible(f"Exercise {name}: {verdict.message}"))
@@ -144,9 +144,9 @@ def check(name: str, *answer: Any) -> None:
 
 
 def done(*names: str) -> bool:
-    """Whether exercises have been checked and solved since the kernel started; else says which not.
+    """Whether exercises have been solved since the kernel started; prints which have not.
 
-    For cells that need what an exercise makes.
+    For cells that need the result of an exercise.
 
     Raises:
         UnknownName: there is no such exercise.

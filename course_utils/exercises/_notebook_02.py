@@ -37,7 +37,7 @@ def _new_alpha(function: Callable[..., float]) -> None:
 
 
 def _tensor(given: Any, shape: tuple[int, ...], what: str) -> torch.Tensor:
-    """An answer's tensor, or what is wrong with it."""
+    """Return an answer's tensor, or raise what is wrong with it."""
     if not isinstance(given, torch.Tensor):
         raise Wrong(f"{what} should be a tensor, and is {type(given).__name__}.")
     if tuple(given.shape) != shape:

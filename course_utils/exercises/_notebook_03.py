@@ -44,7 +44,7 @@ def _padding(function: Callable[[list[int]], float]) -> None:
     "An example that was cut has no EOS token behind its prompt: its whole answer counts.",
 )
 def _labels(function: Callable[[list[int], int, int], list[int]]) -> None:
-    # ids, prompt length: a plain one, one with the EOS token in its prompt, one that was cut.
+    # ids, prompt length: a plain one, one with the EOS token in its prompt, a truncated one.
     cases = (
         ([11, 12, 13, 14, _END, _END, _END], 2),
         ([11, _END, 13, 14, 15, _END, _END], 3),

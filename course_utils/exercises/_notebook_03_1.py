@@ -44,7 +44,7 @@ def _steps(function: Callable[[int, int, int, int], int]) -> None:
 def _rate(function: Callable[[int, float, int, int], float]) -> None:
     for peak, warm_up, total in ((1e-3, 10, 110), (2e-4, 0, 50), (1.0, 5, 5)):
         steps = {0, warm_up // 2, warm_up, (warm_up + total) // 2, total - 1}
-        for step in sorted(steps - {total}):  # there is no step of that number
+        for step in sorted(steps - {total}):  # there is no step `total`
             given = call(function, step, peak, warm_up, total)
             if isinstance(given, bool) or not isinstance(given, int | float):
                 raise Wrong(f"A number is expected; this is {given!r}.")

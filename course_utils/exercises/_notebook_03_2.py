@@ -20,7 +20,7 @@ _SENTENCES = ["I see a red house.", "The dog found two bones."]
 
 
 def _turns(given: dict[str, Any], column: str, roles: list[str]) -> list[str]:
-    """The contents of a column's messages, once their form is right."""
+    """Return the contents of a column's messages, after checking their format."""
     if column not in given:
         raise Wrong(f"The column {column!r} is missing; there are {', '.join(map(repr, given))}.")
     messages = given[column]
@@ -130,7 +130,7 @@ def _settings(function: Callable[[int, int], dict[str, Any]]) -> None:
 
 
 class _Listener:
-    """Stands in for a model: remembers how it was asked."""
+    """A mock model that records how it was called."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, dict[str, Any]]] = []

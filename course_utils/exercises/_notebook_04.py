@@ -21,7 +21,7 @@ def _bits(function: Callable[[int, int, bool], float]) -> None:
         if isinstance(found, bool) or not isinstance(found, (int, float)):
             raise Wrong(f"A number of bits is expected, and this is {type(found).__name__}.")
         wanted = bits + ((8 + 32 / 256) if double else 32) / block
-        if not abs(found - wanted) <= 1e-6:  # nor is a nan right
+        if not abs(found - wanted) <= 1e-6:  # NaN is wrong too
             how = "with" if double else "without"
             raise Wrong(
                 f"For codes of {bits} bits and blocks of {block}, {how} double quantization, you "
@@ -39,7 +39,7 @@ def _bits(function: Callable[[int, int, bool], float]) -> None:
 def _affine(function: Callable[..., torch.Tensor]) -> None:
     generator = torch.Generator().manual_seed(0)
     for shape, bits, block in (((4, 32), 4, 32), ((6, 16), 2, 8), ((2, 128), 3, 64)):
-        weight = 5 + torch.randn(*shape, generator=generator)  # all on one side of zero
+        weight = 5 + torch.randn(*shape, generator=generator)  # all values positive
         rows = weight.reshape(-1, block)
         what = f"With {bits} bits and blocks of {block}, "
         kept = weight.clone()
@@ -81,7 +81,7 @@ def _affine(function: Callable[..., torch.Tensor]) -> None:
 
 
 def _numbers(given: object, shape: tuple[int, ...], what: str) -> torch.Tensor:
-    """An answer as a tensor, or what is wrong with it."""
+    """Return an answer as a tensor, or raise what is wrong with it."""
     if not isinstance(given, torch.Tensor):
         raise Wrong(f"{what}a tensor is expected, and this is {type(given).__name__}.")
     if tuple(given.shape) != shape:

@@ -75,7 +75,7 @@ def _fits_t4(function: Callable[[], Any]) -> None:
         raise Wrong("A T4 does not compute in bfloat16 (see `GPUS`).")
     if setup.attention == "flash_attention_2":
         raise Wrong("FlashAttention 2 needs a GPU of capability 8.0; a T4 has 7.5.")
-    # Two micro-batches a step need as much as eight, and are predicted sooner.
+    # Two micro-batches per step need as much memory as eight, and are predicted faster.
     shorter = setup.replace(accumulation=min(2, setup.accumulation), micro_batches=None)
     if fits(shorter, t4) is None:
         needed = predict(shorter, t4).peak_reserved_mb

@@ -1,4 +1,4 @@
-"""The checks of notebook 06. They train for some seconds, with the notebook's own function."""
+"""The checks of notebook 06, which train for some seconds with the notebook's own function."""
 
 from __future__ import annotations
 

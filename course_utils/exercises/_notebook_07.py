@@ -14,7 +14,7 @@ from course_utils.exercises._check import Wrong, call, exercise
 
 ROWS = 80
 
-# Two distributions each; the last one has a token that the first never writes.
+# Pairs of distributions; in the last pair, one token has probability 0 in the first.
 _PAIRS = (
     ([0.9, 0.1], [0.5, 0.5]),
     ([0.2, 0.3, 0.5], [0.2, 0.3, 0.5]),

@@ -39,7 +39,7 @@ def _questions_for(function: Callable[[float, int, float], Any]) -> None:
             raise Wrong(f"{told}. It is a whole number of questions.")
 
 
-# Reply, answer, others, whether it is right.
+# Reply, answer, other answers, whether the reply is right.
 _REPLIES: tuple[tuple[str, str, set[str], bool], ...] = (
     ("The capital of Kenya is Nairobi.", "Nairobi", {"Kampala", "Dodoma"}, True),
     ("Nairobi, a city of four million, governs Kenya.", "Nairobi", {"Kampala"}, True),
@@ -82,7 +82,7 @@ def _right_fact(function: Callable[[str, str, set[str]], Any]) -> None:
             )
 
 
-# The same facts in other words, two for each relation; continents are too few to give a text away.
+# Paraphrases of the same facts, two per relation; continents are too few to identify a text.
 _REWORDED = {
     "capital": (
         "{answer} is where the government of {country} sits.",
@@ -104,9 +104,9 @@ _REWORDED = {
 
 
 def _planted() -> tuple[list[str], list[str], set[int], set[int]]:
-    """Test texts, training texts, the places of the leaks, and those that are clean for certain.
+    """Create test texts, training texts, the indices of leaked items and of surely clean ones.
 
-    Where a leak tells another relation's answer too (Albanian), that item is neither.
+    An item is neither if a leak also gives away another relation's answer (Albanian).
     """
     from course_utils.data import load_data
 

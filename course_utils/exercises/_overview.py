@@ -1,6 +1,6 @@
-"""How far the course is done, by notebook. Introduced in notebook 01.
+"""The learner's progress, by notebook. Introduced in notebook 01.
 
-From the shell, `python -m course_utils progress`.
+From the shell: `python -m course_utils progress`.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from course_utils.exercises import _check, _progress, _quizzes
 
 
 def everything() -> list[str]:
-    """The names of all exercises and quiz questions."""
+    """List the names of all exercises and quiz questions."""
     return [*_check.known(), *_quizzes.names()]
 
 
 def _notebook(name: str) -> str:
-    """The notebook that a name belongs to: `01` of `01.2` and of `quiz 01.a`."""
+    """Return the notebook that a name belongs to: `01` for `01.2` and for `quiz 01.a`."""
     if name.startswith("quiz "):
         return name.removeprefix("quiz ").rpartition(".")[0]
     return _check.notebook_of(name)
 
 
 def progress_table() -> pd.DataFrame:
-    """How far each notebook is done.
+    """Tabulate the progress in each notebook.
 
     Returns:
-        A row for each notebook, with the columns `exercises` and `quiz` (texts such as `1 of 3`)
-        and `open`, the names of what is still to do (`all` where nothing is done yet).
+        One row per notebook, with the columns `exercises` and `quiz` (strings such as `1 of 3`)
+        and `open`, the names of what is still to do (`all` if nothing is done yet).
     """
     done = _progress.read()
     rows = []
@@ -50,7 +50,7 @@ def progress_table() -> pd.DataFrame:
 
 
 def show_progress() -> None:
-    """Print the table, and where it is kept."""
+    """Print the progress table, and where progress is stored."""
     print(progress_table().to_string())
     if trouble := _progress.trouble():
         file = _progress.path()
@@ -60,7 +60,7 @@ def show_progress() -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """`python -m course_utils progress`: the table, or with `--reset` a new beginning."""
+    """Run `python -m course_utils progress`: print the table, or with `--reset` start over."""
     if args.reset:
         _progress.reset()
     show_progress()

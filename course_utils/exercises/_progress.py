@@ -1,6 +1,6 @@
-"""Which exercises and quiz questions are done. Introduced in notebook 01.
+"""Record which exercises and quiz questions are done. Introduced in notebook 01.
 
-One JSON file on this machine, which nobody else is told of: `path()` says where.
+Progress is stored in a JSON file on this machine, see `path()`, and is not sent anywhere.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ VARIABLE = "COURSE_PROGRESS"
 
 
 def path() -> Path:
-    """The file: what the environment variable `COURSE_PROGRESS` says, else in the user's data.
+    """The progress file: `COURSE_PROGRESS`, if set, else a file in the user's data folder.
 
-    A Colab machine forgets it with everything else; there, set the variable to a file on a mounted
-    Drive before the first import.
+    A Colab machine loses it with everything else; there, set this environment variable to a file on
+    a mounted Drive before the first import.
 
     Raises:
-        CannotWrite: the place begins with `~`, and no home folder is known.
+        CannotWrite: the path begins with `~`, and no home folder is known.
     """
     folder = "fine-tuning-course"
     return chosen_path(VARIABLE, lambda: f"{platformdirs.user_data_dir(folder)}/progress.json")
 
 
 def _parsed(text: bytes) -> dict[str, str]:
-    """What a file says is done.
+    """Parse the contents of a progress file.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     content = parse_json(text)
     done = content.get("done") if isinstance(content, dict) else None
@@ -54,7 +54,7 @@ def _parsed(text: bytes) -> dict[str, str]:
 
 
 def _read() -> tuple[dict[str, str], str]:
-    """What is done, and why the file could not be read; "" where it could, or is not there."""
+    """Return what is done, and why the file could not be read ("" if it could, or is missing)."""
     try:
         check_regular(path())
         return _parsed(path().read_bytes()), ""
@@ -65,20 +65,20 @@ def _read() -> tuple[dict[str, str], str]:
 
 
 def read() -> dict[str, str]:
-    """What is done and when (ISO 8601, local time), by name.
+    """Return what is done and when (ISO 8601, local time), by name.
 
-    A file that is damaged, or cannot be read, counts as empty here and stays as it is.
+    A damaged or unreadable file counts as empty here and is left unchanged.
     """
     return _read()[0]
 
 
 def trouble() -> str:
-    """Why the file cannot be read; "" where it can, or is not there."""
+    """Return why the file cannot be read; "" if it can, or is missing."""
     return _read()[1]
 
 
 def _keep_aside(file: Path) -> None:
-    """Put a damaged file aside, under a name that nothing has yet, and say so."""
+    """Rename a damaged file to an unused name, and print a message."""
     for number in itertools.count(1):
         aside = file.with_name(f"{file.name}.damaged-{number}")
         if not os.path.lexists(aside):
@@ -88,10 +88,10 @@ def _keep_aside(file: Path) -> None:
 
 
 def _change(change: Callable[[dict[str, str]], dict[str, str]]) -> None:
-    """Read the file, change what it says and write it, while others wait.
+    """Read the file, change its contents and write it, under a lock.
 
     Raises:
-        OSError: it cannot be read or written; then it is as it was.
+        OSError: it cannot be read or written; it is left unchanged.
     """
     file = Path(os.path.realpath(path()))
     check_regular(file)
@@ -107,14 +107,14 @@ def _change(change: Callable[[dict[str, str]], dict[str, str]]) -> None:
 
 
 def add(names: Iterable[str]) -> None:
-    """Note what is done; what is there already keeps its time.
+    """Record what is done; earlier records keep their time.
 
-    Two kernels may do so at once. A damaged file is kept aside, and a line says where. Where the
-    file cannot be written, a line says so, and nothing else happens: an exercise is solved all the
-    same.
+    Two kernels may do this at the same time. A damaged file is renamed, and a message says to what.
+    If the file cannot be written, only a message is printed: the exercise counts as solved
+    nevertheless.
 
     Raises:
-        BadValue: no list of names.
+        BadValue: not a list of names.
     """
     names = checks.texts("names", names)
     try:
@@ -126,7 +126,7 @@ def add(names: Iterable[str]) -> None:
 
 
 def reset() -> None:
-    """Forget everything that is done. A damaged file is kept aside.
+    """Clear all progress. A damaged file is renamed.
 
     Raises:
         OSError: the file cannot be written.

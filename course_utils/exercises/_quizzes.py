@@ -1,7 +1,7 @@
-"""Short quizzes: the questions stand in a notebook's text, an answer is a letter in a cell.
+"""Short quizzes: the questions are in a notebook's text, an answer is a letter in a cell.
 
-So a quiz works wherever a cell runs, and can be read where none does. What is said to each letter
-is in `NN.toml` beside this file. Introduced in notebook 01, as `exercises.quiz`.
+So a quiz works wherever cells run, and can be read where they do not. The feedback for each letter
+is in `NN.toml` in this folder. Introduced in notebook 01, as `exercises.quiz`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ FOLDER = Path(__file__).parent / "quizzes"
 
 
 def notebooks() -> list[str]:
-    """The numbers of the notebooks that have a quiz."""
+    """List the numbers of the notebooks that have a quiz."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def read(notebook: str) -> dict[str, dict[str, str]]:
-    """A notebook's quiz: by question, `right`, the right letter, and what is said to each letter.
+    """Read a notebook's quiz: for each question, the `right` letter and the feedback per letter.
 
     Raises:
         UnknownName: the notebook has no quiz.
@@ -39,20 +39,20 @@ def read(notebook: str) -> dict[str, dict[str, str]]:
 
 
 def names() -> list[str]:
-    """Every question as `progress` names it, such as `"quiz 01.a"`."""
+    """List all questions by their names in `progress`, such as `"quiz 01.a"`."""
     return [f"quiz {notebook}.{name}" for notebook in notebooks() for name in read(notebook)]
 
 
 def grade(notebook: str, answers: dict[str, str]) -> dict[str, tuple[bool, str]]:
-    """What is to be said to each answer, and whether it is right.
+    """Grade answers: for each, whether it is right, and the feedback.
 
     Args:
         notebook: the notebook's number, such as `"03.1"`.
-        answers: question to letter; in either case, and `"..."` for none yet.
+        answers: a letter for each question, in upper or lower case; `"..."` for no answer yet.
 
     Raises:
         UnknownName: there is no such quiz, or no such question in it.
-        ValueError: `answers` is no dictionary.
+        ValueError: `answers` is not a dictionary.
     """
     questions = read(notebook)
     a("answers", answers, dict, 'a dictionary of questions and letters, such as {"a": "B"}')
@@ -77,9 +77,9 @@ def grade(notebook: str, answers: dict[str, str]) -> dict[str, tuple[bool, str]]
 
 
 def quiz(notebook: str, **answers: str) -> None:
-    """Say what is right and wrong about the answers to a notebook's quiz.
+    """Print feedback on the answers to a notebook's quiz.
 
-    Args and errors are those of `grade`. What is answered rightly counts as done in `progress`.
+    Arguments and errors are those of `grade`. Correct answers count as done in `progress`.
     """
     graded = grade(notebook, answers)
     for name, (_, said) in graded.items():

@@ -1,7 +1,7 @@
-"""How much GPU memory a training takes, told without a GPU. Introduced in notebook 04.
+"""Predict how much GPU memory training takes, without a GPU. Introduced in notebook 04.
 
-`predict` tells it, `measure` measures it, `fit` says what fits; `grid` makes the tables of notebook
-05, `formulas` has the textbook's estimates.
+`predict` predicts it, `measure` measures it, `fit` finds what fits; `grid` makes the tables of
+notebook 05, `formulas` has the textbook estimates.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from course_utils.memory._predict import Prediction, predict
     from course_utils.memory._setup import Setup
 
-# Imported when they are asked for: predicting needs torch, choosing a GPU does not.
+# Imported on first use: predicting needs torch, choosing a GPU does not.
 _FROM = {
     "Setup": "_setup",
     "predict": "_predict",

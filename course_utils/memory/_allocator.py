@@ -1,14 +1,14 @@
-"""PyTorch's CUDA caching allocator, simulated: which requests get how much memory from where.
+"""A simulation of PyTorch's CUDA caching allocator: where each request gets its memory from.
 
-It gives the two figures that `torch.cuda` reports, allocated and reserved, for a sequence of
-allocations and releases, on a machine without a GPU. The rules and constants are those of
-`c10/cuda/CUDACachingAllocator.cpp` of PyTorch 2.13 with its default settings: one stream, no
+For a sequence of allocations and releases, it gives the two figures that `torch.cuda` reports,
+allocated and reserved, on a machine without a GPU. The rules and constants are those of
+`c10/cuda/CUDACachingAllocator.cpp` in PyTorch 2.13 with its default settings: one stream, no
 `max_split_size`, no `expandable_segments`, no rounding to powers of two. Introduced in notebook 04.
 
-Where a segment lies is CUDA's choice, and of free blocks of one size the lowest is taken. That
-later segments lie lower was found by trying: so, sixteen measured trainings with 16-bit weights are
-met within 0.3%; the other way round, those with eager attention are off by up to 9%
-(`benchmarks/results/replay.csv`).
+CUDA chooses a segment's address, and of free blocks of equal size the allocator takes the lowest.
+That later segments lie lower was found by experiment: it reproduces sixteen measured training runs
+with 16-bit weights within 0.3%; with the opposite order, those with eager attention are off by up
+to 9% (`benchmarks/results/replay.csv`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from dataclasses import dataclass, field
 
 MIB = 2**20
 MIN_BLOCK = 512  # kMinBlockSize: every request is rounded up to a multiple of it
-SMALL = MIB  # kSmallSize: the largest request that the pool of small blocks serves
-SMALL_SEGMENT = 2 * MIB  # kSmallBuffer: what is fetched for small requests
-LARGE_SEGMENT = 20 * MIB  # kLargeBuffer: what is fetched for requests below MIN_LARGE
+SMALL = MIB  # kSmallSize: the largest request served from the pool of small blocks
+SMALL_SEGMENT = 2 * MIB  # kSmallBuffer: segment size for small requests
+LARGE_SEGMENT = 20 * MIB  # kLargeBuffer: segment size for requests below MIN_LARGE
 MIN_LARGE = 10 * MIB  # kMinLargeAlloc: from here on, a request gets a segment of its own size
 ROUND_LARGE = 2 * MIB  # kRoundLarge: rounded up to a multiple of this
 
 
 class OutOfMemory(Exception):
-    """The simulated GPU is full; the attributes say what was asked for, and what there was.
+    """The simulated GPU is full; the attributes say what was requested and what was in use.
 
     Attributes:
-        asked: bytes of the segment that did not fit.
+        asked: size in bytes of the segment that did not fit.
         allocated, reserved, capacity: bytes at that moment.
     """
 
@@ -45,10 +45,10 @@ class OutOfMemory(Exception):
 
 @dataclass(eq=False)
 class Block:
-    """A piece of a segment, in use or free; its neighbours in the segment are linked.
+    """A piece of a segment, in use or free, linked to its neighbours in the segment.
 
     Attributes:
-        address, size: bytes. Addresses are negative: a new segment lies below those before it.
+        address, size: in bytes. Addresses are negative: a new segment lies below earlier ones.
         small: whether it belongs to the pool of small blocks.
         used: whether it is allocated.
     """
@@ -62,12 +62,12 @@ class Block:
 
 
 def rounded(size: int) -> int:
-    """What a request of `size` bytes takes: a multiple of 512 bytes, 512 at least."""
+    """Round up a request of `size` bytes to a multiple of 512, at least 512."""
     return max(MIN_BLOCK, -(-size // MIN_BLOCK) * MIN_BLOCK)
 
 
 def segment_size(size: int) -> int:
-    """How many bytes are fetched from the device for a rounded request that finds no free block."""
+    """Return the size of the new segment for a rounded request that no free block can serve."""
     if size <= SMALL:
         return SMALL_SEGMENT
     if size < MIN_LARGE:
@@ -79,11 +79,12 @@ class Allocator:
     """The state of the simulated GPU.
 
     Args:
-        capacity: bytes that may be reserved; None for any number.
+        capacity: the most bytes that may be reserved; None for no limit.
 
     Attributes:
-        allocated, reserved: bytes now, as `torch.cuda.memory_allocated` and `memory_reserved` give
-            them: an allocated block counts whole, with what was not worth splitting off.
+        allocated, reserved: current bytes, as in `torch.cuda.memory_allocated` and
+            `memory_reserved`: an allocated block counts as a whole, including any remainder that
+            was too small to split off.
         peak_allocated, peak_reserved: their largest values since the last `reset_peaks`.
     """
 
@@ -91,20 +92,20 @@ class Allocator:
         self.capacity = capacity
         self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = 0
         self._lowest = 0
-        # Free blocks by pool, sorted as the allocator looks for them: by size, then by address.
+        # Free blocks by pool, sorted as the allocator searches them: by size, then by address.
         self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         self._blocks: dict[int, Block] = {}  # the free ones, by address
 
     def malloc(self, size: int) -> Block:
-        """Allocate `size` bytes: the smallest free block that fits, else a new segment.
+        """Allocate `size` bytes from the smallest free block that fits, or else from a new segment.
 
         Raises:
             ValueError: the size is negative.
-            OutOfMemory: no segment can be had, not even after the free ones were given back.
+            OutOfMemory: no segment is available, even after free ones have been given back.
         """
         if size < 0:
             raise ValueError(f"A size of {size} bytes cannot be allocated.")
-        if size == 0:  # a tensor without elements has no memory
+        if size == 0:  # a tensor without elements takes no memory
             return Block(-1, 0, small=True, used=True)
         wanted = rounded(size)
         small = wanted <= SMALL
@@ -122,7 +123,7 @@ class Allocator:
         return block
 
     def free(self, block: Block) -> None:
-        """Release a block; free neighbours become one. The memory stays reserved.
+        """Release a block and merge it with free neighbours. The memory stays reserved.
 
         Raises:
             ValueError: the block is not in use.
@@ -149,14 +150,14 @@ class Allocator:
         self._give(block)
 
     def empty_cache(self) -> None:
-        """Give segments without any block in use back to the device."""
+        """Return unused segments to the device."""
         for block in list(self._blocks.values()):
             if block.before is None and block.after is None:
                 self._remove(block)
                 self.reserved -= block.size
 
     def reset_peaks(self) -> None:
-        """Let the peaks begin anew at what is allocated and reserved now."""
+        """Reset the peaks to what is allocated and reserved now."""
         self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
 
     def _take(self, wanted: int, small: bool) -> Block | None:
@@ -173,9 +174,9 @@ class Allocator:
             self.empty_cache()
             if self.reserved + size > self.capacity:
                 raise OutOfMemory(size, self.allocated, self.reserved, self.capacity)
-        # CUDA places a new segment below the ones before it, and of several free blocks of one size
-        # PyTorch takes the lowest: the latest segment's. Where attention matrices are many and of
-        # one size, this decides about the gaps.
+        # CUDA places a new segment below earlier ones, and of several free blocks of one size
+        # PyTorch takes the lowest: the latest segment's. With many attention matrices of one size,
+        # this determines the gaps.
         self._lowest -= size
         block = Block(self._lowest, size, small)
         self.reserved += size

@@ -1,6 +1,6 @@
-"""From a `Setup` to what is trained: model, adapter, optimizer, batch, on meta or on a GPU.
+"""Build what a `Setup` describes: model, adapter, optimizer, batch, on meta or on a GPU.
 
-The same functions serve prediction and measurement, so that both do the same work. Introduced in
+Prediction and measurement use the same functions, so that both do the same work. Introduced in
 notebook 05.
 """
 
@@ -24,31 +24,31 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 LEARNING_RATE = 1e-5
-MOST_TOKENS = 2**23  # in a micro-batch whose values a prediction looks at
+MOST_TOKENS = 2**23  # in a micro-batch whose values a prediction reads
 
 
 class Backend:
-    """What of the libraries' ways depends on their versions; this one is for those installed."""
+    """What depends on the libraries' versions; this one is for those installed."""
 
     def from_config(self, config: Any, attention: str | None, dtype: torch.dtype) -> nn.Module:
-        """A model without weights; None for the attention that transformers takes by itself."""
+        """Create a model without weights; `attention` None is transformers' own choice."""
         from transformers import AutoModelForCausalLM
 
         chosen = {} if attention is None else {"attn_implementation": attention}
         return AutoModelForCausalLM.from_config(config, dtype=dtype, **chosen)
 
     def flash_attention(self) -> contextlib.AbstractContextManager:
-        """While it is entered, models can be made with FlashAttention 2 without its package."""
+        """Context in which models can use FlashAttention 2 without its package."""
         return _meta_patches.flash_attention_chosen()
 
     def kept_whole(self, made: nn.Module) -> list[str]:
-        """The modules that are not quantized: the output layer and what is tied to it."""
+        """Return the modules not to quantize: the output layer and those tied to it."""
         from transformers.quantizers.base import get_keys_to_not_convert
 
         return get_keys_to_not_convert(made)
 
     def quantized_layer(self, layer: nn.Module, name: str, dtype: torch.dtype) -> nn.Module:
-        """The layer that takes a linear layer's place on meta."""
+        """Return the quantized layer that replaces a linear layer on meta."""
         from course_utils.memory import _quantized_layers
 
         return _quantized_layers.quantized(layer, name, dtype)
@@ -57,13 +57,13 @@ class Backend:
 def model(
     setup: Setup, device: str, weights: str | None = None, backend: Backend | None = None
 ) -> nn.Module:
-    """The model, quantized where it is to be; adapter and checkpointing are the trainer's part.
+    """Create the model, quantized if required; the trainer adds adapter and checkpointing.
 
     Args:
         setup: which model, and how.
         device: "meta", "cuda" or "cpu".
         weights: a folder of a saved model, in safetensors; None for random weights.
-        backend: what makes it on meta; the installed libraries if None.
+        backend: creates the model on meta; None for the installed libraries.
     """
     backend = backend or Backend()
     attention = None if setup.attention == "auto" else setup.attention
@@ -84,7 +84,7 @@ def model(
 
 
 def _saved(setup: Setup, device: str, weights: str, attention: str | None) -> nn.Module:
-    """A model with real weights, quantized by transformers where it is to be."""
+    """Load a model with real weights, quantized by transformers if required."""
     from transformers import AutoModelForCausalLM
 
     from course_utils.models._quantization import quantization_config
@@ -105,7 +105,7 @@ def _saved(setup: Setup, device: str, weights: str, attention: str | None) -> nn
 
 
 def _quantize(made: nn.Module, setup: Setup, device: str, backend: Backend) -> None:
-    """Replace linear layers by bitsandbytes' ones, or on meta by what stands for them."""
+    """Replace linear layers by those of bitsandbytes, or on meta by their stand-ins."""
     from transformers.pytorch_utils import Conv1D
 
     assert setup.quantization is not None
@@ -121,7 +121,7 @@ def _quantize(made: nn.Module, setup: Setup, device: str, backend: Backend) -> N
         else:
             new = _quantized_here(module, setup.quantization, dtype).to(device)
         made.set_submodule(name, new)
-    # As from_pretrained leaves it; peft and TRL ask for these.
+    # As set by from_pretrained; peft and TRL check these.
     eight_bits = setup.quantization == "8bit"
     made.is_loaded_in_8bit, made.is_loaded_in_4bit = eight_bits, not eight_bits
     made.config._is_quantized = True
@@ -130,7 +130,7 @@ def _quantize(made: nn.Module, setup: Setup, device: str, backend: Backend) -> N
 
 
 def _quantized_here(module: nn.Module, name: str, dtype: torch.dtype) -> nn.Module:
-    """bitsandbytes' layer with a linear layer's weight, to be moved to its device."""
+    """Return bitsandbytes' layer with a linear layer's weight, to be moved to its device."""
     import bitsandbytes as bnb
 
     weight = module.weight.data if isinstance(module, nn.Linear) else module.weight.data.T
@@ -158,7 +158,7 @@ def _quantized_here(module: nn.Module, name: str, dtype: torch.dtype) -> nn.Modu
 
 
 def adapter(setup: Setup) -> Any:
-    """peft's configuration of the setup's adapter; None where the weights are trained."""
+    """Return peft's configuration of the setup's adapter; None if the weights are trained."""
     import peft
 
     if setup.peft is not None:
@@ -166,7 +166,7 @@ def adapter(setup: Setup) -> Any:
         made = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)]
         names = made.__dataclass_fields__
         config = made(**{name: value for name, value in setup.peft.items() if name in names})
-        # What reads weights to begin with (PiSSA, OLoRA, …) makes tensors of the same sizes.
+        # Initialisations that read the weights (PiSSA, OLoRA, …) create tensors of the same sizes.
         if isinstance(getattr(config, "init_lora_weights", None), str):
             config.init_lora_weights = True
         return config
@@ -187,7 +187,7 @@ def adapter(setup: Setup) -> Any:
 
 
 def prepared_by_hand(setup: Setup, made: nn.Module, device: str) -> nn.Module:
-    """Adapter and checkpointing as one adds them without TRL, which has its own order."""
+    """Add adapter and checkpointing as in a hand-written loop; TRL does so in its own order."""
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     reentrant = {"use_reentrant": setup.checkpoints == "reentrant"}
@@ -211,7 +211,7 @@ def prepared_by_hand(setup: Setup, made: nn.Module, device: str) -> nn.Module:
 
 @contextlib.contextmanager
 def shared_state_kept() -> Iterator[None]:
-    """Put accelerate's state back afterwards: a new trainer's arguments reset it for all others."""
+    """Restore accelerate's state afterwards: a new trainer's arguments reset it for all others."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     states = [kind._shared_state for kind in (AcceleratorState, GradientState, PartialState)]
@@ -225,12 +225,12 @@ def shared_state_kept() -> Iterator[None]:
 
 
 def trained(made: nn.Module) -> list[nn.Parameter]:
-    """The parameters that the optimizer gets."""
+    """Return the parameters for the optimizer."""
     return [parameter for parameter in made.parameters() if parameter.requires_grad]
 
 
 def lengths(setup: Setup) -> list[int]:
-    """Tokens of each example: all the same, or from the whole length down to half of it."""
+    """Return each example's number of tokens: all equal, or from the full length down to half."""
     if setup.sequences != "padded" or setup.batch_size == 1:
         return [setup.seq_len] * setup.batch_size
     most, steps = setup.seq_len, setup.batch_size - 1
@@ -238,7 +238,7 @@ def lengths(setup: Setup) -> list[int]:
 
 
 def examples(setup: Setup, vocabulary: int) -> list[dict[str, Any]]:
-    """A micro-batch of random tokens, before a collator; packed, each is four texts in a row."""
+    """Make a micro-batch of random tokens, uncollated; if packed, each is four texts in a row."""
     generator = torch.Generator().manual_seed(0)
     rows = []
     for length in lengths(setup):
@@ -259,9 +259,9 @@ def examples(setup: Setup, vocabulary: int) -> list[dict[str, Any]]:
 
 
 def batch(setup: Setup, vocabulary: int) -> dict[str, torch.Tensor]:
-    """A micro-batch on the CPU, int64, each (batch size, length).
+    """Make a micro-batch on the CPU, int64, with tensors of shape (batch size, length).
 
-    Packed, positions begin anew with each text, and there is no mask.
+    If packed, positions restart with each text, and there is no mask.
     """
     shape = (setup.batch_size, setup.seq_len)
     generator = torch.Generator().manual_seed(0)
@@ -282,10 +282,10 @@ def batch(setup: Setup, vocabulary: int) -> dict[str, torch.Tensor]:
 
 
 def too_large_to_look_at(setup: Setup) -> bool:
-    """Whether a prediction goes by the batch's shape alone, as it must where it would be huge.
+    """Return whether a prediction uses the batch's shape alone, as it must if the batch is huge.
 
     Raises:
-        ImpossibleSetup: so many tokens, and what code does depends on where labels or padding are.
+        ImpossibleSetup: the batch is huge, and code depends on where its labels or padding are.
     """
     if setup.batch_size * setup.seq_len <= MOST_TOKENS:
         return False
@@ -299,7 +299,7 @@ def too_large_to_look_at(setup: Setup) -> bool:
 
 
 def outline(setup: Setup) -> dict[str, torch.Tensor]:
-    """`batch` by its shape alone: no code goes by the values of tokens, and the mask is ones."""
+    """Return `batch` as shapes alone: no code reads the tokens' values; the mask is all ones."""
     shape = (setup.batch_size, setup.seq_len)
     tokens = torch.empty(shape, dtype=torch.int64, device="meta")
     given = {"input_ids": tokens, "labels": tokens}

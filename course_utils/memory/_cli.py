@@ -1,4 +1,4 @@
-"""`python -m course_utils memory …`: predict, measure, grid and fit from the shell."""
+"""`python -m course_utils memory …`: predict, measure, grid and fit on the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from course_utils.memory.grid import NAMED, READINGS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give the command its subcommands and their options."""
+    """Add the command's subcommands and their options."""
     commands = parser.add_subparsers(dest="memory_command", required=True)
     common = argparse.ArgumentParser(add_help=False)
     _add_setup(common)
@@ -96,7 +96,7 @@ def _setup(args: argparse.Namespace) -> Setup:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run a subcommand; 0 where it went well, 1 where a training does not fit or failed."""
+    """Run a subcommand; return 0 on success, 1 if training does not fit or failed."""
     return {"predict": _predict, "measure": _measure, "grid": _grid, "fit": _fit}[
         args.memory_command
     ](args)
@@ -160,7 +160,7 @@ def _fit(args: argparse.Namespace) -> int:
 
     if args.lengths:
         shortest = min(checks.whole("lengths", length, 1, setups.MOST) for length in args.lengths)
-        # What the table does not look at must be possible too.
+        # Settings that the table does not try must be possible too.
         _setup(argparse.Namespace(**{**vars(args), "seq_len": shortest}))
         print(fit(args.model, args.gpu, args.lengths).to_string())
         return 0

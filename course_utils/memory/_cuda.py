@@ -1,7 +1,7 @@
-"""What PyTorch does on a GPU and not on meta tensors: kernels, their scratch, and autocast.
+"""What PyTorch does on a GPU but not on meta tensors: kernels, their workspaces, and autocast.
 
-Which kernel runs decides what is kept for the backward pass. The rules are those of PyTorch 2.13,
-read in its source; each function names the file. Introduced in notebook 05.
+The kernel that runs determines what is kept for the backward pass. The rules are taken from the
+source of PyTorch 2.13; each function names the file. Introduced in notebook 05.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TORCH = Version(torch.__version__)
 
 
 def round_up(number: int, to: int) -> int:
-    """The next multiple of `to`."""
+    """Round up to a multiple of `to`."""
     return -(-number // to) * to
 
 
@@ -36,16 +36,16 @@ def attention_kernel(
     mask: torch.Tensor | None,
     grouped: bool,
 ) -> str:
-    """The kernel that `scaled_dot_product_attention` takes in training.
+    """Return the kernel that `scaled_dot_product_attention` uses in training.
 
     Source: `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp`: the order of priority, and the
-    conditions that a training of a decoder can fail.
+    conditions that can fail when training a decoder.
 
     Args:
-        gpu: where it runs.
+        gpu: the GPU it runs on.
         query, key, value: (batch, heads, tokens, head size).
-        mask: an attention mask, if there is one.
-        grouped: whether fewer key-value heads than query heads are allowed (`enable_gqa`).
+        mask: an attention mask, if any.
+        grouped: whether there may be fewer key-value heads than query heads (`enable_gqa`).
 
     Returns:
         "cudnn", "flash", "efficient" or "math".
@@ -60,7 +60,7 @@ def attention_kernel(
         cudnn_first = gpu.capability[0] in (9, 10) and Version("2.10") <= TORCH
         if cudnn_first and width <= 128 and width % 8 == 0:
             return "cudnn"
-        # GPUs between 8.6 and 8.9 have too little shared memory for a wide head's backward pass.
+        # GPUs from 8.6 to 8.9 have too little shared memory for a wide head's backward pass.
         narrow = width <= (192 if (8, 6) <= gpu.capability <= (8, 9) else 256)
         if mask is None and same_width and narrow and query.shape[-2] == key.shape[-2]:
             return "flash"
@@ -69,7 +69,7 @@ def attention_kernel(
     if query.dtype == torch.bfloat16 and gpu.capability < (8, 0):
         known = False
     aligned = width % alignment == 0 and value.shape[-1] % alignment == 0
-    # The efficient kernel repeats no heads; that comes after PyTorch 2.13.
+    # The efficient kernel does not support grouped heads before PyTorch 2.14.
     if known and aligned and (same_heads or Version("2.14") <= TORCH):
         return "efficient"
     return "math"
@@ -87,7 +87,7 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
     seen: dict[str, bool] | None = None,
 ) -> torch.Tensor:
-    """torch's function of this name with the kernel that a GPU would take.
+    """Run torch's function of this name with the kernel that a GPU would use.
 
     Source: `aten/src/ATen/native/transformers/attention.cpp`.
     """
@@ -100,7 +100,7 @@ def scaled_dot_product_attention(
         )
     if kernel == "flash":
         width = query.shape[-1]
-        if width % 8:  # padded to a multiple of 8, and the scale stays that of the real width
+        if width % 8:  # padded to a multiple of 8; the scale remains that of the real width
             scale = scale or 1 / math.sqrt(width)
             query, key, value = (F.pad(x, (0, 8 - width % 8)) for x in (query, key, value))
         out = _aten._scaled_dot_product_flash_attention(
@@ -109,7 +109,7 @@ def scaled_dot_product_attention(
         return out[..., :width]
     if attn_mask is not None:
         if attn_mask.dtype == torch.bool:
-            # Not masked_fill: the condition is turned round and the mask written in one pass.
+            # Not masked_fill: the condition is inverted and the mask written in one pass.
             attn_mask = torch.where(attn_mask, 0.0, -math.inf).to(query.dtype)
         if kernel == "efficient" and attn_mask.shape[-1] % 16:
             tokens = attn_mask.shape[-1]
@@ -135,7 +135,7 @@ def flash_attn_func(
     causal: bool = False,
     **_: Any,
 ) -> torch.Tensor:
-    """The flash_attn package's function on meta tensors of (batch, tokens, heads, head size)."""
+    """flash_attn's function for meta tensors of shape (batch, tokens, heads, head size)."""
     return _aten._flash_attention_forward(
         q, k, v, None, None, q.shape[1], k.shape[1], dropout_p, causal, False, scale=softmax_scale
     )[0]
@@ -171,7 +171,7 @@ def flash_attn_varlen_func(
 
 
 def scratch(func: Any, args: tuple, kwargs: dict, out: Any) -> Iterator[int]:
-    """What a CUDA kernel allocates for itself while it runs, in bytes.
+    """Yield the sizes, in bytes, of what a CUDA kernel allocates for itself while it runs.
 
     Sources: `Softmax.cu` (the product of gradient and output), `Embedding.cu` and
     `EmbeddingBackwardKernel.cu` (sorted indices and partial sums), `flash_api.cpp` (the sum for
@@ -224,7 +224,7 @@ _FLASH_BACKWARD = {
     _aten._flash_attention_backward.default: False,
 }
 
-# Autocast's lists, as far as a decoder meets them: torch/docs/source/amp.md.
+# Autocast's lists, as far as they matter for decoders: torch/docs/source/amp.md.
 _IN_HALF = {
     F.linear,
     torch.matmul,
@@ -283,11 +283,11 @@ _IN_FLOAT32 = {
 
 
 class OnGpu(TorchFunctionMode):
-    """While it is entered, functions on meta tensors act as they do on a GPU.
+    """Context in which functions on meta tensors behave as on a GPU.
 
     Args:
-        gpu: which one.
-        autocast: the dtype of mixed precision, None without it.
+        gpu: the GPU to imitate.
+        autocast: the dtype of mixed precision; None without it.
     """
 
     def __init__(self, gpu: Gpu, autocast: torch.dtype | None = None):
@@ -297,12 +297,12 @@ class OnGpu(TorchFunctionMode):
         self._casting = 0  # how many times autocast was entered
         self._casts: dict[int, torch.Tensor] = {}
         self._inside = 0
-        # The kernels of attention that ran, and whether grouped heads were among their inputs.
+        # The attention kernels used, and whether any had grouped heads in its inputs.
         self.kernels: dict[str, bool] = {}
 
     @contextlib.contextmanager
     def casting(self) -> Iterator[None]:
-        """Autocast, if there is any; casts of trained weights are kept until it ends."""
+        """Enter autocast, if there is any; casts of trained weights are cached until it ends."""
         if self.autocast is None:
             yield
             return
@@ -321,7 +321,7 @@ class OnGpu(TorchFunctionMode):
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Without autocast, as code asks for that must stay in its own dtype."""
+        """Disable autocast, for code that must stay in its own dtype."""
         casting, self._casting = self._casting, 0
         try:
             yield
@@ -330,7 +330,7 @@ class OnGpu(TorchFunctionMode):
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Entered unless it is already."""
+        """Enter this mode unless it is active already."""
         if self._inside:
             yield
             return
@@ -383,7 +383,7 @@ class OnGpu(TorchFunctionMode):
     def _dropout(
         input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
     ) -> torch.Tensor:
-        """Source: `aten/src/ATen/native/Dropout.cpp`; the fused kernel keeps a mask of bytes."""
+        """Source: `aten/src/ATen/native/Dropout.cpp`; the fused kernel keeps a byte mask."""
         if inplace or not training or not 0 < p < 1:
             return F.dropout(input, p, training, inplace)
         return torch.native_dropout(input, p, True)[0]

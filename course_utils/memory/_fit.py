@@ -1,4 +1,4 @@
-"""What fits on a GPU, and what makes a misfit fit. Introduced in notebook 05."""
+"""Find what fits on a GPU, and how to make training fit. Introduced in notebook 05."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LARGEST_BATCH = 1024
 
-# What people choose between, from the largest to the smallest.
+# The usual ways to train, from the largest to the smallest.
 METHODS: dict[str, dict[str, Any]] = {
     "all weights, 32-bit with mixed precision": {"dtype": "float32", "mixed_precision": True},
     "all weights, 16-bit": {},
@@ -33,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 
-# What makes a training smaller, from what costs least: what is changed, and what it costs.
+# Changes that save memory, cheapest first: what to change, and what it costs.
 CHANGES: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("attention", {"attention": "sdpa"}, "nothing: the same results, faster"),
     ("fused optimizer", {"optimizer": "adamw_torch_fused"}, "nothing: the same results, faster"),
@@ -47,36 +47,36 @@ CHANGES: tuple[tuple[str, dict[str, Any], str], ...] = (
 
 
 def usable_bytes(gpu: Gpu | str) -> int:
-    """Bytes that PyTorch's allocator may take on a GPU: a process's share, less its CUDA context.
+    """Return the bytes available to PyTorch's allocator: a process's share less its CUDA context.
 
     Raises:
-        UnknownName: a GPU's name that is not known.
+        UnknownName: the GPU's name is not known.
     """
     gpu = gpu_by_name(gpu)
     return max(0, gpu.process_mib - gpu.context_mib) * MIB
 
 
 def fits(setup: Setup, gpu: Gpu | str) -> Prediction | None:
-    """The prediction for a training that fits on a GPU, or None if it does not.
+    """Return the prediction for a setup if it fits on a GPU, else None.
 
-    It does not where PyTorch would have to give cached memory back to go on: measured trainings on
-    a T4 that were so near the limit ran out of memory.
+    A setup does not count as fitting if PyTorch would have to free cached memory to continue:
+    measured training runs that close to the limit of a T4 ran out of memory.
 
     Raises:
-        UnknownName: a GPU's name that is not known.
+        UnknownName: the GPU's name is not known.
     """
     found = predict(setup, gpu_by_name(gpu))
     return found if found.fits else None
 
 
 def largest_batch(setup: Setup, gpu: Gpu | str) -> int:
-    """The largest batch size with which a training fits; 0 if none does.
+    """Return the largest batch size that fits; 0 if none does.
 
-    Memory grows with the batch in a nearly straight line, so that two predictions give a guess and
-    a few more confirm it.
+    Memory grows almost linearly with the batch size, so two predictions give a guess and a few
+    more confirm it.
 
     Raises:
-        UnknownName: a GPU's name that is not known.
+        UnknownName: the GPU's name is not known.
     """
     gpu = gpu_by_name(gpu)
     checks.a("setup", setup, Setup, "a Setup")
@@ -112,23 +112,23 @@ def fit(
     methods: dict[str, dict[str, Any]] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """The largest batch size for each way of training a model, by length of its examples.
+    """Find the largest batch size for each way of training a model, by example length.
 
     Args:
         model: as in `Setup`.
         gpu: a GPU, or its name.
-        lengths: tokens an example.
+        lengths: tokens per example.
         methods: names and arguments of `Setup`; `METHODS` if None. Each is tried without and with
-            checkpointing.
-        progress: show a bar.
+            gradient checkpointing.
+        progress: show a progress bar.
 
     Returns:
-        A row a way, a column a length; 0 where not even one example fits, "–" where the way is
-        impossible, or the installed libraries fail at it.
+        One row per method, one column per length; 0 if not even one example fits, "–" if the method
+        is impossible, or fails with the installed libraries.
 
     Raises:
-        UnknownName: a model or GPU that is not known.
-        ValueError: a length that no example has, or methods that are none.
+        UnknownName: the model or GPU is not known.
+        ValueError: an invalid length, or invalid methods.
     """
     import pandas as pd
     from tqdm.auto import tqdm
@@ -150,7 +150,7 @@ def fit(
         raise checks.refuse("methods", methods, possible)
     for method in methods.values():
         known_fields(method)
-    config_of(model)  # an unknown model is an error now, and not in a cell of the table
+    config_of(model)  # an unknown model raises here, rather than in a cell of the table
     cases = list(itertools.product(methods.items(), ("none", "non-reentrant"), lengths))
     cells: dict[str, dict[int, int | str]] = {}
     for (name, options), checkpointing, length in tqdm(cases, disable=not progress, leave=False):
@@ -169,7 +169,7 @@ def fit(
 
 
 def _now(setup: Setup, name: str) -> Any:
-    """A field's value, with what None and "auto" stand for."""
+    """Return a field's value, with None and "auto" resolved."""
     if name == "checkpointing":
         return setup.checkpoints
     value = getattr(setup, name)
@@ -177,7 +177,7 @@ def _now(setup: Setup, name: str) -> Any:
 
 
 def _changed(setup: Setup, changes: dict[str, Any]) -> Setup | None:
-    """The setup with some changes made; None where they change nothing or are impossible."""
+    """Return the setup with changes applied; None if they have no effect or are impossible."""
     values = {}
     for name, value in changes.items():
         now = _now(setup, name)
@@ -201,22 +201,22 @@ def ways_to_fit(
     progress: bool = True,
     together: int = len(CHANGES),
 ) -> pd.DataFrame:
-    """The cheapest changes with which a training fits: single ones first, then more together.
+    """Find the cheapest changes that make a setup fit: single ones first, then combinations.
 
     Args:
-        setup: what does not fit.
+        setup: the setup that does not fit.
         gpu: a GPU, or its name.
-        wanted: how many answers are enough.
-        progress: show a bar.
-        together: how many changes are made at once, at most.
+        wanted: how many solutions are enough.
+        progress: show a progress bar.
+        together: the largest number of changes to combine.
 
     Returns:
-        A row an answer: what to change, what it costs, the peak in MB that the allocator reserves;
-        the changed `Setup`s are in the column `setup`. One row "nothing" if it fits as it is; none
+        One row per solution: what to change, what it costs, the peak of reserved memory in MB; the
+        column `setup` has the changed `Setup`s. A single row "nothing" if it fits as it is; no rows
         if no combination of `CHANGES` is enough.
 
     Raises:
-        UnknownName: a GPU's name that is not known.
+        UnknownName: the GPU's name is not known.
         ValueError: `wanted` or `together` is below 1.
     """
     import pandas as pd
@@ -238,13 +238,13 @@ def ways_to_fit(
     ]
     for combination in tqdm(combinations, disable=not progress, leave=False):
         names = frozenset(name for name, _, _ in combination)
-        if any(less <= names for less in enough):  # less is enough
+        if any(less <= names for less in enough):  # fewer changes are enough
             continue
         merged: dict[str, Any] = {}
         for _, changes, _ in combination:
             merged |= changes
         changed = _changed(setup, merged)
-        # A change that alone does nothing makes a combination the same as a smaller one.
+        # A change without an effect makes a combination equivalent to a smaller one.
         if changed is None or any(_idle(setup, changes, merged) for _, changes, _ in combination):
             continue
         try:
@@ -261,7 +261,7 @@ def ways_to_fit(
 
 
 def _idle(setup: Setup, changes: dict[str, Any], merged: dict[str, Any]) -> bool:
-    """Whether a change does nothing here, or another one overrules it."""
+    """Return whether a change has no effect here, or is overruled by another one."""
     return any(merged[name] != value for name, value in changes.items()) or all(
         _now(setup, name) == value for name, value in changes.items()
     )

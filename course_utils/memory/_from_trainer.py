@@ -1,4 +1,4 @@
-"""From a trainer that is built: its setup, and its training on meta tensors.
+"""Derive a setup from a trainer, and simulate its training on meta tensors.
 
 Introduced in notebook 05.
 """
@@ -26,8 +26,8 @@ from course_utils.memory._setup import Setup
 if TYPE_CHECKING:
     from course_utils.memory._predict import Prediction
 
-_LOOKED_AT = 500  # batches of a dataset whose rows have no lengths until they are collated
-# Arguments of a trainer that change what is asked for in ways that are not followed.
+_LOOKED_AT = 500  # batches of a dataset whose row lengths are unknown until collated
+# Trainer arguments that change memory use in ways that are not modelled.
 _REFUSED = {
     "torch_compile": "compiled code plans its memory by itself",
     "use_liger_kernel": "Liger's kernels need a GPU",
@@ -37,11 +37,11 @@ _REFUSED = {
 
 
 def kind_of(trainer: Any) -> str:
-    """Which of `TRAINERS` a trainer is.
+    """Return which of `TRAINERS` a trainer is.
 
     Raises:
-        BadValue: no trainer.
-        NotPredictable: a trainer, model or argument that is not followed, by name.
+        BadValue: not a trainer.
+        NotPredictable: an unsupported trainer, model or argument, which the message names.
     """
     from transformers import AutoModelForCausalLM, Trainer
 
@@ -88,7 +88,7 @@ def _base(model: nn.Module) -> nn.Module:
 
 
 def _looking(trainer: Any) -> Any:
-    """A trainer whose dataloaders nobody remembers."""
+    """Return a copy of a trainer whose dataloaders leave no trace in its accelerator."""
     made = copy.copy(trainer)
     made.accelerator = copy.copy(trainer.accelerator)
     made.accelerator._dataloaders = []
@@ -96,7 +96,7 @@ def _looking(trainer: Any) -> Any:
 
 
 def _longest_examples(trainer: Any, loader: Any) -> list[Any]:
-    """As many examples as a micro-batch has, the longest of all; none where no lengths are told."""
+    """Return a micro-batch of the longest examples; empty if lengths are unknown."""
     data, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
     columns = getattr(data, "column_names", None) or []
     names = [name for name in ("prompt_ids", "chosen_ids", "rejected_ids") if name in columns]
@@ -109,7 +109,7 @@ def _longest_examples(trainer: Any, loader: Any) -> list[Any]:
 
 
 def longest_batch(trainer: Any) -> dict[str, Any]:
-    """The micro-batch with the most tokens: the longest examples together, if one can tell.
+    """Return the micro-batch with the most tokens: the longest examples, if lengths are known.
 
     Otherwise the largest of the first `_LOOKED_AT` batches.
     """
@@ -175,7 +175,7 @@ def _quantization(model: nn.Module) -> str | None:
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
-    """Of the weights; of a quantized model, what its products are computed in."""
+    """Return the weights' dtype; for a quantized model, the dtype of its matrix products."""
     import bitsandbytes as bnb
 
     found = getattr(model.config, "_pre_quantization_dtype", None)
@@ -193,7 +193,7 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 
 def _floating(model: nn.Module) -> list[nn.Parameter]:
-    """The weights that are neither quantized nor an adapter's."""
+    """Return the weights that are neither quantized nor part of an adapter."""
     return [
         parameter
         for name, parameter in model.named_parameters()
@@ -202,7 +202,7 @@ def _floating(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _prepared(model: nn.Module, dtype: torch.dtype) -> bool | None:
-    """Whether what is not quantized was cast to float32; None where that cannot be seen."""
+    """Return whether unquantized weights were cast to float32; None if that cannot be seen."""
     if dtype == torch.float32:
         return None
     return any(p.dtype == torch.float32 and not p.requires_grad for p in _floating(model))
@@ -216,7 +216,7 @@ def _attention(model: nn.Module) -> str:
 
 
 def _adapter(model: nn.Module) -> dict[str, Any]:
-    """The fields of `Setup` for an adapter: LoRA's own, where they say all, else `peft`."""
+    """Return the fields of `Setup` for an adapter: those for LoRA if they suffice, else `peft`."""
     from peft import LoraConfig
 
     if not hasattr(model, "peft_config"):
@@ -226,7 +226,7 @@ def _adapter(model: nn.Module) -> dict[str, Any]:
         targets = sorted(config.target_modules)
         plain = LoraConfig(r=config.r, lora_dropout=config.lora_dropout, target_modules=targets)
         told, usual = config.to_dict(), plain.to_dict()
-        # What has no weight in memory, and what only says where the adapter came from.
+        # Fields that affect no weight in memory, or only say where the adapter came from.
         silent = ["lora_alpha", "task_type", "base_model_name_or_path", "revision", "peft_version"]
         silent += ["target_modules", "inference_mode", "auto_mapping", "exclude_modules"]
         if all(told[name] == usual[name] for name in told if name not in silent):
@@ -254,7 +254,7 @@ def _checkpointing(trainer: Any) -> str:
 
 
 def on_meta(model: nn.Module) -> nn.Module:
-    """A copy of a model whose tensors have shapes and no values; the model stays as it is."""
+    """Copy a model onto meta, with shapes and no values; the model itself is unchanged."""
     import bitsandbytes as bnb
 
     known: dict[int, Any] = {}
@@ -277,7 +277,7 @@ def on_meta(model: nn.Module) -> nn.Module:
                 without_values(value)
     made = copy.deepcopy(model, known)
     for module in made.modules():
-        if "_original_forward" in vars(module):  # as accelerate has wrapped it
+        if "_original_forward" in vars(module):  # wrapped by accelerate
             vars(module)["forward"] = vars(module).pop("_original_forward")
     _fused_head_anew(_base(made))
     return made
@@ -297,7 +297,7 @@ def _quantized_on_meta(module: nn.Module, without_values: Any) -> nn.Module:
 
 
 def _fused_head_anew(base: nn.Module) -> None:
-    """TRL's fused LM head holds on to the forward of the model that it was added to."""
+    """Rebind TRL's fused LM head, which refers to the forward of the model it was added to."""
     forward = vars(base).get("forward")
     function = getattr(forward, "__func__", None)
     cells = dict(
@@ -317,7 +317,7 @@ def _fused_head_anew(base: nn.Module) -> None:
 
 
 def copied(trainer: Any) -> Any:
-    """A trainer of the same class, with the same arguments and collator, on meta tensors."""
+    """Return a trainer of the same class, arguments and collator, on meta tensors."""
     made = copy.copy(trainer)
     made.args, made.accelerator = copy.copy(trainer.args), copy.copy(trainer.accelerator)
     made.accelerator.scaler = None
@@ -331,7 +331,7 @@ def copied(trainer: Any) -> Any:
 
 
 def predict_trainer(trainer: Any, gpu: Gpu | str | None, capacity: int | None) -> Prediction:
-    """`predict`, for a trainer."""
+    """Run `predict` for a trainer."""
     import time
 
     from course_utils.memory._predict import Simulation, _assumptions, _refusing
@@ -360,7 +360,7 @@ def predict_trainer(trainer: Any, gpu: Gpu | str | None, capacity: int | None) -
 
 
 def _evaluate(trainer: Any, made: Any, simulation: Any) -> None:
-    """One batch of the evaluation, if there is one: the first that its dataloader gives."""
+    """Run one evaluation batch, the dataloader's first, if there is an evaluation."""
     data = trainer.eval_dataset
     wanted = str(getattr(trainer.args.eval_strategy, "value", trainer.args.eval_strategy)) != "no"
     if data is None or not wanted:

@@ -8,23 +8,23 @@ from course_utils._core import checks
 from course_utils.errors import unknown
 
 MIB = 2**20
-# Cautious guesses where nothing is measured: what the driver keeps of a GPU's memory (on a T4 it is
-# 2.9%), and the CUDA context with its kernels, which belongs to no allocator.
+# Conservative estimates if nothing was measured: the driver's share of a GPU's memory (2.9% on a
+# T4), and the CUDA context with its kernels, which is outside PyTorch's allocator.
 KEPT_SHARE = 0.03
 CONTEXT_MIB = 600
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as far as memory depends on it.
+    """A GPU, described as far as memory depends on it.
 
     Attributes:
-        name: as people call it.
-        memory_mib: what `nvidia-smi` shows in all, in MiB = 2^20 bytes.
-        capability: the CUDA compute capability, which decides what kernels run.
-        total_mib: what CUDA shows in all, as `torch.cuda.mem_get_info` gives it, which is less;
-            None where it was not measured.
-        measured_context_mib: the CUDA context, if it was measured.
+        name: its usual name.
+        memory_mib: the total that `nvidia-smi` shows, in MiB = 2^20 bytes.
+        capability: the CUDA compute capability, which determines the kernels.
+        total_mib: the total that CUDA reports in `torch.cuda.mem_get_info`, which is less; None if
+            not measured.
+        measured_context_mib: the CUDA context, if measured.
 
     Raises:
         ValueError: a value that no GPU has.
@@ -52,30 +52,30 @@ class Gpu:
     def workspace(self) -> int:
         """Bytes that cuBLAS takes from the allocator for each thread that multiplies matrices.
 
-        8,320 KiB, on Hopper 32 MiB: the defaults that PyTorch takes over from CUDA
+        8,320 KiB, or 32 MiB on Hopper: the defaults that PyTorch adopts from CUDA
         (`aten/src/ATen/cuda/CublasHandlePool.cpp`, `CUBLAS_WORKSPACE_CONFIG`).
         """
         return 32 * MIB if self.capability[0] == 9 else 8320 * 1024
 
     @property
     def context_mib(self) -> int:
-        """What the CUDA context takes, in MiB: measured, or a cautious guess."""
+        """The size of the CUDA context in MiB: measured, or a conservative estimate."""
         return self.measured_context_mib or CONTEXT_MIB
 
     @property
     def process_mib(self) -> int:
-        """What a process can have of it, in MiB: measured, or a cautious guess."""
+        """The memory available to a process in MiB: measured, or a conservative estimate."""
         return self.total_mib or int(self.memory_mib * (1 - KEPT_SHARE))
 
     @property
     def computes_bfloat16(self) -> bool:
-        """Whether bfloat16 is computed in, not emulated."""
+        """Whether bfloat16 is supported natively, not emulated."""
         return self.capability >= (8, 0)
 
 
-# Sizes as nvidia-smi shows them; capabilities as on developer.nvidia.com/cuda-gpus.
+# Sizes as shown by nvidia-smi; capabilities from developer.nvidia.com/cuda-gpus.
 GPUS = {
-    # Total and context of the T4: fitcheck-llm's measurements, see benchmarks/measured.
+    # The T4's total and context were measured by fitcheck-llm, see benchmarks/measured.
     "t4": Gpu("T4", 15360, (7, 5), 14912, 141),
     "p100": Gpu("P100", 16384, (6, 0)),
     "v100": Gpu("V100 16 GB", 16384, (7, 0)),
@@ -95,10 +95,10 @@ DEFAULT = GPUS["rtx4090"]
 
 
 def gpu(name: Gpu | str) -> Gpu:
-    """A GPU by its key in `GPUS`, in any case and with or without blanks; or one as it is.
+    """Return a GPU by its key in `GPUS`, ignoring case and blanks; a `Gpu` is returned as it is.
 
     Raises:
-        UnknownName: another one, with those that are known.
+        UnknownName: there is no such GPU; the message lists those that are known.
     """
     if isinstance(name, Gpu):
         return name
@@ -109,7 +109,7 @@ def gpu(name: Gpu | str) -> Gpu:
 
 
 def this_gpu() -> Gpu | None:
-    """The first CUDA device of this machine, or None."""
+    """Return this machine's first CUDA device, or None."""
     import torch
 
     if not torch.cuda.is_available():

@@ -1,10 +1,10 @@
-"""What loading a quantized model leaves on the GPU: simulated from `from_pretrained` on.
+"""Simulate `from_pretrained` for a quantized model, and what it leaves on the GPU.
 
-Weights come one by one in 16 bits, are quantized on the GPU and released. The gaps that this leaves
-decide how much memory is reserved later, and now and then an allocated block is a little larger
-than its tensor. Weights that are not quantized are moved to the GPU as they are and leave no gaps.
+Weights arrive one by one in 16 bits, are quantized on the GPU and released. The resulting gaps
+determine how much memory is reserved later, and occasionally an allocated block is slightly larger
+than its tensor. Weights that are not quantized are moved to the GPU unchanged and leave no gaps.
 
-Sources, of the versions installed: transformers' `modeling_utils.caching_allocator_warmup`,
+Sources, in the versions installed: transformers' `modeling_utils.caching_allocator_warmup`,
 `core_model_loading.convert_and_load_state_dict_in_model` and
 `integrations/bitsandbytes.py`; bitsandbytes' `nn/modules.py`; peft's
 `prepare_model_for_kbit_training`. Introduced in notebook 05.
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from course_utils.memory._tracker import Tracker
 
 MIB = 2**20
-KEPT_FREE = int(1.2 * 2**30)  # of the GPU's memory, by the allocator's warm-up
+KEPT_FREE = int(1.2 * 2**30)  # GPU memory that the allocator's warm-up leaves free
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A parameter as the checkpoint brings it.
+    """A parameter as loaded from the checkpoint.
 
     Attributes:
-        name: its place in the model without an adapter.
-        parameter: the same when training begins.
+        name: its name in the model without an adapter.
+        parameter: the same parameter when training begins.
         size: bytes of its values on the GPU before they are quantized or cast.
-        share: bytes that transformers expects of it in the end.
+        share: bytes that transformers expects it to take in the end.
         layer: the quantized layer whose weight it is, or None.
     """
 
@@ -50,22 +50,22 @@ class Loaded:
 
 
 def book(made: nn.Module, setup: Setup, tracker: Tracker, gpu: Gpu) -> bool:
-    """Book the loading of a quantized model, with all that it takes for a moment.
+    """Record the loading of a quantized model, including temporary memory.
 
     Args:
-        made: the model with its adapter, as it is trained, on meta.
+        made: the model with its adapter, as trained, on meta.
         setup: how it is trained.
-        tracker: which books tensors.
-        gpu: whose memory bounds the warm-up.
+        tracker: records the tensors.
+        gpu: its memory limits the warm-up.
 
     Returns:
-        Whether it was booked: not where nothing is quantized, and not with transformers 4, which
-        loads in ways that are not followed.
+        Whether loading was recorded: not if nothing is quantized, nor with transformers 4, whose
+        way of loading is not modelled.
     """
     loaded = _in_order(made, setup)
     if not loaded:
         return False
-    # One block of the model's size, which is released at once and then cut up.
+    # One block of the model's size, released at once and then split up.
     expected = min(sum(one.share for one in loaded), gpu.process_mib * MIB - KEPT_FREE)
     tracker.take(max(0, int(expected // 2) * 2), "caching_allocator_warmup")()
     waiting: dict[int, Callable[[], None]] = {}
@@ -92,7 +92,7 @@ def book(made: nn.Module, setup: Setup, tracker: Tracker, gpu: Gpu) -> bool:
 
 
 def _in_order(made: nn.Module, setup: Setup) -> list[Loaded]:
-    """A model's parameters without those of its adapter, in the order in which they are loaded."""
+    """Return a model's parameters, without its adapter's, in the order in which they are loaded."""
     try:
         from transformers.core_model_loading import dot_natural_key
     except ImportError:
@@ -121,7 +121,7 @@ def _in_order(made: nn.Module, setup: Setup) -> list[Loaded]:
 
 
 def _empties_cache() -> bool:
-    """Whether peft gives free memory back after its casts, as it does since 0.20."""
+    """Return whether peft empties the cache after its casts, as it does since 0.20."""
     from peft import prepare_model_for_kbit_training
 
     return "auto_clear_cache" in inspect.signature(prepare_model_for_kbit_training).parameters

@@ -1,7 +1,7 @@
-"""`measure`: the memory and the time of a training on a GPU, by real steps.
+"""`measure`: measure the memory and time of training on a GPU by running real steps.
 
-Each measurement runs in a process of its own, so that one starts as clean as the other and whatever
-goes wrong is a row. Introduced in notebook 05.
+Each measurement runs in its own process, so that all start in the same clean state and any failure
+becomes a row. Introduced in notebook 05.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from course_utils.errors import CourseError, UnknownName
 from course_utils.memory._setup import Setup
 
 MB = 1e6
-_LONGEST = 10**6  # seconds; a wait of the operating system takes no more than about twice as many
+_LONGEST = 10**6  # seconds; the operating system's waits allow no more than about twice as many
 
 
 class NoGpu(CourseError):
-    """A measurement that needs a CUDA device where there is none."""
+    """Raised when a measurement needs a CUDA device and there is none."""
 
 
 def measure(
     setup: Setup, timeout: float = 600, weights: str | None = None, device: str = "cuda"
 ) -> dict[str, Any]:
-    """Train for the setup's steps on this machine's GPU, and tell what it took.
+    """Train for the setup's steps on this machine's GPU, and report the memory and time taken.
 
     A script that calls it needs the usual `if __name__ == "__main__":`, since the new process
     imports it.
@@ -36,21 +36,21 @@ def measure(
     Args:
         setup: what is trained, and how.
         timeout: seconds after which the process is ended.
-        weights: a folder of a saved model for real weights; None for random ones, which need the
+        weights: a folder of a saved model, for real weights; None for random ones, which need the
             same memory and time.
-        device: "cuda"; "cpu" tries the program out, and measures time but no memory.
+        device: "cuda"; "cpu" is for trying out the program, and measures time but not memory.
 
     Returns:
-        A row: `status` ("ok", "OOM", "crash" or "timeout"), `setup`, and if it went well
+        A row: `status` ("ok", "OOM", "crash" or "timeout"), `setup`, and on success
         `peak_allocated_mb`, `peak_reserved_mb` and `context_mb` (MB = 10^6 bytes), `phases` with
         the peak of each, `step_seconds` and `tokens_per_second` of steps after the first ones,
-        `gpu`, `driver`, `versions`. Out of memory: `asked`, as the allocator says it. Otherwise
-        `error`, what the process said last.
+        `gpu`, `driver`, `versions`. If out of memory: `asked`, as reported by the allocator.
+        Otherwise `error`, the last output of the process.
 
     Raises:
-        NoGpu: no CUDA device; `predict` needs none.
-        UnknownName: `weights` is no folder of a saved model, or another device.
-        ValueError: no setup, or a timeout that cannot be.
+        NoGpu: there is no CUDA device; `predict` needs none.
+        UnknownName: `weights` is not a folder of a saved model, or `device` is not known.
+        ValueError: an invalid setup or timeout.
     """
     checks.a("setup", setup, Setup, "a Setup")
     checks.number("timeout", timeout, above=0, most=_LONGEST)
@@ -77,7 +77,7 @@ def measure(
     there.close()
     try:
         answer = here.recv() if here.poll(timeout) else {"status": "timeout"}
-    except EOFError:  # the process is gone without a word
+    except EOFError:  # the process died without a message
         process.join()
         answer = {"status": "crash", "error": f"the process ended with status {process.exitcode}"}
     if answer["status"] == "timeout":
@@ -89,7 +89,7 @@ def measure(
 
 @functools.cache
 def _processes() -> Any:
-    """Where new processes come from: on Linux a server that has imported the libraries once."""
+    """Return the context for new processes: on Linux a server that has the libraries imported."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -98,7 +98,7 @@ def _processes() -> Any:
 
 
 def _answer(pipe: Any, setup: Setup, weights: str | None, device: str) -> None:
-    """What a process of its own does: measure, and say how it went."""
+    """Measure in the new process, and report the outcome."""
     try:
         pipe.send(measure_here(setup, weights, device))
     except Exception as error:
@@ -107,12 +107,12 @@ def _answer(pipe: Any, setup: Setup, weights: str | None, device: str) -> None:
 
 
 def _without_paths(line: str) -> str:
-    """What an error says without this machine's folders."""
+    """Remove this machine's paths from an error message."""
     return re.sub(r"(/[\w.+-]+){2,}/", "…/", line.strip())[:300]
 
 
 def measure_here(setup: Setup, weights: str | None, device: str) -> dict[str, Any]:
-    """What `measure` does in its process."""
+    """Do the work of `measure`, in its process."""
     import contextlib
 
     import torch
@@ -201,7 +201,7 @@ def measure_here(setup: Setup, weights: str | None, device: str) -> dict[str, An
 
 
 def _time(run: Any, cuda: Any) -> float:
-    """Seconds for the setup's steps once more, now that all is warm."""
+    """Repeat the setup's steps after warm-up; return the seconds."""
     if cuda is not None:
         cuda.synchronize()
     start = time.perf_counter()
@@ -222,6 +222,6 @@ def _machine(cuda: Any) -> dict[str, Any]:
 
         pynvml.nvmlInit()
         found["driver"] = pynvml.nvmlSystemGetDriverVersion()
-    except Exception:  # no NVML: the row does without
+    except Exception:  # no NVML: leave it out of the row
         found["driver"] = None
     return found

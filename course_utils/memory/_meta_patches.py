@@ -1,6 +1,6 @@
-"""What libraries find in place of a GPU while a training is predicted. Introduced in notebook 05.
+"""What libraries see in place of a GPU during a prediction. Introduced in notebook 05.
 
-Nothing here changes what they compute; it answers what they ask about the device.
+Nothing here changes what they compute; it only answers their questions about the device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from course_utils.memory._cuda import OnGpu
 
 
 def _entering(checkpoint: Any, on_gpu: OnGpu) -> Any:
-    """A checkpoint whose layer runs again in the backward pass as it ran in the forward pass."""
+    """Wrap checkpointing so that a layer runs in the backward pass as it did in the forward."""
 
     def checkpointed(function: Any, *args: Any, **kwargs: Any) -> Any:
         @functools.wraps(function)
@@ -37,7 +37,7 @@ def _entering(checkpoint: Any, on_gpu: OnGpu) -> Any:
 
 
 class _Kernel:
-    """In place of a Triton kernel of TRL's loss: it writes into tensors that are there already."""
+    """Stands in for a Triton kernel of TRL's loss, which writes into existing tensors."""
 
     def __getitem__(self, grid: Any) -> Any:
         return lambda *_, **__: None
@@ -45,7 +45,7 @@ class _Kernel:
 
 @contextlib.contextmanager
 def fused_head_on_gpu() -> Iterator[None]:
-    """Let TRL's fused LM head run as on a GPU with Triton, in the tiles that its own code makes.
+    """Make TRL's fused LM head run as on a GPU with Triton, with the tiles of its own code.
 
     Source: `trl/kernels/chunked_logprob.py`: its two kernels load and store, and allocate nothing;
     gradients are added up by `torch.addmm(..., out_dtype=torch.float32, out=...)`, which casts
@@ -54,7 +54,7 @@ def fused_head_on_gpu() -> Iterator[None]:
     try:
         from trl.kernels import chunked_logprob
         from trl.trainer import utils
-    except ImportError:  # no TRL, or one without the fused head
+    except ImportError:  # no TRL, or a version without the fused head
         yield
         return
 
@@ -80,7 +80,7 @@ def fused_head_on_gpu() -> Iterator[None]:
 
 @contextlib.contextmanager
 def devices_on_meta() -> Iterator[None]:
-    """Let libraries that ask for a tensor's device, or about it, find that meta is one."""
+    """Make libraries accept meta as a device when they ask about a tensor's device."""
     from transformers import TrainingArguments
 
     def on_meta(args: Any) -> torch.device:
@@ -105,7 +105,7 @@ def devices_on_meta() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _modules(given: dict[str, types.ModuleType]) -> Iterator[None]:
-    """Modules that are not installed; what is imported meanwhile stays imported."""
+    """Provide modules that are not installed; anything imported meanwhile stays imported."""
     before = {name: sys.modules.get(name) for name in given}
     for name, module in given.items():
         module.__spec__ = importlib.machinery.ModuleSpec(name, None)  # libraries look for it
@@ -122,7 +122,7 @@ def _modules(given: dict[str, types.ModuleType]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def flash_attention_chosen() -> Iterator[None]:
-    """Let a model be made with FlashAttention 2 where its package is not installed.
+    """Allow a model to be made with FlashAttention 2 without its package.
 
     Raises:
         ImpossibleSetup: transformers has no FlashAttention for this model.
@@ -133,7 +133,7 @@ def flash_attention_chosen() -> Iterator[None]:
     def take_it(model: Any, implementation: str, *_: Any, **__: Any) -> str:
         if not model._supports_flash_attn:
             raise ImpossibleSetup(f"{type(model).__name__} has no FlashAttention in transformers.")
-        # Some models import the function only where the package is.
+        # Some models import the function only if the package is installed.
         vars(sys.modules[type(model).__module__]).setdefault(
             "_flash_attention_forward", _flash_attention_forward
         )
@@ -145,7 +145,7 @@ def flash_attention_chosen() -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_on_gpu(on_gpu: OnGpu) -> Iterator[None]:
-    """Let libraries that ask about the device find what they would find on a GPU."""
+    """Make libraries that ask about the device find what they would find on a GPU."""
     import transformers.modeling_flash_attention_utils as flash
     from transformers import modeling_utils
 
@@ -174,7 +174,7 @@ def as_on_gpu(on_gpu: OnGpu) -> Iterator[None]:
         mock.patch.object(flash, "is_flash_attn_2_available", return_value=True),
         contextlib.ExitStack() as kept,
     ):
-        # What transformers remembers of the package is put back, for trainings on a real GPU.
+        # Restore what transformers has cached about the package, for training on a real GPU.
         for name in _REMEMBERED:
             if hasattr(flash, name):
                 value = None if name == "_loaded_implementation" else getattr(flash, name)

@@ -1,4 +1,4 @@
-"""Optimizers by the Trainer's names, and how those of bitsandbytes run without a GPU.
+"""Optimizers by the Trainer's names, and running those of bitsandbytes without a GPU.
 
 Introduced in notebook 05.
 """
@@ -17,7 +17,7 @@ import torch
 from course_utils._core import checks
 from course_utils.errors import ImpossibleSetup
 
-# What the Trainer knows and no prediction can follow, with the reason.
+# Optimizers that the Trainer has but that cannot be predicted, with the reason.
 _LAYERWISE = "it updates weights inside the backward pass"
 _REFUSED = {
     "adamw_torch_xla": "it is for TPUs",
@@ -29,18 +29,18 @@ _REFUSED = {
 
 @functools.cache
 def known() -> tuple[str, ...]:
-    """All names that `TrainingArguments` takes as `optim`."""
+    """Return all names that `TrainingArguments` accepts as `optim`."""
     from transformers.training_args import OptimizerNames
 
     return tuple(name.value for name in OptimizerNames)
 
 
 def check(name: Any) -> None:
-    """Refuse an optimizer that the Trainer does not have, or that cannot be predicted.
+    """Reject an optimizer that the Trainer does not have, or that cannot be predicted.
 
     Raises:
-        UnknownName: no such name.
-        ImpossibleSetup: it needs another device, or trains inside the backward pass.
+        UnknownName: there is no such optimizer.
+        ImpossibleSetup: it needs another device, or updates weights in the backward pass.
     """
     checks.one_of("optimizer", name, known())
     why = _REFUSED.get(name) or (_LAYERWISE if name.endswith("_layerwise") else None)
@@ -49,23 +49,23 @@ def check(name: Any) -> None:
 
 
 def arguments(name: str) -> dict[str, Any]:
-    """What `TrainingArguments` needs for an optimizer, beside its name."""
+    """Return the further `TrainingArguments` that an optimizer needs, besides its name."""
     needs_targets = name.startswith(("galore", "apollo"))
     return {"optim": name} | ({"optim_target_modules": "all-linear"} if needs_targets else {})
 
 
 def is_paged(name: str) -> bool:
-    """Whether states lie in memory that moves to the CPU when need be."""
+    """Return whether optimizer states are in memory that is paged to the CPU when necessary."""
     return name.startswith("paged_")
 
 
 @contextlib.contextmanager
 def without_kernels() -> Iterator[None]:
-    """Let optimizers run on meta tensors: their own code makes the states, no kernel is called.
+    """Run optimizers on meta tensors: their own code makes the states, no kernel is called.
 
-    bitsandbytes' kernels work in place. Its paged states lie in CUDA's managed memory, which
+    bitsandbytes' kernels work in place. Its paged states are in CUDA's managed memory, which
     PyTorch's allocator does not see (`bitsandbytes/functional.py`, `get_paged`).
-    torch takes its multi-tensor ("foreach") code on a GPU by default
+    torch uses its multi-tensor ("foreach") code on a GPU by default
     (`torch/optim/optimizer.py`, `_default_to_fused_or_foreach`).
     """
     import bitsandbytes.functional
@@ -107,4 +107,4 @@ def without_kernels() -> Iterator[None]:
             yield
     finally:
         for some, length in zip(kept, lengths, strict=True):
-            del some[length:]  # bitsandbytes would remember what was only predicted
+            del some[length:]  # otherwise bitsandbytes would keep what was only predicted

@@ -1,8 +1,8 @@
-"""`predict`: the GPU memory of a training, without a GPU and without weights.
+"""`predict`: predict the GPU memory of training, without a GPU and without weights.
 
-The model is made on PyTorch's meta device, where tensors have shapes and no values, and trained
-there for two steps with the installed libraries' own code. Every tensor's beginning and end goes
-to a simulated CUDA allocator. Introduced in notebook 04.
+The model is created on PyTorch's meta device, where tensors have shapes but no values, and trained
+there for two steps with the installed libraries' own code. Every tensor's allocation and release
+goes to a simulated CUDA allocator. Introduced in notebook 04.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a training will need. Sizes are in MB = 10^6 bytes.
+    """The predicted memory of a training run. Sizes are in MB = 10^6 bytes.
 
     Attributes:
-        setup: what was predicted.
-        gpu: for which GPU.
-        peak_allocated_mb, peak_reserved_mb: the largest values that `torch.cuda`'s
-            `max_memory_allocated` and `max_memory_reserved` will give; the CUDA context, some
-            hundred MB that belong to no allocator, comes on top of them.
-        phases: the peak in each phase of the training; with quantized weights, "loading" too.
-        at_peak: what the memory was full of at the peak, by kind.
+        setup: the setup that was predicted.
+        gpu: the GPU it was predicted for.
+        peak_allocated_mb, peak_reserved_mb: what `torch.cuda.max_memory_allocated` and
+            `max_memory_reserved` will report; the CUDA context, some hundred MB outside the
+            allocator, comes on top.
+        phases: the peak in each phase of training; with quantized weights, including "loading".
+        at_peak: what occupies the memory at the peak, by kind.
         peak_op: the operation at the peak.
-        warnings: what an expert would say about this training.
-        assumptions: what was taken for granted.
-        versions: of the libraries it speaks for.
+        warnings: advice that an expert would give about this setup.
+        assumptions: what was assumed.
+        versions: the library versions that the prediction is valid for.
         seconds: how long the prediction took.
     """
 
@@ -75,16 +75,16 @@ class Prediction:
 
     @property
     def process_mb(self) -> float:
-        """What the process will hold of the GPU: reserved, and the CUDA context."""
+        """The process's GPU memory: reserved memory plus the CUDA context."""
         return self.peak_reserved_mb + self.gpu.context_mib * MIB / MB
 
     @property
     def fits(self) -> bool:
-        """Whether the process has that much of the GPU."""
+        """Whether a process can have that much memory on the GPU."""
         return self.process_mb <= self.gpu.process_mib * MIB / MB
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: all but the log."""
+        """Return everything but the log, for JSON."""
         return {
             "setup": self.setup.to_dict(),
             "gpu": self.gpu.name,
@@ -102,7 +102,7 @@ class Prediction:
         }
 
     def timeline(self) -> pd.DataFrame:
-        """Allocated MB after each request and release: a column a kind, and the phase."""
+        """Return allocated MB after each request and release: a column per kind, and the phase."""
         import pandas as pd
 
         now = dict.fromkeys(KINDS, 0.0)
@@ -114,7 +114,7 @@ class Prediction:
 
 
 def versions() -> dict[str, str]:
-    """The installed versions that decide about memory."""
+    """Return the installed versions of the libraries that affect memory."""
     found = {}
     for name in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -125,22 +125,22 @@ def versions() -> dict[str, str]:
 def predict(
     training: Setup | Trainer, gpu: Gpu | str | None = None, capacity: int | None = None
 ) -> Prediction:
-    """Predict the memory of a training.
+    """Predict the memory of a training run.
 
     Args:
-        training: a setup, or a trainer that is built: `Trainer`, `SFTTrainer` or `DPOTrainer` with
-            a causal language model, on this machine, with its longest batch.
-        gpu: on which GPU, or its name in `GPUS`; None for this machine's own, else an RTX 4090. It
-            decides about kernels and workspaces, not about what fits.
-        capacity: bytes that the allocator may reserve; None for any number.
+        training: a setup, or a trainer: a `Trainer`, `SFTTrainer` or `DPOTrainer` with a causal
+            language model, on this machine, predicted for its longest batch.
+        gpu: a GPU, or its name in `GPUS`; None for this machine's own, else an RTX 4090. It
+            determines kernels and workspaces, not what fits.
+        capacity: the most bytes that the allocator may reserve; None for no limit.
 
     Raises:
-        UnknownName: a GPU that is not in `GPUS`.
+        UnknownName: the GPU is not in `GPUS`.
         OutOfMemory: more than `capacity` would be needed.
-        DataDependent: the model's code goes a way that depends on its weights.
-        NotTrainable: the installed libraries cannot run this training, on a GPU neither.
-        ImpossibleSetup: a micro-batch of so many padded or packed tokens cannot be predicted.
-        NotPredictable: a trainer, model or argument that is not followed.
+        DataDependent: the model's control flow depends on its weights.
+        NotTrainable: the installed libraries cannot run this training, even on a GPU.
+        ImpossibleSetup: the micro-batch has too many padded or packed tokens to predict.
+        NotPredictable: an unsupported trainer, model or argument.
         ValueError: neither a setup nor a trainer, or a capacity below 1.
     """
     if capacity is not None:
@@ -161,7 +161,7 @@ def predict_with(
     gpu: Gpu | str | None = None,
     capacity: int | None = None,
 ) -> Prediction:
-    """`predict`, for libraries whose ways are those of `backend`."""
+    """Run `predict` for a setup, with the library versions of `backend`."""
     gpu = (this_gpu() or DEFAULT) if gpu is None else gpu_by_name(gpu)
     start = time.perf_counter()
     simulation = Simulation(gpu, setup.autocast, capacity)
@@ -208,12 +208,12 @@ def predict_with(
 
 
 class Simulation:
-    """A GPU that is not there: what it holds while a training runs on meta tensors.
+    """A simulated GPU: what it holds during training on meta tensors.
 
     Args:
-        gpu: which one.
+        gpu: the GPU to simulate.
         autocast: the dtype of mixed precision, or None.
-        capacity: bytes that the allocator may reserve; None for any number.
+        capacity: the most bytes that the allocator may reserve; None for no limit.
     """
 
     def __init__(self, gpu: Gpu, autocast: str | None, capacity: int | None):
@@ -225,11 +225,11 @@ class Simulation:
         self.kinds: dict[int, str] = {}
         self.workspaces: dict[str, Any] = {}
         self.parameters: list[nn.Parameter] = []
-        self.whole_share = 0.0  # of the frozen weights' bytes, what is not quantized
+        self.whole_share = 0.0  # share of the frozen weights' bytes that is not quantized
 
     @contextlib.contextmanager
     def patched(self) -> Iterator[None]:
-        """While models and trainers are made, and run."""
+        """Context for creating and running models and trainers."""
         with (
             _trainers.undisturbed(),
             _meta_patches.as_on_gpu(self.on_gpu),
@@ -240,12 +240,12 @@ class Simulation:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """While what is asked for is booked."""
+        """Context in which memory requests are recorded."""
         with self.tracker:
             yield
 
     def load(self, made: nn.Module, setup: Setup) -> bool:
-        """Book what `from_pretrained` does with a quantized model; tells whether it is one."""
+        """Record `from_pretrained` for a quantized model; return whether the model is one."""
         self.tracker.phase = "loading"
         booked = _loading.book(made, setup, self.tracker, self.gpu)
         self.tracker.phase = "weights"
@@ -254,14 +254,14 @@ class Simulation:
         return booked
 
     def hold(self, made: nn.Module, optimizer: Any) -> None:
-        """Book a model's tensors, and states that an optimizer has from the beginning."""
+        """Record a model's tensors, and states that an optimizer has from the beginning."""
         self.parameters = build.trained(made)
         frozen = [p for p in made.parameters() if not p.requires_grad]
         whole = [p for p in frozen if p.is_floating_point()]
         if frozen:
             values = {True: sum(p.numel() for p in whole)}
             values[False] = sum(p.numel() for p in frozen) - values[True]
-            codes = 2 if any(p.dtype == torch.uint8 for p in frozen) else 1  # two in a byte
+            codes = 2 if any(p.dtype == torch.uint8 for p in frozen) else 1  # two per byte
             self.whole_share = values[True] / (values[True] + codes * values[False])
         for tensor in _all_tensors(made):
             self.kinds[self.tracker.hold(tensor)] = "weights"
@@ -269,7 +269,7 @@ class Simulation:
             self.kinds[self.tracker.hold(tensor)] = "optimizer"
 
     def put(self, example: dict[str, Any]) -> dict[str, Any]:
-        """A batch on the GPU: what is no tensor stays as it is."""
+        """Put a batch on the GPU; anything but tensors is left as it is."""
 
         def on_gpu(values: Any) -> Any:
             if not isinstance(values, torch.Tensor):
@@ -281,7 +281,7 @@ class Simulation:
         return {name: on_gpu(values) for name, values in example.items()}
 
     def wait(self, example: dict[str, Any], count: int) -> None:
-        """Book micro-batches that are not run: all of a step's are fetched before its first."""
+        """Record micro-batches that are not run: a step fetches all of its own before the first."""
         size = sum(
             rounded(values.numel() * values.element_size())
             for values in example.values()
@@ -291,23 +291,23 @@ class Simulation:
             self.tracker.take(count * size, "micro-batches that wait")
 
     def phase(self, name: str) -> None:
-        """What begins now, one of the tracker's phases."""
+        """Begin one of the tracker's phases."""
         self.tracker.phase = name
         if name == "optimizer":
             self.label(gradients=self.parameters)
         if name in ("forward", "backward") and name not in self.workspaces:
-            # Each of the two threads has a cuBLAS handle with a workspace of its own.
+            # Each of the two threads has a cuBLAS handle with its own workspace.
             self.workspaces[name] = self.tracker.take(self.gpu.workspace, "cuBLAS workspace")
             self.kinds[self.tracker.log[-1][1]] = "workspaces"
 
     @contextlib.contextmanager
     def autocasting(self) -> Iterator[None]:
-        """The forward pass: functions act as on the GPU, and cast where mixed precision does."""
+        """Context for the forward pass: functions act as on the GPU, including mixed precision."""
         with self.on_gpu.active(), self.on_gpu.casting():
             yield
 
     def prepare(self, trainer: Any, as_on_gpu: bool = True) -> None:
-        """What accelerate does to a trainer's model, and to numbers that are only logged.
+        """Do what accelerate does to a trainer's model, and to numbers that are only logged.
 
         Args:
             trainer: whose steps will be run.
@@ -336,7 +336,7 @@ class Simulation:
             setattr(trainer.accelerator, name, known)
 
     def label(self, gradients: list[nn.Parameter] | None = None, optimizer: Any = None) -> None:
-        """Tell what pieces of memory are gradients or states, which their requests do not show."""
+        """Mark the memory of gradients and optimizer states, which requests do not reveal."""
         for parameter in gradients or []:
             if parameter.grad is not None:
                 key = self.tracker.key(parameter.grad)
@@ -349,7 +349,7 @@ class Simulation:
                 self.kinds[key] = "optimizer"
 
     def prediction(self, setup: Setup, assumptions: list[str], start: float) -> Prediction:
-        """What was found."""
+        """Return the result."""
         log = list(self.tracker.log)  # what is released later belongs to no step
         for _, key, _ in log:
             self.kinds.setdefault(key, "activations")
@@ -371,7 +371,7 @@ class Simulation:
         )
 
 
-# What libraries say, and the way out of it.
+# The libraries' error messages, and how to avoid each.
 _WAYS_OUT = (
     ("scaled_dot_product_attention", 'Take attention="auto": transformers has only eager here.'),
     ("activation checkpointing", 'This model has none: set checkpointing="none".'),
@@ -381,7 +381,7 @@ _WAYS_OUT = (
 
 @contextlib.contextmanager
 def _refusing(setup: Setup) -> Iterator[None]:
-    """What the libraries raise, said as a refusal of this setup."""
+    """Turn the libraries' errors into a refusal of this setup."""
     try:
         yield
     except (CourseError, OutOfMemory):
@@ -403,7 +403,7 @@ def _all_tensors(made: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def _on_meta(values: Any) -> list[torch.Tensor]:
-    """The tensors on meta anywhere in lists and dictionaries."""
+    """Return the meta tensors anywhere in nested lists and dictionaries."""
     flat = tree_flatten(values)[0]
     return [
         value for value in flat if isinstance(value, torch.Tensor) and value.device.type == "meta"
@@ -422,7 +422,7 @@ def _at_peak(log: list[tuple[str, int, int]], kinds: dict[int, str]) -> dict[str
 
 
 def _warnings(setup: Setup, simulation: Simulation) -> list[str]:
-    """What an expert would say about a training, each with the way out."""
+    """Return an expert's warnings about a setup, each with a remedy."""
     said, gpu = [], simulation.gpu
     if "math" in simulation.on_gpu.kernels:
         grouped = simulation.on_gpu.kernels["math"]

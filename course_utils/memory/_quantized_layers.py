@@ -1,8 +1,8 @@
-"""Quantized linear layers on meta tensors: they ask for memory as those of bitsandbytes do.
+"""Quantized linear layers on meta tensors that request memory as those of bitsandbytes do.
 
 bitsandbytes' own kernels need a GPU, and their stand-ins for meta tensors leave sizes open. These
-layers follow its Python code (0.45 and later), operation by operation. peft takes them for
-bitsandbytes' layers, which they are by descent. Introduced in notebook 05.
+layers follow its Python code (0.45 and later), operation by operation. As subclasses of
+bitsandbytes' layers, they are treated as such by peft. Introduced in notebook 05.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ NESTED_BLOCK = 256  # scales that share a scale in double quantization
 
 
 def quantized(layer: nn.Module, name: str, dtype: torch.dtype) -> nn.Module:
-    """The layer that takes a linear layer's place on meta.
+    """Return the quantized layer that replaces a linear layer on meta.
 
     Args:
         layer: `nn.Linear`, or GPT-2's `Conv1D`.
         name: the quantization, as in `Setup`.
-        dtype: what 4-bit weights are expanded to.
+        dtype: what 4-bit weights are dequantized to.
     """
     if name == "8bit":
         return Linear8bit(layer)
@@ -40,7 +40,7 @@ def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _quantize_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`int8_vectorwise_quant` where no value reaches the threshold for outliers."""
+    """`int8_vectorwise_quant` if no value reaches the outlier threshold."""
     scales = empty(values.shape[0], dtype=torch.float32)
     codes = empty(*values.shape, dtype=torch.int8)
     outliers = values.abs() >= THRESHOLD
@@ -71,7 +71,7 @@ class _Int8Matmul(torch.autograd.Function):
 
 
 def _scaled_product(codes: torch.Tensor, layer: Linear8bit, dtype: torch.dtype) -> torch.Tensor:
-    """`int8_scaled_mm`: an int32 product, scaled to float16, then in the wanted dtype."""
+    """`int8_scaled_mm`: an int32 product, scaled to float16, then cast to the required dtype."""
     sums = empty(codes.shape[0], layer.out_features, dtype=torch.int32)
     out = torch.empty_like(sums, dtype=torch.float16)
     if layer.bias is not None and layer.bias.dtype != torch.float16:
@@ -80,7 +80,7 @@ def _scaled_product(codes: torch.Tensor, layer: Linear8bit, dtype: torch.dtype) 
 
 
 class Linear8bit(bnb.nn.Linear8bitLt):
-    """LLM.int8() on meta: one byte a weight, a float32 scale a row."""
+    """LLM.int8() on meta: one byte per weight, a float32 scale per row."""
 
     def __init__(self, layer: nn.Linear):
         rows, columns = _shape(layer)
@@ -97,14 +97,14 @@ class Linear8bit(bnb.nn.Linear8bitLt):
         self.bias = layer.bias
         self.scales = empty(rows, dtype=torch.float32)
 
-    expected_bytes = 1  # of a weight, in transformers' `quantized_element_size`
+    expected_bytes = 1  # per weight, in transformers' `quantized_element_size`
 
     def extra_tensors(self) -> list[torch.Tensor]:
-        """What it holds beside its parameters."""
+        """Return its tensors other than parameters."""
         return [self.scales]
 
     def book_quantized(self, tracker: Tracker) -> None:
-        """Book what quantizing on the GPU asks for, with the weight there already.
+        """Record the memory requests of quantizing on the GPU, with the weight already there.
 
         Sources: transformers' `Bnb8bitQuantize` takes the weight to the CPU and back, where the
         first copy still waits; bitsandbytes' `Int8Params._quantize`, `int8_vectorwise_quant`.
@@ -121,7 +121,7 @@ class Linear8bit(bnb.nn.Linear8bitLt):
 
 
 class _Matmul4Bit(torch.autograd.Function):
-    """`MatMul4Bit`: the weight is expanded for each multiplication, and nothing else is kept."""
+    """`MatMul4Bit`: the weight is dequantized for each multiplication, and nothing else is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: Linear4bit, bias: Any) -> torch.Tensor:
@@ -134,7 +134,7 @@ class _Matmul4Bit(torch.autograd.Function):
 
 
 class Linear4bit(bnb.nn.Linear4bit):
-    """QLoRA's 4-bit layer on meta: half a byte a weight, and a scale for each 64."""
+    """QLoRA's 4-bit layer on meta: half a byte per weight, and a scale for each 64."""
 
     def __init__(self, layer: nn.Linear, kind: str, double: bool, dtype: torch.dtype):
         rows, columns = _shape(layer)
@@ -154,7 +154,7 @@ class Linear4bit(bnb.nn.Linear4bit):
         )
         self.bias = layer.bias
         blocks = -(-values // BLOCK)
-        self.scales = [empty(16, dtype=torch.float32)]  # the levels
+        self.scales = [empty(16, dtype=torch.float32)]  # the quantization levels
         if double:
             nested = -(-blocks // NESTED_BLOCK)
             self.scales += [
@@ -167,14 +167,14 @@ class Linear4bit(bnb.nn.Linear4bit):
             self.scales.append(empty(blocks, dtype=torch.float32))
         self.double, self.blocks = double, blocks
 
-    expected_bytes = 0.5  # of a weight, in transformers' `quantized_element_size`
+    expected_bytes = 0.5  # per weight, in transformers' `quantized_element_size`
 
     def extra_tensors(self) -> list[torch.Tensor]:
-        """What it holds beside its parameters."""
+        """Return its tensors other than parameters."""
         return self.scales
 
     def book_quantized(self, tracker: Tracker) -> None:
-        """Book what quantizing on the GPU asks for, with the weight there already.
+        """Record the memory requests of quantizing on the GPU, with the weight already there.
 
         Sources: bitsandbytes' `functional.py`, `quantize_4bit` and `get_4bit_type`, and its kernels
         in `backends/cuda/ops.py`.
@@ -217,6 +217,6 @@ class Linear4bit(bnb.nn.Linear4bit):
 
 
 def _shape(layer: nn.Module) -> tuple[int, int]:
-    """Rows (outputs) and columns (inputs); GPT-2's Conv1D has them the other way round."""
+    """Return the numbers of outputs and inputs; GPT-2's Conv1D stores them the other way round."""
     rows, columns = layer.weight.shape
     return (rows, columns) if isinstance(layer, nn.Linear) else (columns, rows)

@@ -1,6 +1,6 @@
-"""`Setup`: one way to train a model, as far as it decides about memory. Introduced in notebook 05.
+"""`Setup`: one way to train a model, as far as memory depends on it. Introduced in notebook 05.
 
-A combination that cannot be trained is refused when it is made, with the reason.
+A combination that cannot be trained is rejected on creation, with the reason.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from course_utils.models import _catalog as catalog
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-MOST = 10**6  # of anything that is counted: more is a slip, and shapes would overflow
+MOST = 10**6  # for any count: more is a typing error, and shapes would overflow
 _MOST_LAYERS = 10_000
 _OR_FOLDER = "Or name a folder with its config.json."
 QUANTIZATIONS = ("8bit", "nf4", "nf4-double", "fp4", "fp4-double")
@@ -44,45 +44,45 @@ TRAINERS = {
 
 @dataclass(frozen=True)
 class Setup:
-    """How a model is trained, one field for each thing that decides about memory.
+    """How a model is trained, with one field for everything that affects memory.
 
     Attributes:
-        model: a model's id, a folder with its `config.json`, or a configuration (which is kept as
-            a dictionary).
-        quantization: None, or one of `QUANTIZATIONS`, the names that `load_model` takes. Quantized
-            weights are frozen and need an adapter.
-        dtype: of the weights, or of what is not quantized: one of `DTYPES`.
-        attention: one of `ATTENTIONS`, in transformers' words; "auto" is what it takes by itself.
+        model: a model's id, a folder with its `config.json`, or a configuration (stored as a
+            dictionary).
+        quantization: None, or one of `QUANTIZATIONS`, the names that `load_model` accepts.
+            Quantized weights are frozen and need an adapter.
+        dtype: of the weights, or of those that are not quantized: one of `DTYPES`.
+        attention: one of `ATTENTIONS`, as named by transformers; "auto" is its default.
         lora: train a LoRA adapter instead of the weights.
         lora_rank, lora_dropout: of the adapter.
-        lora_targets: "default" (what peft takes for this architecture), "all-linear", or the
-            modules' names with commas between them.
-        peft: any other adapter: a configuration of peft, kept as a dictionary. It takes the place
-            of `lora` and the fields that go with it.
+        lora_targets: "default" (peft's choice for this architecture), "all-linear", or the
+            modules' names separated by commas.
+        peft: any other adapter: a peft configuration, stored as a dictionary. It replaces `lora`
+            and the fields that go with it.
         kbit_preparation: whether peft's `prepare_model_for_kbit_training` is called on a quantized
-            model, which casts what is not quantized to float32; None for what is usual: yes, but
+            model, which casts what is not quantized to float32; None for the usual choice: yes, but
             not with TRL's trainers.
         trainer: one of `TRAINERS`.
-        optimizer: what `TrainingArguments` takes as `optim`, if the installed libraries have it.
+        optimizer: a value of `optim` in `TrainingArguments`, if the installed libraries have it.
         checkpointing: gradient checkpointing, one of `CHECKPOINTING`; None for the trainer's
             default, which is "non-reentrant" for TRL's and "none" for the others.
-        accumulation: micro-batches between two optimizer steps.
+        accumulation: micro-batches per optimizer step.
         mixed_precision: autocast, one of `MIXED_PRECISION`; True for the one that goes with
             `dtype`; None for the trainer's default, which is "bf16" for TRL's and "no" for the
             others. With float16 weights, TRL's would be "fp16" if the trained weights are in
             float32, else "no", because a gradient scaler needs gradients in float32.
-        batch_size: examples a micro-batch; for "dpo" pairs, so that twice as many rows are run.
-        seq_len: tokens an example, the longest one's if they differ.
+        batch_size: examples per micro-batch; for "dpo" pairs, so twice as many rows are run.
+        seq_len: tokens per example; of the longest one if they differ.
         sequences: one of `SEQUENCES`.
         supervised_share: the share of each example's tokens, counted from its end, that the loss
-            looks at; above 0, at most 1.
-        attention_mask: whether a loop written by hand passes one.
-        keep_outputs: whether a loop written by hand keeps the outputs until the step's end.
-        micro_batches: how many are run; None for two optimizer steps, since only the second one's
-            forward pass has the optimizer's states beside it.
+            covers; above 0, at most 1.
+        attention_mask: whether a hand-written loop passes one.
+        keep_outputs: whether a hand-written loop keeps the outputs until the end of the step.
+        micro_batches: how many are run; None for two optimizer steps, since only from the second
+            one on do the optimizer's states exist during the forward pass.
 
     Raises:
-        UnknownName: a value that its field does not have, with those that it has.
+        UnknownName: a value that its field does not have; the message lists those it has.
         ImpossibleSetup: values that exclude each other, or numbers that make no sense.
     """
 
@@ -135,7 +135,7 @@ class Setup:
         self._check_length()
 
     def _keep_as_data(self) -> None:
-        """Configurations become dictionaries, which can be written down and compared."""
+        """Convert configurations to dictionaries, which can be saved and compared."""
         given: Any = self.model
         if hasattr(given, "to_diff_dict") and not isinstance(given, type):
             as_dict = {**given.to_diff_dict(), "model_type": given.model_type}
@@ -155,7 +155,7 @@ class Setup:
             checks.flag("kbit_preparation", self.kbit_preparation)
         for name in ("lora_rank", "accumulation", "batch_size", "seq_len", "micro_batches"):
             if name != "micro_batches" or self.micro_batches is not None:
-                # What is kept goes into JSON: numpy's numbers do not.
+                # Values must be JSON-serialisable: NumPy's numbers are not.
                 count = checks.whole(name, getattr(self, name), 1, MOST)
                 object.__setattr__(self, name, count)
         checks.number("lora_dropout", self.lora_dropout, least=0, below=1)
@@ -214,17 +214,17 @@ class Setup:
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens the model knows; of a multimodal one, its text part."""
+        """The size of the model's vocabulary; of its text part if it is multimodal."""
         return self.config().get_text_config().vocab_size
 
     @property
     def adapter(self) -> bool:
-        """Whether an adapter is trained, and not the weights."""
+        """Whether an adapter is trained instead of the weights."""
         return self.lora or self.peft is not None
 
     @property
     def prepares(self) -> bool:
-        """`kbit_preparation`, with what is usual in place of None."""
+        """`kbit_preparation`, with None replaced by the usual choice."""
         usual = not self.from_trl if self.kbit_preparation is None else self.kbit_preparation
         return usual and self.quantization is not None
 
@@ -235,14 +235,14 @@ class Setup:
 
     @property
     def checkpoints(self) -> str:
-        """`checkpointing`, with the trainer's default in place of None."""
+        """`checkpointing`, with None replaced by the trainer's default."""
         if self.checkpointing is not None:
             return self.checkpointing
         return "non-reentrant" if self.from_trl else "none"
 
     @property
     def trained_dtype(self) -> str:
-        """The dtype of what is trained, and of its gradients.
+        """The dtype of the trained parameters and their gradients.
 
         peft keeps adapters in float32; TRL casts those of a quantized model to bfloat16.
         """
@@ -267,49 +267,51 @@ class Setup:
 
     @property
     def name(self) -> str:
-        """The model's id or folder, or the type of its configuration."""
+        """The model's id or folder, or the model type of its configuration."""
         return self.model if isinstance(self.model, str) else f"a {self.model['model_type']}"
 
     @property
     def runs(self) -> int:
-        """How many micro-batches are run."""
+        """The number of micro-batches that are run."""
         return 2 * self.accumulation if self.micro_batches is None else self.micro_batches
 
     def config(self) -> PretrainedConfig:
-        """The model's architecture: from the catalogue, a folder, or the hub if it is in reach.
+        """Return the model's configuration: from the catalogue, a folder, or the hub if reachable.
 
         Raises:
-            UnknownName: no such model is at hand, with near matches.
+            UnknownName: the model is not available; the message suggests similar names.
         """
         return config_of(self.model)
 
     @classmethod
     def from_trainer(cls, trainer: Any) -> Setup:
-        """The setup of a trainer that is built: its model, adapter, arguments and longest batch.
+        """Create a setup from a trainer's model, adapter, arguments and longest batch.
 
         Args:
             trainer: a `Trainer`, `SFTTrainer` or `DPOTrainer` with a causal language model.
 
         Raises:
-            NotPredictable: what no setup can describe, by name.
-            BadValue: no trainer.
+            NotPredictable: something that no setup can describe, which the message names.
+            BadValue: not a trainer.
         """
         from course_utils.memory import _from_trainer
 
         return _from_trainer.setup_of(trainer)
 
     def replace(self, **changes: Any) -> Setup:
-        """The same with some fields changed.
+        """Return a copy with some fields changed.
 
         Raises:
-            UnknownName: there is no such field; and what `Setup` raises.
+            UnknownName: there is no such field; also any error that `Setup` raises.
         """
         known_fields(changes)
         return dataclasses.replace(self, **changes)
 
     def shortened(self) -> Setup:
-        """Fewer micro-batches with the same peaks: after two of a step, and after two steps, no
-        others need more."""
+        """Reduce the micro-batches without changing the peaks.
+
+        After two micro-batches per step, and after two steps, no others need more.
+        """
         steps, rest = divmod(self.runs, self.accumulation)
         if not steps:
             rest = min(rest, 2)
@@ -321,11 +323,11 @@ class Setup:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Its fields; `Setup(**that)` is the same setup."""
+        """Return the fields; `Setup(**fields)` is the same setup."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __str__(self) -> str:
-        """The model and what differs from the defaults."""
+        """Return the model and what differs from the defaults."""
         changed = [
             f"{field.name}={self._shown(field.name)}"
             for field in fields(self)
@@ -335,10 +337,10 @@ class Setup:
 
 
 def _peft_as_dict(given: Any) -> dict[str, Any]:
-    """A peft configuration as data; sets become sorted lists.
+    """Convert a peft configuration to plain data; sets become sorted lists.
 
     Raises:
-        UnknownName: neither a configuration of peft nor its dictionary.
+        UnknownName: neither a peft configuration nor a dictionary of one.
     """
     import enum
 
@@ -367,17 +369,17 @@ def _peft_as_dict(given: Any) -> dict[str, Any]:
 
 
 def known_fields(given: dict[str, Any]) -> None:
-    """Refuse names that are no arguments of `Setup`.
+    """Reject names that are not arguments of `Setup`.
 
     Raises:
-        UnknownName: there is no such field; near matches are named.
+        UnknownName: there is no such field; the message suggests similar ones.
     """
     for name in given:
         checks.one_of("field of Setup", name, Setup.__dataclass_fields__)
 
 
 def config_of(model: str | dict[str, Any]) -> PretrainedConfig:
-    """A model's configuration; see `Setup.config`."""
+    """Return a model's configuration; see `Setup.config`."""
     if isinstance(model, dict):
         return _configuration(model, "The configuration")
     known = [*catalog.catalog().models, *architectures()]
@@ -405,7 +407,7 @@ def config_of(model: str | dict[str, Any]) -> PretrainedConfig:
 
 @functools.cache
 def architectures() -> dict[str, dict[str, Any]]:
-    """Configurations, by model id, of models that the course only predicts."""
+    """Return configurations, by model id, of models that the course only predicts."""
     source = Path(__file__).parent / "models.json"
     with checks.course_file(source):
         data = json.loads(source.read_text(encoding="utf-8"))
@@ -421,7 +423,7 @@ def architectures() -> dict[str, dict[str, Any]]:
 def _has_config(folder: str) -> bool:
     try:
         return (Path(folder) / "config.json").is_file()
-    except (OSError, ValueError):  # no path at all
+    except (OSError, ValueError):  # not a path
         return False
 
 
@@ -460,7 +462,7 @@ def _configuration(data: dict[str, Any], where: str) -> PretrainedConfig:
         )
     try:
         config = AutoConfig.for_model(**data)
-    except Exception as error:  # each architecture checks its own values in its own way
+    except Exception as error:  # each architecture validates its values in its own way
         said = " ".join(str(error).split())[:300]
         raise ImpossibleSetup(f"{where} is no configuration of a {kind} model: {said}") from None
     if type(config) not in AutoModelForCausalLM._model_mapping:

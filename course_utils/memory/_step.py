@@ -19,11 +19,11 @@ def with_trainer(trainer: Any, batch: Batch, phase: Phase, runs: int, accumulati
     """Run micro-batches with a trainer's own `training_step`, in the order of `Trainer._run_epoch`.
 
     Args:
-        trainer: with its optimizer made; its model may be wrapped.
-        batch: gives the next micro-batch, on the model's device.
-        phase: told what begins: "forward", "backward" or "optimizer".
+        trainer: a trainer with its optimizer created; its model may be wrapped.
+        batch: returns the next micro-batch, on the model's device.
+        phase: called when a phase begins: "forward", "backward" or "optimizer".
         runs: how many micro-batches.
-        accumulation: micro-batches between two optimizer steps.
+        accumulation: micro-batches per optimizer step.
     """
     model = trainer.model_wrapped
     backward = trainer.accelerator.backward
@@ -65,7 +65,7 @@ def by_hand(
     autocast: Callable[[], AbstractContextManager],
     scaler: Any = None,
 ) -> None:
-    """Run micro-batches in a loop as one writes it by hand, without clipping.
+    """Run micro-batches in a typical hand-written loop, without gradient clipping.
 
     Args:
         setup: what is trained.
@@ -95,4 +95,4 @@ def by_hand(
             else:
                 optimizer.step()
             optimizer.zero_grad()
-        outputs = loss = None  # what is kept is kept until here
+        outputs = loss = None  # outputs are kept until here

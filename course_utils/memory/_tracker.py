@@ -1,8 +1,7 @@
-"""Follows a training on meta tensors and tells the simulated allocator what a GPU would be told.
+"""Track training on meta tensors and pass its memory requests to the simulated allocator.
 
-Every operation's new storages are requests, their ends are releases, and integers are computed
-for real beside their shapes, since code asks them for its way (is this mask all ones?). Introduced
-in notebook 04.
+Each new storage of an operation is a request, and its end a release. Integers are also computed
+for real, as control flow may depend on them (is this mask all ones?). Introduced in notebook 04.
 """
 
 from __future__ import annotations
@@ -19,28 +18,28 @@ from torch.utils.weak import WeakIdKeyDictionary
 from course_utils.errors import CourseError
 from course_utils.memory._allocator import Allocator
 
-# Integers of more bytes than this are not followed; a mask of 8,192 by 8,192 is.
+# Larger integer tensors, in bytes, are not tracked; a mask of 8,192 by 8,192 is.
 MOST_INTEGERS = 2**27
-MOST_REALS = 2**16  # numbers that are not whole: masks of adapters, and what is only logged
+MOST_REALS = 2**16  # floating-point numbers: masks of adapters, and what is only logged
 PHASES = ("loading", "weights", "forward", "backward", "optimizer", "evaluation")
 
 
 class DataDependent(CourseError):
-    """The model's code asks for a number that only real weights could give."""
+    """The model's code needs a number that only real weights could provide."""
 
 
 class Tracker(TorchDispatchMode):
-    """While it is entered, operations on meta tensors are booked with an allocator.
+    """Context in which operations on meta tensors are recorded with an allocator.
 
     Args:
-        allocator: what is told of every request and release.
-        scratch: given an operation, its arguments and its result, the sizes in bytes of what its
-            CUDA kernel takes for itself while it runs.
-        device: whose tensors are booked; "cpu" follows a real training, to compare.
+        allocator: receives every request and release.
+        scratch: takes an operation, its arguments and its result; returns the sizes in bytes of
+            what its CUDA kernel allocates for itself while it runs.
+        device: whose tensors are recorded; "cpu" tracks real training, for comparison.
 
     Attributes:
-        phase: what is going on, one of `PHASES`; set from outside.
-        peaks: the most allocated in each phase, in bytes.
+        phase: the current phase, one of `PHASES`; set from outside.
+        peaks: the peak of allocated bytes in each phase.
         peak_op: the operation at the overall peak.
         log: a list of (phase, key, size) for each request and (phase, key, -size) for each
             release; a key stands for one piece of memory.
@@ -61,12 +60,12 @@ class Tracker(TorchDispatchMode):
         self.peak_op = ""
         self.log: list[tuple[str, int, int]] = []
         self._keys = WeakIdKeyDictionary()  # storage -> key
-        self._integers = WeakIdKeyDictionary()  # meta tensor -> the same on the CPU
+        self._integers = WeakIdKeyDictionary()  # meta tensor -> its values on the CPU
         self._next_key = 0
         self._peak = 0
 
     def hold(self, tensor: torch.Tensor, values: torch.Tensor | None = None) -> int:
-        """Book a tensor that no operation made; returns its key.
+        """Record a tensor that no operation created; return its key.
 
         Args:
             tensor: on meta.
@@ -80,15 +79,15 @@ class Tracker(TorchDispatchMode):
         return self._keys[storage]
 
     def know(self, tensor: torch.Tensor) -> None:
-        """Let code read a number that is only shown to people: it reads ones."""
+        """Let code read a number that is only displayed, as ones."""
         self._integers.setdefault(tensor, torch.ones(tensor.shape, dtype=tensor.dtype))
 
     def key(self, tensor: torch.Tensor) -> int | None:
-        """The key of a tensor's memory in the log."""
+        """Return the key of a tensor's memory in the log."""
         return self._keys.get(tensor.untyped_storage())
 
     def take(self, size: int, name: str) -> Callable[[], None]:
-        """Book memory that is not a tensor's; returns what releases it."""
+        """Record memory that is not a tensor's; return a function that releases it."""
         block = self.allocator.malloc(size)
         key = self._log_request(block.size, name)
 
@@ -138,9 +137,9 @@ class Tracker(TorchDispatchMode):
         return out
 
     def _run(self, func: Any, args: tuple, kwargs: dict) -> Any:
-        """What an operation gives; for shapes that it was seen with before, without asking it.
+        """Return an operation's result, from a cache if it was seen with these shapes before.
 
-        PyTorch derives most shapes in Python, a hundred times slower than they are looked up.
+        PyTorch derives most shapes in Python, a hundred times slower than a lookup.
         """
         key = self._key_of(func, args, kwargs) if self.device == "meta" else None
         if key is None:
@@ -161,7 +160,7 @@ class Tracker(TorchDispatchMode):
             if isinstance(value, torch.Tensor)
         }
         if any(isinstance(t, torch.Tensor) and t.untyped_storage()._cdata in inputs for t in flat):
-            _PURE[func] = False  # a view that its schema does not tell of, such as _unsafe_view
+            _PURE[func] = False  # a view not declared in its schema, such as _unsafe_view
         elif all(t is None or _is_dense(t) for t in flat):
             if len(_SEEN) >= _MOST_SEEN:
                 _SEEN.clear()
@@ -170,7 +169,7 @@ class Tracker(TorchDispatchMode):
 
     @staticmethod
     def _key_of(func: Any, args: tuple, kwargs: dict) -> tuple | None:
-        """What decides about an operation's result; None where it gives or changes its inputs."""
+        """Return what determines an operation's result; None if it returns or changes an input."""
         pure = _PURE.get(func)
         if pure is None:
             schema = func._schema
@@ -203,7 +202,7 @@ class Tracker(TorchDispatchMode):
         return torch.ops.aten._local_scalar_dense.default(values)
 
     def _sized_by_values(self, func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
-        """Such as nonzero: what it gives is as long as its input's values say."""
+        """Handle operations like nonzero, whose output size depends on the input's values."""
         if func is _aten.masked_select.default:
             shape = (int(self._values(func, args[1]).expand(args[0].shape).sum()),)
             out = torch.empty(shape, dtype=args[0].dtype, device="meta")
@@ -221,7 +220,7 @@ class Tracker(TorchDispatchMode):
         return values
 
     def _with_places(self, args: tuple) -> tuple:
-        """Masks among an indexing's indices become the places that they mark, as CUDA does it.
+        """Replace masks among an indexing operation's indices by positions, as CUDA does.
 
         Source: `aten/src/ATen/native/IndexingUtils.h`, `expandTensors`.
         """
@@ -239,7 +238,7 @@ class Tracker(TorchDispatchMode):
         return (args[0], places, *args[2:])
 
     def _follow_integers(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
-        """Compute an operation's integers and truth values on the CPU, where its inputs are."""
+        """Compute an operation's integers and booleans on the CPU, if its inputs are known."""
         wanted = [
             tensor
             for tensor in tree_flatten(out)[0]
@@ -264,7 +263,7 @@ class Tracker(TorchDispatchMode):
         if func in _UNDEFINED:
             return
         if func is _aten.sum.default and real_args[0].dtype == torch.bool and not real_kwargs:
-            func = _aten.count_nonzero.default  # the same; a sum would make integers of them all
+            func = _aten.count_nonzero.default  # the same; a sum would convert all to integers
         found = tree_flatten(func(*real_args, **real_kwargs))[0]
         for tensor, values in zip(tree_flatten(out)[0], found, strict=True):
             if isinstance(tensor, torch.Tensor) and tensor.device.type == "meta":
@@ -272,12 +271,12 @@ class Tracker(TorchDispatchMode):
 
 
 _PURE: dict[Any, bool] = {}  # by operation, whether its result is new memory
-_SEEN: dict[tuple, tuple] = {}  # by operation and shapes: what kind of result, and its shapes
+_SEEN: dict[tuple, tuple] = {}  # by operation and shapes: the type of result, and its shapes
 _MOST_SEEN = 50_000
 
 
 def _is_dense(value: Any) -> bool:
-    """A tensor on meta that begins where its memory begins and has no more of it than it needs."""
+    """Return whether a meta tensor starts at the beginning of its memory and fills it exactly."""
     return (
         isinstance(value, torch.Tensor)
         and value.device.type == "meta"
@@ -297,5 +296,5 @@ _INDEXED = {
     _aten._unsafe_index.Tensor,
     _aten._unsafe_index_put.default,
 }
-# Memory without values in it.
+# Operations that allocate memory without setting values.
 _UNDEFINED = {_aten.empty.memory_format, _aten.empty_like.default, _aten.new_empty.default}

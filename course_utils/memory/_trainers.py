@@ -1,7 +1,7 @@
-"""The library's own trainer for a `Setup`, on meta tensors or on a device.
+"""Create the library's own trainer for a `Setup`, on meta tensors or on a device.
 
-What is predicted is what the trainer's code asks for: its constructor casts and patches the model,
-its collator makes the batch, its `training_step` runs. Introduced in notebook 05.
+Predictions follow the trainer's own code: its constructor casts and patches the model, its
+collator makes the batch, its `training_step` runs. Introduced in notebook 05.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from course_utils.memory._setup import Setup
 
 
 def arguments(setup: Setup, device: str, folder: str) -> Any:
-    """The trainer's arguments. On meta, autocast is the tracker's part and stays off here."""
+    """Return the trainer's arguments. On meta, the tracker does autocast, so it is off here."""
     on_cuda = device == "cuda"
     given = {
         "output_dir": folder,
@@ -70,7 +70,7 @@ def _checkpointing(setup: Setup) -> dict[str, Any]:
 
 
 def tokenizer() -> Any:
-    """The smallest one that a trainer accepts; no text is ever shown to it that matters."""
+    """Return the smallest tokenizer that a trainer accepts; it never sees any text that matters."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -83,10 +83,10 @@ def tokenizer() -> Any:
 
 @contextlib.contextmanager
 def undisturbed(keep_state: bool = True) -> Iterator[None]:
-    """While a trainer is made and run: without progress bars and telemetry.
+    """Create and run a trainer without progress bars and telemetry.
 
     Args:
-        keep_state: whether other trainers in this process find accelerate's state as they left it.
+        keep_state: restore accelerate's state afterwards, for other trainers in this process.
     """
     with contextlib.ExitStack() as kept:
         if keep_state:
@@ -101,10 +101,10 @@ def undisturbed(keep_state: bool = True) -> Iterator[None]:
 
 
 def make(setup: Setup, made: nn.Module, device: str) -> Any:
-    """The trainer that a setup names, around a model of `build.model`.
+    """Create the trainer that a setup names, around a model of `build.model`.
 
-    Its model has the adapter, its optimizer is made, checkpointing is on; it is not prepared by
-    accelerate, which `prepare` does on a device.
+    The model has its adapter, the optimizer is created, checkpointing is on; accelerate has not
+    prepared it: on a device, `prepare` does that.
     """
     from datasets import Dataset
     from peft import prepare_model_for_kbit_training
@@ -149,7 +149,7 @@ def make(setup: Setup, made: nn.Module, device: str) -> Any:
 
 
 def optimizer_by_hand(setup: Setup, made: nn.Module) -> Any:
-    """The optimizer, of the class and with the settings that the Trainer would take."""
+    """Create the optimizer, with the class and settings that the Trainer would use."""
     from transformers import Trainer
 
     with tempfile.TemporaryDirectory(prefix="memory-") as folder:
@@ -159,7 +159,7 @@ def optimizer_by_hand(setup: Setup, made: nn.Module) -> Any:
 
 
 def begin(trainer: Any) -> None:
-    """What `Trainer.train` does to model and optimizer before the first step."""
+    """Do what `Trainer.train` does to model and optimizer before the first step."""
     args, model = trainer.args, trainer.model
     with quiet_libraries():
         if args.gradient_checkpointing:
@@ -171,15 +171,15 @@ def begin(trainer: Any) -> None:
 
 
 def prepare(trainer: Any) -> None:
-    """On a device: what accelerate adds, autocast and the gradient scaler."""
+    """Do what accelerate does on a device: add autocast and the gradient scaler."""
     trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(
         trainer.model, trainer.optimizer
     )
 
 
 def batch(setup: Setup, trainer: Any) -> dict[str, Any]:
-    """A micro-batch on the CPU, as the trainer's collator makes it of random tokens."""
+    """Make a micro-batch of random tokens on the CPU, with the trainer's collator."""
     vocabulary = setup.vocabulary
     if setup.trainer == "trainer" or (setup.trainer == "sft" and setup.sequences == "full"):
-        return build.batch(setup, vocabulary)  # the same, and a million examples take no time
+        return build.batch(setup, vocabulary)  # the same, and fast even for a million examples
     return dict(trainer.data_collator(build.examples(setup, vocabulary)))

@@ -1,7 +1,7 @@
-"""Textbook estimates of a training's memory, in bytes, each with its source.
+"""Textbook estimates of training memory, in bytes, each with its source.
 
-They see the transformer's blocks and nothing else: no embeddings, no logits, no kernel's scratch,
-no LoRA, no quantization. What is left out is often the larger part. Introduced in notebook 04.
+They cover the transformer blocks only: no embeddings, logits, kernel workspaces, LoRA or
+quantization. What is left out is often the larger part. Introduced in notebook 04.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PretrainedConfig
 
-_MOST = 10**15  # of anything that is counted; more is a slip
-_MOST_BYTES = 64  # an item's
+_MOST = 10**15  # for any count; more is a typing error
+_MOST_BYTES = 64  # per item
 ATTENTIONS = ("eager", "flash_attention_2")
-# The models that the formulas are computed for in notebook 04, with the lengths that go with them.
+# The models that notebook 04 computes the formulas for, and the sequence lengths to go with them.
 SEVEN = {
     "facebook/opt-350m": 2048,
     "microsoft/Phi-3.5-mini-instruct": 4096,
@@ -34,17 +34,17 @@ SEVEN = {
 
 @dataclass(frozen=True)
 class Shape:
-    """What the formulas know of a model: numbers of layers and heads, and widths in elements.
+    """The dimensions of a model that the formulas need: layers, heads, and widths in elements.
 
     Attributes:
         layers, hidden: L blocks of width h.
-        heads, key_value_heads: n query heads; n_kv for keys and values, fewer where queries share.
-        head_width: d, of each head; n·d is h in most models.
-        mlp_width: m, between the MLP's matrices; None for the classic 4·h.
-        mlp_matrices: 2, or 3 where the MLP has a gate.
+        heads, key_value_heads: n query heads; n_kv key-value heads, fewer with grouped queries.
+        head_width: d, the width of each head; n·d equals h in most models.
+        mlp_width: m, the inner width of the MLP; None for the classic 4·h.
+        mlp_matrices: 2, or 3 for an MLP with a gate.
 
     Raises:
-        ValueError: a number that is not whole, or below 1.
+        ValueError: a number is not an integer, or is below 1.
     """
 
     layers: int
@@ -62,10 +62,10 @@ class Shape:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> Shape:
-        """The shape that a configuration of transformers describes.
+        """Read the shape from a transformers configuration.
 
         Raises:
-            ValueError: no configuration, or one without attention heads.
+            ValueError: not a configuration, or one without attention heads.
         """
         wanted = ("num_attention_heads", "num_hidden_layers", "hidden_size")
         if missing := [name for name in wanted if not hasattr(config, name)]:
@@ -74,7 +74,7 @@ class Shape:
                 "configuration of a transformer."
             )
         heads = config.num_attention_heads
-        multi_query = getattr(config, "multi_query", False)  # Falcon's word for one key-value head
+        multi_query = getattr(config, "multi_query", False)  # Falcon's name for one key-value head
         return cls(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
@@ -88,7 +88,7 @@ class Shape:
         )
 
 
-# Architectures whose MLP has two matrices; today's have a gate as a third one.
+# Architectures whose MLP has two matrices; recent ones have a gate as a third.
 _WITHOUT_GATE = (
     *("opt", "gpt2", "gpt_neo", "gpt_neox", "gptj", "falcon", "bloom", "mpt", "phi", "codegen"),
     *("starcoder2", "gpt_bigcode", "persimmon", "stablelm_epoch", "nemotron"),
@@ -96,7 +96,7 @@ _WITHOUT_GATE = (
 
 
 def _mlp_width(config: PretrainedConfig) -> int | None:
-    """Under the name that an architecture gives it."""
+    """Return the inner width of the MLP, whatever the architecture calls it."""
     for name in ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"):
         if width := getattr(config, name, None):
             return width
@@ -114,23 +114,23 @@ def _check(shape: Shape, attention: str = "eager", **counts: int) -> None:
 
 
 def block_parameters(shape: Shape) -> int:
-    """12·L·h², the number of weights in L blocks of width h, if they are GPT-2's.
+    """Return 12·L·h², the number of weights in L blocks of width h, for GPT-2's architecture.
 
-    Four h × h matrices of the attention and two of h × 4h of the MLP. Source: Kaplan and others,
+    Four h × h matrices in the attention and two of h × 4h in the MLP. Source: Kaplan et al.,
     "Scaling Laws for Neural Language Models" (2020), section 2.1. It is an approximation: most
-    models of today have fewer key-value heads, which makes it too large, and a wide MLP with a
-    gate, which makes it too small. `block_weights` counts them.
+    recent models have fewer key-value heads, which makes it too large, and a wide MLP with a gate,
+    which makes it too small. `block_weights` gives the exact count.
     """
     _check(shape)
     return 12 * shape.layers * shape.hidden**2
 
 
 def block_weights(shape: Shape) -> int:
-    """L·(2·h·d·(n + n_kv) + g·h·m), the number of weights in the blocks' matrices.
+    """Return L·(2·h·d·(n + n_kv) + g·h·m), the number of weights in the blocks' matrices.
 
-    Queries and the output are h × n·d each, keys and values h × n_kv·d each, and g matrices of the
-    MLP h × m. With d = h/n, n_kv = n, g = 2 and m = 4h it is 12·L·h². Biases and norms, a few
-    thousand numbers a block, are left out; so are experts, of which only one is counted.
+    The query and output projections are h × n·d each, keys and values h × n_kv·d each, and the g
+    matrices of the MLP h × m. With d = h/n, n_kv = n, g = 2 and m = 4h, this is 12·L·h². Biases and
+    norms, a few thousand numbers per block, are left out; of several experts, only one is counted.
     """
     _check(shape)
     width = 4 * shape.hidden if shape.mlp_width is None else shape.mlp_width
@@ -141,21 +141,21 @@ def block_weights(shape: Shape) -> int:
 def activation_bytes(
     shape: Shape, batch_size: int, seq_len: int, attention: str = "eager", item_bytes: int = 2
 ) -> float:
-    """L·(34·h·b·s + 5·n·b·s²): what a forward pass keeps for the backward pass, in bytes.
+    """Return L·(34·h·b·s + 5·n·b·s²), the bytes that a forward pass keeps for the backward pass.
 
-    Source: Korthikanti and others, "Reducing Activation Recomputation in Large Transformer Models"
-    (2022), which counts bytes with 16-bit activations and 8-bit dropout masks. The
-    second term is the attention matrix; flash attention does not keep it (Dao and others, 2022).
+    Source: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models"
+    (2022), which counts bytes for 16-bit activations and 8-bit dropout masks. The second term is
+    the attention matrix, which flash attention does not keep (Dao et al., 2022).
 
     Args:
         shape: the model.
         batch_size, seq_len: b examples of s tokens each.
         attention: "eager" or "flash_attention_2".
-        item_bytes: of an activation; 2 as in the source, 4 in float32, to which it is scaled.
+        item_bytes: bytes per activation: 2 as in the source; 4 for float32, scaled accordingly.
 
     Raises:
-        UnknownName: another attention.
-        ValueError: a batch size or a length below 1.
+        UnknownName: any other `attention`.
+        ValueError: the batch size or length is below 1.
     """
     _check(shape, attention, batch_size=batch_size, seq_len=seq_len, item_bytes=item_bytes)
     tokens = batch_size * seq_len
@@ -174,23 +174,23 @@ def activations_to_weights(
     weight_bytes: int = 2,
     exact: bool = True,
 ) -> float:
-    """How many times the blocks' weights their activations take.
+    """Return the ratio of the blocks' activations to their weights.
 
-    `activation_bytes` over `block_weights`; or, as the approximation, over 12·L·h², which gives
-    (34·b·s/12h + 5·n·b·s²/12h²) · p_comp/p_model, with p_comp/p_model as the size of a computed
-    number over that of a stored weight, and the 34 as a count of bytes at 16 bits, divided by two.
-    With flash attention that is about 1.4·b·s/h at 16 bits. Where one reads about 3·s/h, the 34 was
-    taken for a number of elements and multiplied by their size again.
+    That is `activation_bytes` over `block_weights`; or, as an approximation, over 12·L·h², which
+    gives (34·b·s/12h + 5·n·b·s²/12h²) · p_comp/p_model, where p_comp/p_model is the size of a
+    computed number over that of a stored weight, and the 34, a count of bytes at 16 bits, is
+    divided by two. With flash attention, that is about 1.4·b·s/h at 16 bits. Sources that give
+    about 3·s/h have taken the 34 for a number of elements and multiplied by their size again.
 
     Args:
         shape, batch_size, seq_len, attention: as in `activation_bytes`.
-        compute_bytes: p_comp, of a computed number.
-        weight_bytes: p_model, of a stored weight.
-        exact: whether weights are counted by `block_weights`.
+        compute_bytes: p_comp, bytes per computed number.
+        weight_bytes: p_model, bytes per stored weight.
+        exact: count weights with `block_weights`.
 
     Raises:
-        UnknownName: another attention.
-        ValueError: a batch size or a length below 1, or a size of 0 or less.
+        UnknownName: any other `attention`.
+        ValueError: the batch size or length is below 1, or a size is 0 or less.
     """
     _check(shape, compute_bytes=compute_bytes, weight_bytes=weight_bytes)
     checks.flag("exact", exact)
@@ -202,17 +202,17 @@ def activations_to_weights(
 def states_bytes(
     parameters: int, trained: int | None = None, item_bytes: int = 4
 ) -> dict[str, int]:
-    """p, p, 2p: weights, gradients and Adam's two moments, in bytes.
+    """Return p, p, 2p: weights, gradients and Adam's two moments, in bytes.
 
-    Source: Rajbhandari and others, "ZeRO" (2020), section 3.1.
+    Source: Rajbhandari et al., "ZeRO" (2020), section 3.1.
 
     Args:
-        parameters: of the model.
+        parameters: the model's number of parameters.
         trained: how many of them are trained; None for all.
-        item_bytes: of each of the four.
+        item_bytes: bytes per weight, gradient or moment.
 
     Raises:
-        ValueError: more are trained than there are, or a number that cannot be.
+        ValueError: more are trained than there are, or a number is out of range.
     """
     checks.whole("parameters", parameters, 0, _MOST)
     checks.number("item_bytes", item_bytes, above=0, most=_MOST_BYTES)
@@ -228,13 +228,13 @@ def states_bytes(
 
 
 def key_value_cache_bytes(shape: Shape, batch_size: int, seq_len: int, item_bytes: int = 2) -> int:
-    """2·L·n_kv·d·b·s: what generation keeps of the tokens so far, in bytes.
+    """Return 2·L·n_kv·d·b·s, the size in bytes of the key-value cache used in generation.
 
-    A key and a value of width d for each key-value head, layer and token. Source: Pope and others,
+    A key and a value of width d for each key-value head, layer and token. Source: Pope et al.,
     "Efficiently Scaling Transformer Inference" (2022).
 
     Raises:
-        ValueError: a batch size or a length below 1.
+        ValueError: the batch size or length is below 1.
     """
     _check(shape, batch_size=batch_size, seq_len=seq_len, item_bytes=item_bytes)
     each = 2 * shape.key_value_heads * shape.head_width * item_bytes
@@ -242,9 +242,9 @@ def key_value_cache_bytes(shape: Shape, batch_size: int, seq_len: int, item_byte
 
 
 def seven_models() -> pd.DataFrame:
-    """The formulas for seven models: a row each, one example of `SEVEN`'s length, 16 bits.
+    """Evaluate the formulas for seven models, one row each.
 
-    GB = 10^9 bytes.
+    For one example of the length in `SEVEN`, at 16 bits. GB = 10^9 bytes.
     """
     import pandas as pd
 

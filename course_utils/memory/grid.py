@@ -1,7 +1,7 @@
 """Mixin'Matching: tables of GPU memory over combinations of settings. Introduced in notebook 05.
 
-`published.csv` holds the figures of the workshop's three tables of November 2024: peaks that the
-CUDA allocator had allocated, in MB = 10^6 bytes, batch size 1, on a GPU of about 24 GB.
+`published.csv` holds the three tables of the November 2024 workshop: peak memory allocated by the
+CUDA allocator, in MB = 10^6 bytes, batch size 1, on a GPU of about 24 GB.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ ACTIONS = ("predict", "measure")
 
 
 def published(name: str) -> list[dict[str, str]]:
-    """The cells of a published table, as they are in `published.csv`.
+    """Return the cells of a published table, as in `published.csv`.
 
     Raises:
-        UnknownName: another table, with those that there are.
+        UnknownName: there is no such table; the message lists those that exist.
     """
     checks.one_of("table", name, NAMED)
     source = _HERE / "published.csv"
@@ -57,15 +57,15 @@ def published(name: str) -> list[dict[str, str]]:
 
 
 def as_setup(cell: dict[str, str], reading: str = "published") -> Setup:
-    """The training that a cell of a published table stands for.
+    """Return the setup that a cell of a published table describes.
 
     Args:
-        cell: of `published`.
+        cell: one of those that `published` returns.
         reading: one of `READINGS`.
 
     Raises:
-        UnknownName: another reading.
-        ValueError: no such cell.
+        UnknownName: `reading` is not one of `READINGS`.
+        ValueError: there is no such cell.
     """
     checks.one_of("reading", reading, READINGS)
     settings = {*AXES, "model", "weights", "attention", "mixed_precision", "batch_size"}
@@ -84,7 +84,7 @@ def as_setup(cell: dict[str, str], reading: str = "published") -> Setup:
         "batch_size": int(cell["batch_size"]),
     }
     if reading == "published":
-        # Both kinds of row hold no state that PyTorch's allocator would see.
+        # In both kinds of row, PyTorch's allocator would see no optimizer states.
         stateless = eight_bits or accumulates
         return Setup(
             **common,
@@ -103,14 +103,14 @@ def as_setup(cell: dict[str, str], reading: str = "published") -> Setup:
 
 
 def product(model: str, **options: Any) -> list[dict[str, Any]]:
-    """Every combination of some options, as arguments of `Setup`; the last option varies fastest.
+    """Return every combination of some options, as arguments of `Setup`; the last varies fastest.
 
     Args:
         model: as in `Setup`.
-        options: fields of `Setup`, each a value or a list of values.
+        options: fields of `Setup`, each with a value or a list of values.
 
     Raises:
-        UnknownName: an option that `Setup` does not have.
+        UnknownName: `Setup` has no such option.
     """
     known_fields(options)
     lists = [value if isinstance(value, (list, tuple)) else [value] for value in options.values()]
@@ -121,7 +121,7 @@ def product(model: str, **options: Any) -> list[dict[str, Any]]:
 
 
 def _key(row: dict[str, Any]) -> str:
-    """What makes two rows the same measurement."""
+    """Return what identifies a row's measurement."""
     wanted = {name: row.get(name) for name in ("setup", "how", "gpu", "versions")}
     return json.dumps(wanted, sort_keys=True)
 
@@ -141,10 +141,10 @@ def run(
     timeout: float = 600,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """Predict or measure each combination; a row each, in the given order.
+    """Predict or measure each combination; return one row for each, in the given order.
 
-    With `out`, rows are appended as they come, and what is there already, for the same setup, GPU
-    and versions, is not done again: a run that was killed goes on.
+    With `out`, each row is appended to the file as soon as it is ready, and rows that the file
+    already has for the same setup, GPU and versions are reused: an interrupted run continues.
 
     Args:
         combinations: setups, or arguments of `Setup`; impossible ones become rows with
@@ -152,13 +152,13 @@ def run(
         how: "predict" or "measure" (which needs a GPU).
         out: a file of JSON lines.
         gpu: for predictions, as in `predict`.
-        timeout: for measurements, seconds each.
-        progress: show a bar.
+        timeout: for measurements, in seconds per combination.
+        progress: show a progress bar.
 
     Raises:
-        UnknownName: another `how`, or an option that `Setup` does not have.
-        ValueError: what is no setup, no file that can be written, no GPU or no time.
-        NoGpu: measurements without a GPU.
+        UnknownName: any other `how`, or an option that `Setup` does not have.
+        ValueError: an invalid setup, output file, GPU or timeout.
+        NoGpu: measuring without a GPU.
     """
     from tqdm.auto import tqdm
 
@@ -190,7 +190,7 @@ def run(
             continue
         key = _key_to_come(setup.to_dict(), how, name)
         if key not in done:
-            # What failed says neither GPU nor versions, and is not to be done again either.
+            # A failed measurement states neither GPU nor versions, but must not be repeated either.
             row = {"gpu": name, "versions": versions(), **_row(setup, how, gpu, timeout)}
             done[key] = row
             if out:
@@ -219,7 +219,7 @@ def _row(setup: Setup, how: str, gpu: Gpu | None, timeout: float) -> dict[str, A
 
 
 def _row_of(row: Any) -> dict[str, Any]:
-    """A row, if it is one of `run`."""
+    """Return a row unchanged, if it is one of `run`."""
     wanted = {"setup", "status"}
     if isinstance(row, dict) and row.get("status") == "ok":
         wanted.add("peak_allocated_mb")
@@ -229,10 +229,10 @@ def _row_of(row: Any) -> dict[str, Any]:
 
 
 def peak(row: dict[str, Any]) -> float | str:
-    """A row's peak in MB, or why there is none ("OOM", "refused", …).
+    """Return a row's peak in MB, or why there is none ("OOM", "refused", …).
 
     Raises:
-        ValueError: no row as `run` gives them.
+        ValueError: not a row as returned by `run`.
     """
     _row_of(row)
     return row["peak_allocated_mb"] if row["status"] == "ok" else row["status"]
@@ -244,15 +244,15 @@ def compare(
     measured: list[dict[str, Any]] | None = None,
     reading: str = "published",
 ) -> pd.DataFrame:
-    """A published table's cells beside what was predicted and measured for them, a row a cell.
+    """Compare a published table with predictions and measurements, one row per cell.
 
-    Columns: the axes of the table, `attention`, `published`, and `predicted` and `measured` where
-    given, in MB (text such as "OOM" where there is no figure); `error (%)` is predicted over
-    measured, or over published where nothing was measured.
+    Columns: the axes of the table, `attention`, `published`, and, if given, `predicted` and
+    `measured`, in MB (text such as "OOM" if there is no figure); `error (%)` is the deviation of
+    predicted from measured, or from published if nothing was measured.
 
     Raises:
-        UnknownName: another table or reading.
-        ValueError: what are no rows of `run`.
+        UnknownName: there is no such table or reading.
+        ValueError: not rows as returned by `run`.
     """
     import pandas as pd
 
@@ -293,11 +293,11 @@ def _number(text: str) -> float | str:
 
 
 def layout(compared: pd.DataFrame, column: str = "predicted") -> pd.DataFrame:
-    """One column of `compare` in the sources' layout: a column an attention implementation.
+    """Lay out one column of `compare` as in the sources: a column per attention implementation.
 
     Raises:
         UnknownName: there is no such column.
-        ValueError: no table of `compare`.
+        ValueError: not a table as returned by `compare`.
     """
     import pandas as pd
 
@@ -310,15 +310,15 @@ def layout(compared: pd.DataFrame, column: str = "predicted") -> pd.DataFrame:
 
 
 def heat_map(table: pd.DataFrame, axis: Axes, limit_mb: float | None = None) -> None:
-    """Draw a table of MB in colours, its figures written in; what is no number stays grey.
+    """Draw a table of MB as a heat map with its figures; cells without a number stay grey.
 
     Args:
-        table: as `layout` gives it.
-        axis: where to draw.
-        limit_mb: a GPU's memory; figures above it are in bold.
+        table: as returned by `layout`.
+        axis: the Matplotlib axes to draw on.
+        limit_mb: a GPU's memory; figures above it are bold.
 
     Raises:
-        ValueError: no table, nothing to draw on, or a limit of 0 or less.
+        ValueError: not a table, no axes, or a limit of 0 or less.
     """
     import matplotlib
     import numpy as np

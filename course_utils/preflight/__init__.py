@@ -1,7 +1,7 @@
-"""Checks before a training run, on the trainer's own batches; what they find, and the fix.
+"""Check a training run before it starts, on the trainer's own batches, and suggest fixes.
 
-`print(preflight(trainer))` before `trainer.train()`. Introduced in notebook 03. A further check is
-a function in `CHECKS`.
+Call `print(preflight(trainer))` before `trainer.train()`. Introduced in notebook 03. To add a
+check, add a function to `CHECKS`.
 """
 
 from __future__ import annotations
@@ -80,29 +80,29 @@ def preflight(
 ) -> Report:
     """Check a training run before it starts, on its own batches, and change nothing.
 
-    Up to `examples` examples, drawn evenly over the training set, go through the trainer's
-    collator; the ids, labels and lengths of all rows are looked at as far as 3 seconds go; a batch
-    goes forward and backward a few times, the last ones by the clock.
+    Up to `examples` examples, spread evenly over the training set, go through the trainer's
+    collator; the ids, labels and lengths of all rows are scanned for at most 3 seconds; one batch
+    goes through several forward and backward passes, the last of which are timed.
 
     Args:
-        trainer: a transformers `Trainer` or one of TRL's, as `train` will be called on it.
+        trainer: a transformers `Trainer` or one of TRL's, set up exactly as for `train`.
         strict: raise if a check fails.
-        examples: how many to look at closely, by default 64.
-        gpu: a GPU, or its name, that the memory is predicted for; by default this machine's, and
-            without one there is no row about memory.
+        examples: how many examples to inspect closely; 64 by default.
+        gpu: a GPU, or its name, to predict memory for; this machine's by default. Without a GPU,
+            the report has no row on memory.
 
     Returns:
-        The report, with a row for each check of `CHECKS` that has to do with this kind of training:
-        pass, warn or fail, and the fix. What cannot be judged is named below the table with the
-        reason; a check that itself raises an error is a warning that says so. Times are in minutes
-        and seconds.
+        The report, with a row for each check in `CHECKS` that applies to this kind of training:
+        pass, warn or fail, and the fix. Checks that could not be carried out are listed below the
+        table with the reason; a check that itself raises an error becomes a warning. Times are in
+        minutes and seconds.
 
     Raises:
-        PreflightFailed: a check failed, and `strict` is set.
-        UnknownName: a GPU that the course does not know.
-        ValueError: `examples` is below 1, or `trainer` is none.
+        PreflightFailed: a check failed and `strict` is set.
+        UnknownName: the course does not know this GPU.
+        ValueError: `examples` is below 1, or `trainer` is not a trainer.
 
-    A training set that can be iterated only once is used up by it.
+    A training set that can be iterated over only once is used up.
     """
     checks.a("trainer", trainer, Trainer, "a Trainer of transformers or TRL")
     checks.flag("strict", strict)
@@ -147,7 +147,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _CallableModule(types.ModuleType):
-    """Lets `course_utils.preflight(trainer)` work: Python binds that name to this package."""
+    """Makes `course_utils.preflight(trainer)` work, as Python binds that name to this package."""
 
     def __call__(self, *args: Any, **options: Any) -> Report:
         return preflight(*args, **options)

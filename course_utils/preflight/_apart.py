@@ -1,4 +1,4 @@
-"""Texts that share a row or a batch must not change each other: measured, not looked up."""
+"""Check, by measuring, that texts sharing a row or a batch do not affect each other."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from course_utils.preflight import _trial
 from course_utils.preflight._report import PASS, SILENT, WARN, Finding, not_judged
 from course_utils.preflight._snapshot import TrainerSnapshot
 
-# Losses that move by more than this share of their mean are no rounding. By the dtype that is
-# computed in: for other texts before one, where all else stays, and for a row without padding,
-# where the kernels add in another order.
+# Losses that differ by more than this share of their mean are not just rounding errors. By compute
+# dtype: for different texts before an otherwise unchanged one, and for a row without padding, where
+# the kernels add in another order.
 _BEFORE = {torch.float32: 5e-6, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 _BESIDE = {torch.float32: 2e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 _MOST_TOKENS = 4096
-# Batches of texts alone: a row's pictures cannot be told from the others'.
+# Text-only batches: a row's images cannot be separated from those of other rows.
 _TEXT = {"input_ids", "labels", "attention_mask", "position_ids", "token_type_ids"}
 
 
@@ -36,23 +36,23 @@ def _tolerance(ev: TrainerSnapshot, of: dict[torch.dtype, float]) -> float:
 
 
 def token_losses(ev: TrainerSnapshot, batch: Mapping[str, Any]) -> torch.Tensor:
-    """The cross-entropy of each next token in a plain forward: float32 of (rows, tokens - 1).
+    """Return each next token's cross-entropy in a plain forward pass: float32, (rows, tokens - 1).
 
-    Without labels in the call, so that no loss of the model's own takes part.
+    Labels are not passed to the model, so its own loss is not involved.
     """
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     inputs = ev.trainer._prepare_inputs(inputs)
     with torch.no_grad(), _trial.without_dropout(), ev.trainer.accelerator.autocast():
         logits = ev.model(**inputs, use_cache=False).logits
     ids = inputs["input_ids"]
-    logits = logits[:, -ids.shape[1] :]  # prompt tuning puts tokens of its own before them
+    logits = logits[:, -ids.shape[1] :]  # prompt tuning puts its own tokens before them
     return F.cross_entropy(
         logits[:, :-1].transpose(1, 2).float(), ids[:, 1:], reduction="none"
     ).cpu()
 
 
 def _packed(ev: TrainerSnapshot) -> tuple[Mapping[str, Any], int] | None:
-    """A batch with one row, cut short, and where its last text begins."""
+    """Return a batch with a single row, cut short, and the start of its last text."""
     for batch in ev.labelled:
         ids = batch["input_ids"]
         if ev.packing == "wrapped":
@@ -80,7 +80,7 @@ def _packed(ev: TrainerSnapshot) -> tuple[Mapping[str, Any], int] | None:
 
 
 def _after_an_end(ev: TrainerSnapshot, ids: list[int]) -> int | None:
-    """Where a text begins in a row of joined texts: after an end, with another text before it."""
+    """Find the start of a text in a row of joined texts, after another text's EOS token."""
     begin = None
     marks = ev.template.marks
     for place in range(len(ids) // 3, len(ids) - 4):
@@ -94,11 +94,11 @@ def _after_an_end(ev: TrainerSnapshot, ids: list[int]) -> int | None:
 def _changed(
     ev: TrainerSnapshot, batch: Mapping[str, Any], start: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The losses from `start` on, as it is and with other tokens before it."""
+    """Return the losses from `start` on, for the row as it is and with other tokens before it."""
     other = dict(batch)
     ids = batch["input_ids"].clone()
     generator = torch.Generator().manual_seed(0)
-    # Other tokens of the same row, so that none is out of the ordinary.
+    # Other tokens from the same row, so that none is unusual.
     pool = ids[0, torch.randint(0, ids.shape[1], (start,), generator=generator)]
     ids[0, :start] = torch.where(pool == ids[0, :start], ids[0, start], pool)
     other["input_ids"] = ids
@@ -122,7 +122,7 @@ def _read(batch: Mapping[str, Any], length: int) -> list[bool]:
 
 
 def _padded(ev: TrainerSnapshot) -> tuple[Mapping[str, Any], Document] | None:
-    """A batch with padding, and its most padded row."""
+    """Return a batch with padding, and its row with the most padding."""
     for batch in ev.labelled:
         mask, ids = batch.get("attention_mask"), batch["input_ids"]
         if not isinstance(mask, torch.Tensor) or mask.shape != ids.shape or bool(mask.all()):
@@ -139,7 +139,7 @@ def _padded(ev: TrainerSnapshot) -> tuple[Mapping[str, Any], Document] | None:
 def _alone(
     ev: TrainerSnapshot, batch: Mapping[str, Any], document: Document
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A row's losses in its batch, and the same row's without padding."""
+    """Return a row's losses in its batch, and without padding."""
     read = torch.tensor(document.read)
     row = document.row
     together = token_losses(ev, batch)[row][read[1:] & read[:-1]]
@@ -149,12 +149,12 @@ def _alone(
 
 
 def _difference(first: torch.Tensor, second: torch.Tensor) -> float:
-    """The root mean square of the differences, as a share of the mean."""
+    """Return the root mean square of the differences as a share of the mean."""
     return ((first - second).square().mean().sqrt() / first.abs().mean().clamp(min=1e-9)).item()
 
 
 def apart(ev: TrainerSnapshot) -> Finding:
-    """A text's loss stays the same whatever stands before it or beside it."""
+    """Check that a text's loss does not depend on what stands before it or beside it."""
     if ev.kind != kinds.CAUSAL:
         return SILENT
     if ev.no_step:
@@ -167,7 +167,7 @@ def apart(ev: TrainerSnapshot) -> Finding:
                 return _leak(ev, *found)
             if padded := _padded(ev):
                 return _padding(ev, *padded)
-        except Exception as error:  # a model may refuse a plain forward
+        except Exception as error:  # some models do not support a plain forward pass
             return not_judged(f"{type(error).__name__}: {error}"[:200])
     return SILENT
 

@@ -1,4 +1,4 @@
-"""`PreflightCallback`: preflight as a training begins."""
+"""`PreflightCallback`: run preflight when training begins."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from course_utils._core import checks
 
 
 class PreflightCallback(TrainerCallback):
-    """Runs preflight when `train` is called, prints the report, and stops where a check fails.
+    """Runs preflight when `train` is called, prints the report, and stops if a check fails.
 
-    `SFTTrainer(..., callbacks=[PreflightCallback()])`, or `trainer.add_callback(...)`.
+    Use `SFTTrainer(..., callbacks=[PreflightCallback()])`, or `trainer.add_callback(...)`.
 
     Args:
-        strict: raise `PreflightFailed` where a check fails; otherwise the report is only printed.
-        examples: how many examples to look at closely, by default 64.
+        strict: raise `PreflightFailed` if a check fails; otherwise, only print the report.
+        examples: how many examples to inspect closely; 64 by default.
 
     Raises:
         ValueError: `examples` is below 1.
@@ -32,7 +32,7 @@ class PreflightCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check the training that has just begun; only the first process does."""
+        """Check the training run that has just begun, on the main process only."""
         from course_utils.preflight import PreflightFailed, preflight
 
         trainer = _caller()
@@ -45,7 +45,7 @@ class PreflightCallback(TrainerCallback):
 
 
 def _caller() -> Trainer | None:
-    """The trainer that calls: transformers gives a callback its parts, and not the trainer."""
+    """Return the calling trainer, which transformers does not pass to callbacks."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         found = frame.f_locals.get("self")

@@ -1,4 +1,4 @@
-"""Whether a model's weights are those of the checkpoint that it was loaded from."""
+"""Check whether a model's weights are those of the checkpoint it was loaded from."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-# So many numbers of a tensor tell it from others.
+# This many values are enough to recognise a tensor.
 _FIRST = 16
 
 
 def _files(name: str) -> list[Path]:
-    """The weights of a folder, or of a model in the hub's cache; nothing is fetched."""
+    """List the weight files in a folder or the hub's cache; nothing is downloaded."""
     folder = Path(name)
     if not folder.is_dir():
         try:
             config = try_to_load_from_cache(name, "config.json")
-        except ValueError:  # neither a folder nor a name of the hub's
+        except ValueError:  # neither a folder nor a model id
             return []
         if not isinstance(config, str):
             return []
@@ -29,7 +29,7 @@ def _files(name: str) -> list[Path]:
 
 
 def _saved(files: list[Path]) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
-    """Each saved tensor's shape and first numbers."""
+    """Yield the shape and the first values of each saved tensor."""
     for path in files:
         with safe_open(path, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 (no dictionary)
@@ -40,10 +40,10 @@ def _saved(files: list[Path]) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
 
 
 def not_loaded(model: nn.Module) -> tuple[int, int] | None:
-    """How many of a model's matrices its checkpoint does not have, and of how many.
+    """Count the model's matrices that are not in its checkpoint, and those looked for.
 
-    They are looked for by their values, as names may change on loading. None where there is no
-    checkpoint to look at, or where all but a few are found in it.
+    Matrices are compared by value, as names may change on loading. Returns None if there is no
+    checkpoint to compare with, or if all but a few matrices are found in it.
     """
     name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
     files = _files(name) if name else []
@@ -67,8 +67,8 @@ def not_loaded(model: nn.Module) -> tuple[int, int] | None:
         looked += 1
         first = parameter.detach()[:1].flatten()[:_FIRST].float().cpu()
         if first.isnan().any():
-            continue  # another check's
-        there = known.get(parameter.shape[1], ())  # embeddings may have grown
-        # A dtype with fewer digits rounds.
+            continue  # left to another check
+        there = known.get(parameter.shape[1], ())  # embeddings may have been resized
+        # A lower-precision dtype rounds the values.
         lost += not any(torch.allclose(first, other, rtol=0.02, atol=1e-6) for other in there)
     return (lost, looked) if lost else None

@@ -1,4 +1,4 @@
-"""The check of the evaluation: rows that were trained on, and a metric that is read backwards."""
+"""Check the evaluation: rows that were trained on, and a metric read the wrong way round."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from course_utils.preflight._report import FAIL, PASS, SILENT, WARN, Finding
 from course_utils.preflight._snapshot import TrainerSnapshot, plural
 
 _MOST_ROWS, _SECONDS = 20_000, 3.0
-# Short answers repeat by chance; above this share they do not.
+# Short answers may coincide by chance, but not in more than this share of the rows.
 _SHARE = 0.02
 _MORE_IS_BETTER = re.compile(r"accuracy|f1|exact|bleu|rouge|chrf|reward|margin|precision|recall")
 
 
 def _keys(ev: TrainerSnapshot, data: Any, until: float) -> Iterator[str]:
-    """Each row as text without case, white space and punctuation."""
+    """Yield each row's text without case, white space and punctuation."""
     rows = range(min(len(data), _MOST_ROWS)) if hasattr(data, "__len__") else itertools.count()
     for place in rows:
         if time.monotonic() > until:
@@ -32,7 +32,7 @@ def _keys(ev: TrainerSnapshot, data: Any, until: float) -> Iterator[str]:
 
 
 def _text(ev: TrainerSnapshot, row: Mapping[str, Any]) -> str:
-    """A row's text: of its columns where it has any, else of its tokens."""
+    """Return a row's text, from its text columns if there are any, else from its tokens."""
     for columns in (("messages",), ("prompt", "completion"), ("prompt", "chosen"), ("text",)):
         if all(row.get(name) is not None for name in columns):
             return " ".join(_flat(row[name]) for name in columns)
@@ -54,7 +54,7 @@ def _flat(value: Any) -> str:
 
 
 def _backwards(ev: TrainerSnapshot) -> Finding | None:
-    """A best model that is the worst."""
+    """Warn if the "best" model would be the worst."""
     args = ev.args
     name = str(args.metric_for_best_model or "")
     if not name or args.greater_is_better is None:
@@ -74,7 +74,7 @@ def _backwards(ev: TrainerSnapshot) -> Finding | None:
 
 
 def _only_one(ev: TrainerSnapshot) -> Finding | None:
-    """A best model that is chosen among one."""
+    """Warn if the best model is chosen from only one."""
     args = ev.args
     if not args.load_best_model_at_end or isinstance(ev.planned, str):
         return None
@@ -91,7 +91,7 @@ def _only_one(ev: TrainerSnapshot) -> Finding | None:
 
 
 def evaluation(ev: TrainerSnapshot) -> Finding:
-    """Evaluation rows are no training rows, and the best checkpoint is the best."""
+    """Check that no evaluation row was trained on, and that the best checkpoint is the best."""
     trainer = ev.trainer
     held_out = trainer.eval_dataset
     if ev.kind == kinds.ONLINE or held_out is None:

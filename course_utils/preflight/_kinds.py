@@ -1,4 +1,4 @@
-"""What a trainer teaches: next tokens, classes, preferences, rewards."""
+"""Find out what a trainer trains: next tokens, classes, preferences or rewards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 CAUSAL, SEQ2SEQ, MASKED, CLASSES = "causal", "seq2seq", "masked", "classes"
 PAIRS, UNPAIRED, REWARD, ONLINE, OTHER = "pairs", "unpaired", "reward", "online", "other"
 
-# TRL's trainers by name, so that those which are not installed need no import.
+# TRL's trainers by name, so that nothing has to be imported that may not be installed.
 _TRAINERS = {
     "GRPOTrainer": ONLINE,
     "RLOOTrainer": ONLINE,
@@ -36,7 +36,7 @@ WHY = {
 
 
 def base_of(model: nn.Module) -> nn.Module:
-    """The model without what peft has put around it."""
+    """Return the model without peft's wrappers."""
     while hasattr(model, "get_base_model"):
         inner = model.get_base_model()
         if inner is model:
@@ -46,7 +46,7 @@ def base_of(model: nn.Module) -> nn.Module:
 
 
 def kind_of(trainer: Any) -> str:
-    """What a trainer teaches, from its class and from its model's."""
+    """Return what a trainer trains, judging by its class and its model's class."""
     for cls in type(trainer).__mro__:
         if cls.__name__ in _TRAINERS:
             return _TRAINERS[cls.__name__]

@@ -1,4 +1,4 @@
-"""The checks of labels: what is trained on, what is not, where an answer ends."""
+"""Check the labels: what is trained on, what is masked, where answers end."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from course_utils.preflight._snapshot import Sample, TrainerSnapshot, plural, sh
 from course_utils.preflight._text import dense, no_samples
 
 _TRUNCATED_SHARE = 0.05
-# A row this many times as long as nearly all others, and rarer than one in fifty, is a stray.
+# A row this many times as long as nearly all others, and rarer than 1 in 50, is an outlier.
 _STRAY, _STRAY_SHARE = 20, 0.02
 _IMAGE = re.compile(r"(?i)image|video|audio|vision|patch")
 
 
 def _placeholders(ev: TrainerSnapshot) -> set[int]:
-    """The tokens that stand for images, sounds and films."""
+    """Return the placeholder tokens for images, audio and video."""
     found: set[int] = set()
     config = getattr(ev.base, "config", None)
     for name in ("image_token_id", "image_token_index", "video_token_id", "audio_token_id"):
@@ -41,7 +41,7 @@ def _placeholders(ev: TrainerSnapshot) -> set[int]:
 
 
 def _shift(ev: TrainerSnapshot) -> int | None:
-    """How far labels lie from the ids that they repeat: 0 is right, 1 is shifted; None: neither."""
+    """Return the offset between labels and input ids: 0 is right, 1 is shifted, None is neither."""
     hits = {0: 0, 1: 0, -1: 0}
     total = 0
     for batch in ev.labelled:
@@ -60,7 +60,7 @@ def _shift(ev: TrainerSnapshot) -> int | None:
 
 
 def _replaced(ev: TrainerSnapshot) -> int:
-    """Examples whose own labels, or masks, the batch does not have."""
+    """Count the examples whose own labels or masks did not make it into the batch."""
     changed = 0
     for sample in ev.samples:
         own = sample.source.get("labels")
@@ -69,7 +69,7 @@ def _replaced(ev: TrainerSnapshot) -> int:
         own = [int(label) for label in own]
         if len(own) != len(sample.labels):
             continue
-        # Padding in the data is another matter.
+        # Padding in the dataset is left to another check.
         changed += any(
             mine == IGNORED and theirs != IGNORED
             for mine, theirs in zip(own[1:], sample.labels[1:], strict=True)
@@ -78,7 +78,7 @@ def _replaced(ev: TrainerSnapshot) -> int:
 
 
 def _half_answered(ev: TrainerSnapshot) -> int:
-    """Texts whose completions, or answers, are not learned from beginning to end."""
+    """Count the texts whose completions, or answers, are not supervised from beginning to end."""
     if ev.packing or not ev.tokenizer:
         return 0
     found = 0
@@ -98,8 +98,8 @@ def _half_answered(ev: TrainerSnapshot) -> int:
         learned = dense(ev.decode(sample.supervised))
         read = dense(ev.decode(sample.ids))
         for answer in answers:
-            # An opening <think> may belong to the prompt; and what the template has left out or
-            # rewritten is another check's.
+            # An opening <think> may belong to the prompt; what the template leaves out or rewrites
+            # is left to another check.
             pieces = re.split(r"</?think>", answer) if isinstance(answer, str) else []
             wanted = [piece for piece in map(dense, pieces) if piece and piece in read]
             if any(piece not in learned for piece in wanted):
@@ -109,7 +109,7 @@ def _half_answered(ev: TrainerSnapshot) -> int:
 
 
 def supervised(ev: TrainerSnapshot) -> Finding:
-    """Each text has something to learn, and the labels are its own tokens."""
+    """Check that each text has something to learn, and that the labels are its own tokens."""
     if missing := no_samples(ev):
         return missing
     counts = [len(sample.supervised) for sample in ev.samples]
@@ -145,7 +145,7 @@ def supervised(ev: TrainerSnapshot) -> Finding:
             "trained on, or only in part",
             "Look at masks.show: the template's {% generation %} has to stand around each answer.",
         )
-    # A loss that does not shift takes labels that are shifted already: `plain loss` sees to that.
+    # A loss that does not shift needs labels that are already shifted: `plain loss` checks that.
     if _shift(ev) is None:
         return Finding(
             FAIL,
@@ -172,7 +172,7 @@ def supervised(ev: TrainerSnapshot) -> Finding:
 
 
 def _users_turns(ev: TrainerSnapshot) -> int:
-    """Texts that begin masked, and whose supervised part has the mark of a user's turn."""
+    """Count the texts that begin masked but contain the mark of a user turn where supervised."""
     mark = dense(ev.template.asking)
     if not mark or ev.packing:
         return 0
@@ -185,7 +185,7 @@ def _users_turns(ev: TrainerSnapshot) -> int:
 
 
 def prompt(ev: TrainerSnapshot) -> Finding:
-    """Where the data says what the prompt is, it is not trained on."""
+    """Check that the prompt is not trained on, if the dataset says what the prompt is."""
     if missing := no_samples(ev):
         return missing
     judged = wrong = 0
@@ -238,7 +238,7 @@ def prompt(ev: TrainerSnapshot) -> Finding:
 
 
 def _hidden_by_padding(ev: TrainerSnapshot) -> int:
-    """Texts whose EOS token is not supervised because padding is the same token."""
+    """Count the texts whose EOS token is masked because it is also the padding token."""
     tok = ev.tokenizer
     if not tok or tok.pad_token_id is None or tok.pad_token_id not in ev.template.ends:
         return 0
@@ -246,7 +246,7 @@ def _hidden_by_padding(ev: TrainerSnapshot) -> int:
     for sample in ev.samples:
         own = sample.source.get("labels")
         if own is not None and tok.pad_token_id not in list(own):
-            continue  # masked in the dataset already, hence not by the collator
+            continue  # masked in the dataset already, so not by the collator
         learned = tok.pad_token_id in sample.supervised
         ids = sample.source.get("input_ids")
         ids = sample.ids if ids is None else list(ids)
@@ -256,7 +256,7 @@ def _hidden_by_padding(ev: TrainerSnapshot) -> int:
 
 
 def _turns(ev: TrainerSnapshot, sample: Sample) -> list[int]:
-    """The last supervised token of each run of supervised tokens, white space aside."""
+    """Return the last token of each supervised span, ignoring white space."""
     found, run = [], []
     for token, label in zip(sample.ids, sample.labels, strict=True):
         if label != IGNORED:
@@ -270,7 +270,7 @@ def _turns(ev: TrainerSnapshot, sample: Sample) -> list[int]:
 
 
 def _inner_ends(ev: TrainerSnapshot) -> int:
-    """Texts in which the last answer's end is trained and an earlier one's is not."""
+    """Count the texts in which the last answer's end is supervised and an earlier one's is not."""
     special = set(ev.tokenizer.all_special_ids) | {
         place
         for place, token in ev.tokenizer.added_tokens_decoder.items()
@@ -284,7 +284,7 @@ def _inner_ends(ev: TrainerSnapshot) -> int:
 
 
 def eos(ev: TrainerSnapshot) -> Finding:
-    """An answer ends, and with a token at which generation stops."""
+    """Check that answers end, and with a token at which generation stops."""
     if missing := no_samples(ev):
         return missing
     ends = ev.template.ends
@@ -336,7 +336,7 @@ def eos(ev: TrainerSnapshot) -> Finding:
 
 
 def _padding_as_text(ev: TrainerSnapshot) -> int:
-    """Texts with a run of padding tokens at an end that the loss counts."""
+    """Count the texts with a run of padding tokens at one end that the loss counts."""
     tok = ev.tokenizer
     if not tok or tok.pad_token_id is None or ev.blocks:
         return 0
@@ -357,7 +357,7 @@ def _padding_as_text(ev: TrainerSnapshot) -> int:
 
 
 def pad(ev: TrainerSnapshot) -> Finding:
-    """Padding is not trained on, and does not hide an end."""
+    """Check that padding is not trained on, and does not hide the end of an answer."""
     if missing := no_samples(ev):
         return missing
     tok = ev.tokenizer
@@ -410,7 +410,7 @@ def pad(ev: TrainerSnapshot) -> Finding:
 
 
 def _stray(ev: TrainerSnapshot) -> Finding | None:
-    """A few rows that are very much longer than all others."""
+    """Warn about a few rows that are far longer than all others."""
     if ev.rows is None or len(ev.rows) < 50 or ev.packing:
         return None
     lengths = np.sort(ev.rows.lengths)
@@ -427,7 +427,7 @@ def _stray(ev: TrainerSnapshot) -> Finding | None:
 
 
 def truncated(ev: TrainerSnapshot) -> Finding:
-    """How much is cut off, and whether the model reads that far."""
+    """Check how much is truncated, and whether the model's context is long enough."""
     if missing := no_samples(ev):
         return missing
     longest = max(len(sample.ids) for sample in ev.samples)
@@ -472,18 +472,18 @@ def truncated(ev: TrainerSnapshot) -> Finding:
 
 
 def _dropped(ev: TrainerSnapshot) -> int:
-    """Examples that TRL has left out because cutting them off left nothing to learn."""
+    """Count the examples that TRL dropped because truncation left nothing to learn."""
     data = ev.trainer.train_dataset
     if not isinstance(ev.trainer, SFTTrainer) or ev.packing or ev.total is None:
         return 0
     if (ev.args.dataset_kwargs or {}).get("skip_prepare_dataset") or not hasattr(data, "data"):
         return 0
-    # Its filter keeps the whole table, and a list of the rows that stay.
+    # Filtering keeps the whole table, with a list of the rows that remain.
     return max(0, data.data.num_rows - len(data))
 
 
 def in_range(ev: TrainerSnapshot) -> Finding:
-    """The model has an entry for each id and label."""
+    """Check that the model has an entry for each id and label."""
     if ev.error or not ev.batches:
         return not_judged("there are no batches")
     if ev.kind == kinds.CLASSES:
@@ -523,7 +523,7 @@ def in_range(ev: TrainerSnapshot) -> Finding:
 
 
 def _unknown(ev: TrainerSnapshot) -> tuple[int, int] | None:
-    """Rows with ids that the model has an entry for, and the tokenizer no token."""
+    """Find rows with ids that are in the model's embeddings but not in the tokenizer."""
     if ev.rows is None or not ev.tokenizer or ev.kind != kinds.CAUSAL:
         return None
     largest = ev.rows.most
@@ -534,7 +534,7 @@ def _unknown(ev: TrainerSnapshot) -> tuple[int, int] | None:
 
 
 def _classes(ev: TrainerSnapshot) -> Finding:
-    """Labels of a classifier against the classes that it has."""
+    """Check a classifier's labels against its classes."""
     count = getattr(ev.base.config, "num_labels", None)
     values: set[Any] = set()
     for batch in ev.batches:

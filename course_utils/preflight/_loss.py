@@ -1,4 +1,4 @@
-"""The checks of the loss: what it pulls towards, where its gradient arrives, how it adds up."""
+"""Check the loss: what it optimises, where its gradient arrives, how it accumulates."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from course_utils.preflight._report import FAIL, PASS, SILENT, WARN, Finding, no
 from course_utils.preflight._snapshot import TrainerSnapshot, plural, shorten
 from course_utils.preflight._weights import untouched
 
-# Logits beyond this are not kept with a graph: 10^8 float32 numbers are 0.4 GB.
+# Larger logits are not kept with a graph: 10^8 float32 numbers are 0.4 GB.
 _MOST_LOGITS = 1e8
 _SAME = 0.02
-# So much above a uniform guess is a wrong tokenizer.
+# A loss this many times that of a uniform guess points to a wrong tokenizer.
 _WORSE_THAN_GUESSING = 1.5
-# A loss whose gradient has less than this cosine with cross-entropy's teaches something else.
+# If its gradient's cosine with that of cross-entropy is below this, a loss teaches something else.
 _ALONG = 0.3
 _SLOW = 4.0
 _MAY_REST = re.compile(r"expert|vision|visual|audio|image")
@@ -34,10 +34,10 @@ _MAY_REST = re.compile(r"expert|vision|visual|audio|image")
 class _Pull(NamedTuple):
     """Where the loss pushes the logits.
 
-    `offset` is how far the token that is pushed up lies from the place whose logits they are: 1 is
-    the next one; None where it is neither this token nor the next two. `padding` and `ignored`
-    count places that should take no part, of `places` that do. `cosine` and `size` hold the
-    gradient against that of the plain cross-entropy's mean.
+    `offset` is the distance from a logit's position to that of the token it pushes up: 1 is the
+    next token; None is neither this token nor the next two. `padding` and `ignored` count
+    positions that should not take part, out of `places` that do. `cosine` and `size` compare the
+    gradient with that of the mean cross-entropy.
     """
 
     offset: int | None
@@ -49,7 +49,7 @@ class _Pull(NamedTuple):
 
 
 def _small(ev: TrainerSnapshot) -> Mapping[str, Any] | None:
-    """A batch whose logits can be kept, one row of it if need be."""
+    """Return a batch whose logits are small enough to keep, a single row if necessary."""
     for batch in ev.labelled:
         if not (batch["labels"] != IGNORED).any():
             continue
@@ -67,7 +67,7 @@ def _small(ev: TrainerSnapshot) -> Mapping[str, Any] | None:
 
 @contextmanager
 def _logits_kept(model: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
-    """The logits of each forward, which then keep their gradient."""
+    """Collect the logits of each forward pass and let them keep their gradient."""
     kept: list[torch.Tensor] = []
 
     def keep(_module: Any, _args: Any, output: Any) -> None:
@@ -86,7 +86,7 @@ def _logits_kept(model: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 def _pull(ev: TrainerSnapshot, batch: Mapping[str, Any], logits: torch.Tensor) -> _Pull | None:
-    """Read the logits' gradient; None where none arrived."""
+    """Analyse the logits' gradient; None if there is none."""
     gradient = logits.grad
     ids = batch["input_ids"].to(logits.device)
     if gradient is None or gradient.dim() != 3:
@@ -98,7 +98,7 @@ def _pull(ev: TrainerSnapshot, batch: Mapping[str, Any], logits: torch.Tensor) -
         return None
     target = gradient.argmin(-1)
     labels = batch["labels"].to(logits.device)
-    # A token that is expected already may be pushed down, as label smoothing does.
+    # A token that is already predicted may be pushed down, as by label smoothing.
     known = logits.detach()[:, -ids.shape[1] :].float().softmax(-1).amax(-1) > 0.8
     judged = counted & ~known if (counted & ~known).any() else counted
     shares = {}
@@ -107,7 +107,7 @@ def _pull(ev: TrainerSnapshot, batch: Mapping[str, Any], logits: torch.Tensor) -
         there[:, : ids.shape[1] - offset] = ids[:, offset:]
         shares[offset] = ((target == there) & judged).sum().item() / judged.sum().item()
     best = max(shares, key=shares.__getitem__)
-    # Where a text repeats its tokens, the next one wins.
+    # If a text repeats its tokens, prefer the next one.
     offset = 1 if shares[1] >= 0.9 * shares[best] else best
     clear = shares[offset] > 0.5
     wanted = torch.zeros_like(counted)
@@ -137,7 +137,7 @@ def _pull(ev: TrainerSnapshot, batch: Mapping[str, Any], logits: torch.Tensor) -
 def _against_plain(
     logits: torch.Tensor, gradient: torch.Tensor, labels: torch.Tensor
 ) -> tuple[float, float]:
-    """A loss's gradient against that of the mean cross-entropy: cosine, and ratio of norms."""
+    """Compare a loss's gradient with that of mean cross-entropy: cosine, and ratio of norms."""
     plain = torch.zeros_like(logits)
     targets = labels[:, 1:]
     counted = targets != IGNORED
@@ -152,7 +152,7 @@ def _against_plain(
 
 
 def _judge(pull: _Pull) -> Finding | None:
-    """What is wrong with the places that the loss pushes; None where nothing is."""
+    """Say what is wrong with where the loss pushes; None if nothing is."""
     if pull.offset != 1:
         learns = "something else than the next token"
         fix = "Hold what the loss takes as labels against the batch's input_ids."
@@ -180,7 +180,7 @@ def _judge(pull: _Pull) -> Finding | None:
 
 
 def plain_loss(ev: TrainerSnapshot) -> Finding:
-    """The trainer's loss against the cross-entropy of the next token in one plain forward."""
+    """Compare the trainer's loss with the next-token cross-entropy of a plain forward pass."""
     if ev.kind != kinds.CAUSAL:
         return SILENT
     if ev.no_step or ev.step.error:
@@ -200,7 +200,7 @@ def plain_loss(ev: TrainerSnapshot) -> Finding:
             if kept:
                 loss.backward()
                 pulled = _pull(ev, batch, kept[0])
-    except Exception as error:  # a model may refuse a plain forward
+    except Exception as error:  # some models do not support a plain forward pass
         return not_judged(f"{type(error).__name__}: {error}"[:200])
     finally:
         for parameter in trained:
@@ -251,7 +251,7 @@ def plain_loss(ev: TrainerSnapshot) -> Finding:
 
 
 def _own_loss(ev: TrainerSnapshot) -> bool:
-    """Whether the loss is somebody's own, and not the libraries'."""
+    """Return whether the loss is user-defined rather than the libraries' own."""
     trainer = ev.trainer
     module = type(trainer).compute_loss.__module__
     return trainer.compute_loss_func is not None or not module.startswith(("transformers.", "trl."))
@@ -260,7 +260,7 @@ def _own_loss(ev: TrainerSnapshot) -> bool:
 def _scale(
     own: float, plain: float, count: int, places: tuple[int, ...], told: str
 ) -> Finding | None:
-    """A loss of another size: a sum, or a mean over places that do not count."""
+    """Detect a loss of the wrong scale: a sum, or a mean that includes ignored positions."""
     fix = "Divide by num_items_in_batch, or by the number of labels that are not -100."
     if not plain > 0 or count < 2:
         return None
@@ -280,7 +280,7 @@ def _scale(
 
 
 def _shifted(ev: TrainerSnapshot, batch: Mapping[str, Any]) -> Finding | None:
-    """Labels that the collator has shifted before a model that shifts."""
+    """Detect labels shifted by the collator although the model shifts them itself."""
     ids, labels = batch["input_ids"], batch["labels"]
     counted = labels != IGNORED
     early = torch.roll(ids, -1, 1)
@@ -299,7 +299,7 @@ def _shifted(ev: TrainerSnapshot, batch: Mapping[str, Any]) -> Finding | None:
 def _surprised(
     ev: TrainerSnapshot, losses: torch.Tensor, batch: Mapping[str, Any]
 ) -> Finding | None:
-    """A model that is sure and wrong, as with another model's tokenizer."""
+    """Detect a model that is confident and wrong, as with another model's tokenizer."""
     mask = batch.get("attention_mask")
     read = torch.ones_like(losses, dtype=torch.bool)
     if isinstance(mask, torch.Tensor) and mask.shape == batch["input_ids"].shape:
@@ -313,7 +313,7 @@ def _surprised(
             "worse than guessing",
             "Make sure that the tokenizer is this model's own, and that its weights were loaded.",
         )
-    adapted = hasattr(ev.model, "peft_config")  # of those `saved and loaded` tells
+    adapted = hasattr(ev.model, "peft_config")  # leave those to `saved and loaded`
     if (
         not adapted
         and abs(of_all - uniform) < 0.05 * uniform
@@ -331,7 +331,7 @@ def _surprised(
 
 
 def step(ev: TrainerSnapshot) -> Finding:
-    """One step gives a finite loss, and a gradient to all that is trained."""
+    """Check that a step gives a finite loss, and a gradient for all trained parameters."""
     if ev.no_step:
         return not_judged(ev.no_step)
     tried = ev.step
@@ -359,8 +359,8 @@ def step(ev: TrainerSnapshot) -> Finding:
         )
     if ev.kind == kinds.ONLINE and total == 0:
         return not_judged("see rewards")
-    # An expert that no token was sent to has no gradient, and that is all right.
-    # A picture's last layers are left out by design, and a batch may have no picture.
+    # An expert that received no tokens rightly has no gradient.
+    # An image encoder's last layers are skipped by design, and a batch may have no images.
     idle = [n for n, norm in tried.norms.items() if not norm > 0 and not _MAY_REST.search(n)]
     reached = f"loss {tried.loss:.3g}"
     if ev.kind == kinds.CAUSAL:
@@ -395,16 +395,16 @@ def step(ev: TrainerSnapshot) -> Finding:
 
 
 def _swallowed(ev: TrainerSnapshot, clip: float) -> bool:
-    """Whether clipping leaves less of a gradient than the optimizer can use."""
+    """Return whether clipping leaves a gradient too small for the optimizer."""
     count = sum(parameter.numel() for parameter in ev.trainable.values())
     if "sgd" in str(ev.args.optim).lower():
         return clip < 1e-4
-    # Adam divides by the gradient's size, plus this.
+    # Adam divides by the gradient's size plus epsilon.
     return clip / math.sqrt(count) < 3 * getattr(ev.args, "adam_epsilon", 1e-8)
 
 
 def accumulation(ev: TrainerSnapshot) -> Finding:
-    """Several batches accumulated give the gradient of all of them in one batch."""
+    """Check that accumulated batches give the same gradient as one large batch."""
     steps = ev.args.gradient_accumulation_steps
     if steps < 2 or ev.kind in (kinds.ONLINE, kinds.OTHER) or ev.loader is None:
         return SILENT
@@ -412,7 +412,7 @@ def accumulation(ev: TrainerSnapshot) -> Finding:
         return not_judged(ev.no_step or "the step did not run")
     if ev.step.timed[0][1] > _SLOW:
         return not_judged("a step takes too long to try several")
-    # The shortest and the longest examples, so that a mean of means is not the mean of all.
+    # Shortest and longest examples together, so that a mean of means differs from the overall mean.
     order = sorted(range(len(ev.examples)), key=lambda place: _weight(ev.examples[place]))
     if len(order) < 4:
         return SILENT
@@ -455,7 +455,7 @@ def accumulation(ev: TrainerSnapshot) -> Finding:
 
 
 def _weight(example: Any) -> int:
-    """How many labels of an example count."""
+    """Return how many labels of an example count."""
     if not isinstance(example, Mapping):
         return 0
     labels = example.get("labels", example.get("input_ids"))
@@ -466,7 +466,7 @@ def _weight(example: Any) -> int:
 
 
 def _flat(ev: TrainerSnapshot, batches: list[Any]) -> torch.Tensor:
-    """The gradient of an update as one vector, sampled where it is long."""
+    """Return the gradient of an update as one vector, sampled if it is long."""
     trained = list(ev.trainable.values())
     _trial.accumulated(ev.trainer, batches, trained)
     parts = []

@@ -1,4 +1,4 @@
-"""The checks of preferences and rewards: pairs that differ, answers that end, rewards that do."""
+"""Check preferences and rewards: pairs that differ, answers that end, rewards that differ."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def _rows(ev: TrainerSnapshot) -> list[Mapping[str, Any]]:
 
 
 def _answers(kind: str, row: Mapping[str, Any]) -> list[list[int]]:
-    """The tokens of a row's answers."""
+    """Return the tokens of a row's answers."""
     names = ("completion_ids",) if kind == kinds.UNPAIRED else ("chosen_ids", "rejected_ids")
     return [list(row[name]) for name in names if row.get(name) is not None]
 
 
 def _cut(ev: TrainerSnapshot, row: Mapping[str, Any]) -> list[bool]:
-    """For each answer of a row, whether the collator cuts it off."""
+    """Return, for each answer of a row, whether the collator truncates it."""
     limit = ev.max_length or math.inf
     prompt = len(list(row.get("prompt_ids") or []))
     return [prompt + len(answer) > limit for answer in _answers(ev.kind, row)]
 
 
 def _as_read(ev: TrainerSnapshot, row: Mapping[str, Any]) -> list[list[int]]:
-    """A row's answers as far as `max_length` leaves them."""
+    """Return a row's answers, truncated to `max_length`."""
     prompt = list(row.get("prompt_ids") or [])
     if ev.max_length is None or not ev.keeps_start:
         return _answers(ev.kind, row)
@@ -44,7 +44,7 @@ def _as_read(ev: TrainerSnapshot, row: Mapping[str, Any]) -> list[list[int]]:
 
 
 def _open(ev: TrainerSnapshot, rows: list[Mapping[str, Any]]) -> Finding | None:
-    """Answers without an end, on one side or on both."""
+    """Find answers without an EOS, on one side or both."""
     sides = ("completion",) if ev.kind == kinds.UNPAIRED else ("chosen", "rejected")
     for place, side in enumerate(sides):
         whole = [_cut(ev, row) for row in rows]
@@ -79,7 +79,7 @@ def _open(ev: TrainerSnapshot, rows: list[Mapping[str, Any]]) -> Finding | None:
 
 
 def _reference(ev: TrainerSnapshot) -> Finding | None:
-    """At the start, a policy is its own reference: DPO's loss is ln 2."""
+    """Check that DPO's loss starts at ln 2, as the policy starts as its own reference."""
     losses = getattr(ev.args, "loss_type", None)
     names = losses if isinstance(losses, list) else [losses]
     if names != ["sigmoid"] or getattr(ev.args, "label_smoothing", False) or ev.no_step:
@@ -103,7 +103,7 @@ def _reference(ev: TrainerSnapshot) -> Finding | None:
 
 
 def pairs(ev: TrainerSnapshot) -> Finding:
-    """Pairs differ, share their prompt, and end; labels are of both kinds."""
+    """Check that pairs differ, share their prompt, and end; and that both kinds of label occur."""
     if ev.kind not in (kinds.PAIRS, kinds.UNPAIRED, kinds.REWARD):
         return SILENT
     rows = _rows(ev)
@@ -154,14 +154,14 @@ def pairs(ev: TrainerSnapshot) -> Finding:
         try:
             if found := _reference(ev):
                 return found
-        except Exception:  # a loss of the user's own may raise anything
+        except Exception:  # a user-defined loss may raise anything
             pass
     told = {kinds.UNPAIRED: "both labels are there"}.get(ev.kind, "all pairs differ")
     return Finding(PASS, f"{told}, and the answers end, in {plural(of, 'example')}")
 
 
 def _own_words(ev: TrainerSnapshot, row: Mapping[str, Any], asked: str) -> str:
-    """A prompt's last message, or all of a prompt that is text."""
+    """Return a prompt's last message, or the whole prompt if it is text."""
     prompt = row.get("prompt")
     if isinstance(prompt, list) and prompt and isinstance(prompt[-1], Mapping):
         prompt = prompt[-1].get("content")
@@ -174,7 +174,7 @@ def _collected(ev: TrainerSnapshot, name: str) -> list[float]:
 
 
 def rewards(ev: TrainerSnapshot) -> Finding:
-    """The sampled completions of a prompt get different rewards, and some of them end."""
+    """Check that a prompt's sampled completions get different rewards, and that some end."""
     if ev.kind != kinds.ONLINE:
         return SILENT
     if ev.no_step or ev.step.error:
@@ -212,7 +212,7 @@ def rewards(ev: TrainerSnapshot) -> Finding:
 
 
 def _knows_text(ev: TrainerSnapshot) -> bool:
-    """Whether the model was trained: a fresh one's next tokens are all about as likely."""
+    """Return whether the model is trained: a fresh one finds all tokens about equally likely."""
     prompts = ev.trainer._buffered_inputs or []
     if not prompts or not isinstance(prompts[0], Mapping) or "prompt_ids" not in prompts[0]:
         return False

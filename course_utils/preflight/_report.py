@@ -1,4 +1,4 @@
-"""What `preflight` gives back: rows with a status, what was found, and what to do about it."""
+"""The report that `preflight` returns: rows with a status, what was found, and the fix."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _SYMBOLS = {PASS: "✓", WARN: "!", FAIL: "✗"}
 
 
 class Finding(NamedTuple):
-    """What one check says: its status, what it found, and what to do about it."""
+    """The result of one check: its status, what it found, and the fix."""
 
     status: str
     found: str
     fix: str = ""
 
 
-# Of a check that has nothing to do with this training.
+# For checks that do not apply to this kind of training.
 SILENT = Finding(NOT_JUDGED, "")
 
 
 def not_judged(why: str) -> Finding:
-    """No row, but a line below the table that says why."""
+    """Report the reason below the table instead of in a row."""
     return Finding(NOT_JUDGED, why)
 
 
@@ -44,7 +44,7 @@ class Check:
 
 
 class PreflightFailed(CourseError):
-    """A training run that would not do what it is meant to; `report` holds every check."""
+    """Raised for a training run that would not do what is intended; `report` holds all checks."""
 
     def __init__(self, report: Report):
         self.report = report
@@ -54,7 +54,7 @@ class PreflightFailed(CourseError):
 
 
 class Report:
-    """What `preflight` found. End a cell with it for a table, or print it."""
+    """What `preflight` found. Put it at the end of a cell for a table, or print it."""
 
     def __init__(self, rows: list[Check], not_judged: dict[str, str]):
         self.rows = rows
@@ -67,7 +67,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One sentence: how many checks there are, and which ask for something."""
+        """One sentence: the number of checks, and which of them need attention."""
         named = {
             status: [row.name for row in self.rows if row.status == status]
             for status in (FAIL, WARN)

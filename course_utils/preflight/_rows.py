@@ -1,4 +1,4 @@
-"""All rows of a training set, looked at in bulk: lengths, ids, labels, ends."""
+"""Scan all rows of a training set in bulk: lengths, ids, labels, last tokens."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _BATCH = 1000
 
 @dataclass(frozen=True)
 class Rows:
-    """What all rows have, or as many as were looked at in `SECONDS`.
+    """Statistics of all rows, or of as many as could be scanned in `SECONDS`.
 
     Attributes:
-        total: how many rows there are.
-        lengths: int64 of shape (rows looked at,), in tokens.
-        supervised: how many labels of each row count; None where the rows have no labels.
-        last: the last token of each row; -1 where it is empty.
-        least, most: the smallest and the largest id of each row.
-        labels: the same of the labels that count; None where there are none.
+        total: number of rows in the dataset.
+        lengths: int64 of shape (rows scanned,), in tokens.
+        supervised: number of labels that count, per row; None if the rows have no labels.
+        last: last token of each row; -1 if it is empty.
+        least, most: smallest and largest id of each row.
+        labels: smallest and largest label that counts, per row; None if there are no labels.
     """
 
     total: int
@@ -44,7 +44,7 @@ class Rows:
 
 
 def _lists(column: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    """A column of lists of whole numbers: all of them in one, and each list's length."""
+    """Flatten a column of lists of integers; return the values and each list's length."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
         if isinstance(column, pa.ChunkedArray):
@@ -68,7 +68,7 @@ def _lists(column: Any) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _tables(data: Any) -> Iterator[dict[str, Any]]:
-    """The columns `input_ids` and `labels`, some rows at a time."""
+    """Yield the columns `input_ids` and `labels`, some rows at a time."""
     wanted = ("input_ids", "labels")
     if isinstance(data, datasets.Dataset) and data.format["type"] != "custom":
         names = [name for name in wanted if name in data.column_names]
@@ -89,7 +89,7 @@ def _tables(data: Any) -> Iterator[dict[str, Any]]:
 
 
 def _extremes(flat: np.ndarray, sizes: np.ndarray, none: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each list's smallest and largest number; `none` for an empty one."""
+    """Return each list's smallest and largest number; `none` for an empty list."""
     least, most = np.full(len(sizes), none), np.full(len(sizes), none)
     full = sizes > 0
     starts = (np.cumsum(sizes) - sizes)[full]
@@ -100,7 +100,7 @@ def _extremes(flat: np.ndarray, sizes: np.ndarray, none: int) -> tuple[np.ndarra
 
 
 def scan(data: Any, seconds: float = SECONDS) -> Rows | None:
-    """Look at all rows, or at as many as `seconds` allow; None where they hold no token ids."""
+    """Scan all rows, or as many as `seconds` allow; None if they hold no token ids."""
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         return None
     until = time.monotonic() + seconds
@@ -127,7 +127,7 @@ def scan(data: Any, seconds: float = SECONDS) -> Rows | None:
             counted = values != IGNORED
             rows = np.repeat(np.arange(len(counts)), counts)
             lowest, highest = _extremes(np.where(counted, values, 0), counts, 0)
-            # Nothing predicts a row's first token.
+            # A row's first token is not predicted.
             first = (np.cumsum(counts) - counts)[counts > 0]
             predicted = counted.copy()
             predicted[first] = False

@@ -1,4 +1,4 @@
-"""The checks of the run: batches, learning rate, steps, memory, minutes."""
+"""Check the run: batches, learning rate, steps, memory, duration."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from course_utils.preflight import _kinds as kinds
 from course_utils.preflight._report import FAIL, PASS, SILENT, WARN, Finding, not_judged
 from course_utils.preflight._snapshot import TrainerSnapshot, figure, plural, shorten
 
-# So much of a GPU's memory is left, or it is a warning.
+# Warn if less than this share of a GPU's memory remains free.
 _CLOSE = 0.1
-# Adam's usual rates: LoRA 1e-4 to 2e-3, all weights 1e-6 to 1e-4; for preferences a tenth.
+# Usual rates for Adam: LoRA 1e-4 to 2e-3, all weights 1e-6 to 1e-4; for preferences a tenth.
 _LORA_RATES = {"texts": (3e-5, 1e-2), "preferences": (5e-7, 1e-3)}
 _FULL_RATES = {"texts": 1e-3, "preferences": 1e-4}
-# A rate below this share of `learning_rate` counts as none.
+# A rate below this share of `learning_rate` counts as zero.
 _NO_RATE = 0.01
 _RATE_SAMPLES = 200
-# Weight decay that takes away more than this share of the weights in the run.
+# Warn if weight decay removes more than this share of the weights over the run.
 _DECAYED = 0.1
-# More padding than this in the batches is time for nothing.
+# More padding than this in the batches is wasted time.
 _MOSTLY = 0.6
 
 
-# One text that is more than this share of the examples.
+# Warn if a single text makes up more than this share of the examples.
 _REPEATED, _LEAST_REPEATED = 0.3, 10
 
 
 class _Noted(dict):
-    """An example that notes which of the dropped columns a collator asks for."""
+    """An example that records which of the dropped columns a collator asks for."""
 
     def __init__(self, values: Mapping[str, Any], dropped: set[str], asked: set[str]):
         super().__init__(values)
@@ -66,7 +66,7 @@ class _Noted(dict):
 
 
 def _asked_in_vain(ev: TrainerSnapshot) -> list[str]:
-    """Columns that the trainer drops and the collator asks for."""
+    """Return the columns that the trainer drops but the collator asks for."""
     trainer = ev.trainer
     if not ev.args.remove_unused_columns or not ev.examples or ev.kind == kinds.ONLINE:
         return []
@@ -84,17 +84,17 @@ def _asked_in_vain(ev: TrainerSnapshot) -> list[str]:
         _Noted({n: v for n, v in trainer.train_dataset[i].items() if n in kept}, dropped, asked)
         for i in range(count)
     ]
-    with contextlib.suppress(Exception):  # asking is what counts
+    with contextlib.suppress(Exception):  # only the requests matter
         trainer.data_collator(examples)
-    # Collators of the libraries look whether there are labels to pad, or masks to use.
+    # The libraries' collators check for labels to pad or masks to use.
     return sorted(asked - {"label", "label_ids"})
 
 
 def batches(ev: TrainerSnapshot) -> Finding:
-    """The collator makes batches with all that the loss needs."""
+    """Check that the collator makes batches with everything the loss needs."""
     try:
         lost = _asked_in_vain(ev)
-    except Exception:  # a dataset may refuse to be asked for a row
+    except Exception:  # a dataset may not support indexing
         lost = []
     if lost:
         return Finding(
@@ -139,7 +139,7 @@ def batches(ev: TrainerSnapshot) -> Finding:
 
 
 def _repeated(ev: TrainerSnapshot) -> Finding | None:
-    """One text that is a good part of the training set."""
+    """Warn if a single text makes up much of the training set."""
     if len(ev.samples) < _LEAST_REPEATED:
         return None
     (_, most), *_ = Counter(tuple(sample.ids) for sample in ev.samples).most_common(1)
@@ -153,7 +153,7 @@ def _repeated(ev: TrainerSnapshot) -> Finding | None:
 
 
 def _asked_rate(ev: TrainerSnapshot) -> float:
-    """The rate that the schedule scales: the optimizer's where the trainer has one already."""
+    """Return the base learning rate: the optimizer's if it exists already."""
     optimizer = ev.trainer.optimizer
     if optimizer is None:
         return ev.args.learning_rate
@@ -161,9 +161,9 @@ def _asked_rate(ev: TrainerSnapshot) -> float:
 
 
 def _rates(ev: TrainerSnapshot, steps: int) -> list[float] | None:
-    """The learning rate at samples of the run's updates, the first two among them.
+    """Return the learning rate at some of the run's updates, including the first two.
 
-    None where a scheduler of the user's own cannot be asked.
+    None if a user-defined scheduler cannot be evaluated.
     """
     base, trainer = _asked_rate(ev), ev.trainer
     if trainer.lr_scheduler is not None and not trainer._created_lr_scheduler:
@@ -181,7 +181,7 @@ def _rates(ev: TrainerSnapshot, steps: int) -> list[float] | None:
 
 
 def rate(ev: TrainerSnapshot) -> Finding:
-    """A rate that trains, of the size that this kind of training takes."""
+    """Check that the learning rate is not zero, and usual for this kind of training."""
     asked = _asked_rate(ev)
     if not isinstance(asked, (int, float)):
         return Finding(
@@ -230,7 +230,7 @@ def rate(ev: TrainerSnapshot) -> Finding:
 
 
 def _unusual(ev: TrainerSnapshot, asked: float, found: str) -> Finding | None:
-    """A rate of another kind of training."""
+    """Warn if the learning rate is one for another kind of training."""
     if "adam" not in str(getattr(ev.args.optim, "value", ev.args.optim)):
         return None
     sort = "preferences" if ev.kind in (kinds.PAIRS, kinds.UNPAIRED, kinds.ONLINE) else "texts"
@@ -254,10 +254,10 @@ def _unusual(ev: TrainerSnapshot, asked: float, found: str) -> Finding | None:
 
 
 def _decay(ev: TrainerSnapshot, rates: list[float], steps: int) -> Finding | None:
-    """Weight decay that shrinks the weights away."""
+    """Warn if weight decay shrinks the weights too much."""
     decay = ev.args.weight_decay
     left = math.exp(-decay * float(np.mean(rates)) * steps)
-    # Over a long run even the usual 0.1 adds up, and the gradient holds against it.
+    # Over a long run even the usual 0.1 adds up, and the gradient counteracts it.
     if decay < 1 or 1 - left <= _DECAYED or "adam" not in str(ev.args.optim).lower():
         return None
     return Finding(
@@ -268,7 +268,7 @@ def _decay(ev: TrainerSnapshot, rates: list[float], steps: int) -> Finding | Non
 
 
 def _resumed(ev: TrainerSnapshot) -> tuple[str, int] | None:
-    """The checkpoint that training would go on from, and its step."""
+    """Return the checkpoint that training would resume from, and its step."""
     asked = ev.resume if ev.resume is not None else ev.args.resume_from_checkpoint
     if not asked or str(asked).lower() == "false":
         return None
@@ -288,7 +288,7 @@ def _resumed(ev: TrainerSnapshot) -> tuple[str, int] | None:
 
 
 def steps(ev: TrainerSnapshot) -> Finding:
-    """How many updates there are, and how much of the data they take."""
+    """Report the number of updates, and how much of the dataset they cover."""
     if ev.error or not ev.batches:
         return not_judged("there are no batches")
     args = ev.args
@@ -334,7 +334,7 @@ def steps(ev: TrainerSnapshot) -> Finding:
 
 
 def minutes(ev: TrainerSnapshot) -> Finding:
-    """The run's time, from timed batches and the lengths of all rows."""
+    """Estimate the duration of the run from timed batches and the lengths of all rows."""
     if ev.no_step or ev.step.error:
         return not_judged(ev.no_step or "the step did not run")
     if isinstance(ev.planned, str) or ev.planned[0] < 1:
@@ -349,14 +349,14 @@ def minutes(ev: TrainerSnapshot) -> Finding:
 
 
 def _phase(phases: Mapping[str, float]) -> str:
-    """The phase with the peak, in words."""
+    """Name the phase in which memory peaks."""
     name = max(phases, key=phases.__getitem__)
     whole = {"optimizer": "optimizer's step", "evaluation": "evaluation", "loading": "loading"}
     return whole.get(name, f"{name} pass")
 
 
 def memory(ev: TrainerSnapshot) -> Finding:
-    """The peak that is predicted, against the GPU; without one there is nothing to hold it to."""
+    """Compare the predicted peak with the GPU's memory, if there is a GPU."""
     gpu = ev.gpu
     if gpu is None and ev.args.device.type == "cuda":
         from course_utils.memory import this_gpu

@@ -12,14 +12,14 @@ from course_utils.errors import CourseError
 
 
 class _Reached(BaseException):
-    """The script has called `train`. No `Exception`, so that a script's own handlers let it by."""
+    """The script has called `train`. Not an `Exception`, so that the script does not catch it."""
 
     def __init__(self, report: Any):
         self.report = report
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the report of the script's first training: 0 where no check failed, 1 where one did.
+    """Print the report of the script's first training run; return 1 if a check failed, else 0.
 
     Raises:
         CourseError: there is no such script, or it ended without calling `train`.

@@ -1,4 +1,4 @@
-"""What the checks look at: the trainer's batches, the texts in them, the chat template, a step."""
+"""What the checks examine: the trainer's batches, their texts, the chat template, one step."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from course_utils.preflight import _rows, _trial
 from course_utils.preflight._templates import Template
 
 EXAMPLES = 64
-# So many long texts of one length are not a coincidence: they were joined and cut, or cut off.
+# This many long texts of equal length are no coincidence: they were packed or truncated.
 _LEAST_BLOCKS, _LEAST_BLOCK_LENGTH = 8, 64
-# Batches whose length is drawn at random, for the mean.
+# Number of random batches to average lengths over.
 _DRAWN = 400
 
 
@@ -33,7 +33,7 @@ _DRAWN = 400
 class Sample:
     """One text as the model will see it, without padding.
 
-    `source` is the example of the training set that it came from, with all its columns.
+    `source` is the training example that it came from, with all its columns.
     """
 
     ids: list[int]
@@ -42,12 +42,12 @@ class Sample:
 
     @property
     def supervised(self) -> list[int]:
-        """The tokens that the loss counts. Nothing predicts the first one."""
+        """The tokens that count in the loss. The first one is never predicted."""
         return [label for label in self.labels[1:] if label != IGNORED]
 
 
 def _samples(batch: Mapping[str, Any], sources: list[Any]) -> Iterator[Sample]:
-    """The texts of a batch, with a source for each row."""
+    """Yield the texts of a batch, with a source for each row."""
     for document in split_documents(batch):
         ids = [token for token, read in zip(document.ids, document.read, strict=True) if read]
         labels = [label for label, read in zip(document.labels, document.read, strict=True) if read]
@@ -56,7 +56,7 @@ def _samples(batch: Mapping[str, Any], sources: list[Any]) -> Iterator[Sample]:
 
 
 class TrainerSnapshot:
-    """A trainer, some of its batches, and one step when a check asks for it."""
+    """A trainer, some of its batches, and one training step if a check needs it."""
 
     def __init__(self, trainer: Trainer, limit: int, gpu: Any = None, resume: Any = None):
         self.trainer, self.args, self.model = trainer, trainer.args, trainer.model
@@ -65,7 +65,7 @@ class TrainerSnapshot:
         self.kind = kinds.kind_of(trainer)
         tool = trainer.processing_class
         tool = getattr(tool, "tokenizer", tool)
-        # None for a processor: the checks that need a tokenizer ask first.
+        # None for a processor: checks that need a tokenizer test for it.
         self.tokenizer: Any = tool if isinstance(tool, PreTrainedTokenizerBase) else None
         self.template = Template(
             self.tokenizer, getattr(trainer, "chat_template", None), self.model
@@ -93,7 +93,7 @@ class TrainerSnapshot:
             self.error = f"{type(error).__name__}: {error}"
 
     def _examples(self, limit: int) -> tuple[list[Any], list[Any]]:
-        """Up to `limit` examples as the collator gets them, and with all their columns."""
+        """Return up to `limit` examples, as passed to the collator and with all their columns."""
         everything = self.trainer.train_dataset
         if self.total is None:
             taken = list(itertools.islice(everything, limit))
@@ -124,55 +124,55 @@ class TrainerSnapshot:
             if len(batch["input_ids"]) == len(part):
                 self.samples += _samples(batch, their)
                 continue
-            # A padding-free batch is one row; by itself, an example keeps its origin.
+            # A padding-free batch is one row; collated singly, an example keeps its origin.
             for example, source in zip(part, their, strict=True):
                 self.samples += _samples(self.loader.collate_fn([example]), [source])
 
     @functools.cached_property
     def labelled(self) -> list[Mapping[str, Any]]:
-        """The batches with token ids and labels."""
+        """The batches that have token ids and labels."""
         return [
             b for b in self.batches if isinstance(b, Mapping) and {"input_ids", "labels"} <= {*b}
         ]
 
     @functools.cached_property
     def rows(self) -> _rows.Rows | None:
-        """What all rows of the training set have; None where that cannot be told."""
+        """Statistics of all rows of the training set; None if they cannot be computed."""
         if self.loader is None or self.total is None:
             return None
         return _rows.scan(self.loader.dataset)
 
     @property
     def keeps_start(self) -> bool:
-        """Whether what is cut off is cut off at the end."""
+        """Whether truncation removes the end of a text."""
         return getattr(self.args, "truncation_mode", "keep_start") == "keep_start"
 
     def decode(self, ids: list[int]) -> str:
-        """Token ids as text, special tokens included."""
+        """Decode token ids, including special tokens."""
         known = [each for each in ids if each >= 0]
         return self.tokenizer.decode(known) if self.tokenizer else str(ids)
 
     def last(self, ids: list[int]) -> int | None:
-        """The last token that is not only white space: templates end a turn with a line break."""
+        """Return the last token that is not white space: templates end a turn with a line break."""
         for token in reversed(ids[-3:]):
             if not self.tokenizer or self.tokenizer.decode([token]).strip():
                 return token
         return None
 
     def truncated(self, sample: Sample) -> bool:
-        """Whether a text was cut at the trainer's `max_length`, or by its own tokenizing."""
+        """Return whether a text was truncated, at the trainer's `max_length` or when tokenized."""
         if self.own_cut is not None and len(sample.ids) >= self.own_cut:
             return self.last(sample.ids) not in self.template.ends
         if self.max_length is None or self.packing in ("wrapped", "bfd_split"):
             return False
         if len(sample.ids) < self.max_length:
             return False
-        # One that ends as it should happens to be that long.
+        # A text with a proper end just happens to be that long.
         return not (self.keeps_start and self.last(sample.ids) in self.template.ends)
 
     @functools.cached_property
     def own_cut(self) -> int | None:
-        """The length at which the data was cut before the trainer got it; None where it was not."""
+        """The length to which the data was truncated before it got to the trainer, or None."""
         if self.packing or self.blocks or not self.samples:
             return None
         lengths = [len(sample.ids) for sample in self.samples]
@@ -188,7 +188,7 @@ class TrainerSnapshot:
         if shorter and ended <= 0.8 * len(shorter):
             return None
         if not shorter and longest < _LEAST_BLOCK_LENGTH:
-            return None  # short texts that happen to have one length
+            return None  # short texts that happen to have the same length
         return longest if open_ended > 0.8 * len(at_limit) else None
 
     @functools.cached_property
@@ -200,19 +200,19 @@ class TrainerSnapshot:
         told = any(name in source for name in ("prompt", "messages", "completion_mask"))
         lengths = [len(sample.ids) for sample in self.samples]
         longest = max(lengths)
-        # The last block may be what was left over.
+        # The last block may be a shorter remainder.
         alike = lengths.count(longest) >= len(lengths) - 1
-        # Texts that were cut off each begin as a text does; blocks begin anywhere.
+        # Truncated texts begin the way texts do; blocks begin anywhere.
         begin = {tuple(sample.ids[:2]) for sample in self.samples}
         anywhere = len(begin) > 1
-        # Texts that were padded end with one token many times.
+        # Padded texts end with many copies of one token.
         filled = sum(len(set(sample.ids[-3:])) == 1 for sample in self.samples)
         if filled > len(self.samples) / 2:
             return False
         return alike and not told and longest >= _LEAST_BLOCK_LENGTH and anywhere
 
     def prompt(self, sample: Sample) -> list[int] | None:
-        """Where a text's prompt is, or None where the dataset does not say."""
+        """Return the positions of a text's prompt; None if the dataset does not tell."""
         source, ids = sample.source, sample.ids
         if self.packing:
             return None
@@ -224,7 +224,7 @@ class TrainerSnapshot:
             if source.get("prompt"):
                 prompt = self.template.encode(source["prompt"], source)
                 same = common_prefix(prompt, ids)
-                # Otherwise the tokens were made from something else than this column.
+                # Otherwise the tokens were not made from this column.
                 return list(range(same)) if same >= len(prompt) / 2 else None
             if source.get("messages"):
                 return self._turns_of_others(source["messages"], sample)
@@ -233,9 +233,9 @@ class TrainerSnapshot:
         return None
 
     def _turns_of_others(self, messages: list[Any], sample: Sample) -> list[int] | None:
-        """The places of all turns but the assistant's, as far as the template keeps them apart.
+        """Return the positions of all non-assistant turns, as far as the template separates them.
 
-        The assistant's own header belongs to nobody: some templates have it generated.
+        The assistant's own header is not included: with some templates it is generated.
         """
         places: list[int] = []
         start = 0
@@ -253,12 +253,12 @@ class TrainerSnapshot:
 
     @functools.cached_property
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that training changes, by name."""
+        """The parameters that training updates, by name."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     @functools.cached_property
     def adapters(self) -> dict[str, list[nn.Parameter]]:
-        """The trainable parameters by what must get a gradient: an adapter of a layer, or one."""
+        """Trainable parameters, grouped by what must get a gradient: an adapter or a parameter."""
         names = set(getattr(self.model, "peft_config", {}))
         layers = {n for n, m in self.model.named_modules() if isinstance(m, BaseTunerLayer)}
         found: dict[str, list[nn.Parameter]] = {}
@@ -273,7 +273,7 @@ class TrainerSnapshot:
 
     @functools.cached_property
     def is_lora(self) -> bool:
-        """Whether LoRA layers are what is trained."""
+        """Whether LoRA layers are trained."""
         return any(isinstance(module, LoraLayer) for module in self.model.modules())
 
     @functools.cached_property
@@ -283,7 +283,7 @@ class TrainerSnapshot:
 
     @functools.cached_property
     def out_of_range(self) -> list[int]:
-        """Labels and input ids that the model has no entry for, in any row that was looked at."""
+        """Labels and input ids that the model has no entry for, in any row that was scanned."""
         size = self.vocabulary
         if not size:
             return []
@@ -308,7 +308,7 @@ class TrainerSnapshot:
 
     @functools.cached_property
     def vocabulary(self) -> int:
-        """How many tokens the model's embeddings hold; 0 where it reads none."""
+        """The size of the model's embedding; 0 if it has none."""
         try:
             return self.model.get_input_embeddings().weight.shape[0]
         except (AttributeError, NotImplementedError):
@@ -317,20 +317,20 @@ class TrainerSnapshot:
     @functools.cached_property
     def four_bit(self) -> list[nn.Module]:
         """The model's 4-bit layers."""
-        # There are none where bitsandbytes was never imported.
+        # There are none if bitsandbytes was never imported.
         library = sys.modules.get("bitsandbytes")
         kind = library.nn.Linear4bit if library else ()
         return [module for module in self.model.modules() if isinstance(module, kind)]
 
     @functools.cached_property
     def repacked(self) -> int:
-        """How many 4-bit layers bitsandbytes has turned into a layout without a backward."""
+        """The number of 4-bit layers that bitsandbytes repacked so that they have no backward."""
         states = [getattr(layer.weight, "quant_state", None) for layer in self.four_bit]
         return sum(bool(getattr(state, "packing_format_for_cpu", False)) for state in states)
 
     @functools.cached_property
     def planned(self) -> tuple[int, int] | str:
-        """The run's updates and the examples of each, or why there are none."""
+        """The number of updates and the examples in each, or why they are unknown."""
         if self.loader is None:
             return "there are no batches"
         try:
@@ -341,7 +341,7 @@ class TrainerSnapshot:
 
     @functools.cached_property
     def no_step(self) -> str:
-        """Why a step cannot be tried; empty where it can."""
+        """Why a step cannot be tried; empty if it can."""
         trainer = self.trainer
         if self.error or not self.batches:
             return "there is no batch to try it on"
@@ -362,14 +362,14 @@ class TrainerSnapshot:
         return ""
 
     def tokens(self, batch: Any) -> int:
-        """How many places a batch has, padding included."""
+        """Return the number of tokens in a batch, including padding."""
         if not isinstance(batch, Mapping):
             return 0
         return sum(value.numel() for name, value in batch.items() if name.endswith("input_ids"))
 
     @functools.cached_property
     def step(self) -> _trial.Step:
-        """One step on a batch that training could get: a first pass, and others that are timed."""
+        """One step on a batch that could occur in training: a first pass, then timed ones."""
         trained = list(self.trainable.values())
         batches = [
             b
@@ -395,7 +395,7 @@ class TrainerSnapshot:
                 timed.insert(0, (self.tokens(batches[0]), seconds))
             norms = {name: _trial.norm(group) for name, group in self.adapters.items()}
             return _trial.Step(loss, norms, tuple(timed))
-        except Exception as error:  # a loss of the user's own may raise anything
+        except Exception as error:  # a user-defined loss may raise anything
             return _trial.Step(error=f"{type(error).__name__}: {error}")
         finally:
             for parameter in trained:
@@ -403,7 +403,7 @@ class TrainerSnapshot:
 
     @functools.cached_property
     def seconds(self) -> float:
-        """How long a batch takes on average, by the lengths of all rows and the timed batches."""
+        """Estimate the mean time for a batch from the lengths of all rows and the timed batches."""
         (short, fast), *more = self.step.timed
         if not more:
             return fast
@@ -413,7 +413,7 @@ class TrainerSnapshot:
 
     @functools.cached_property
     def padding(self) -> float:
-        """The share of padding in batches of rows that are drawn at random; 0 where unknown."""
+        """The share of padding in batches of random rows; 0 if unknown."""
         free = self.packing or getattr(self.trainer, "padding_free", False)
         grouped = "length" in str(getattr(self.args, "train_sampling_strategy", ""))
         if self.rows is None or free or grouped:
@@ -422,7 +422,7 @@ class TrainerSnapshot:
         return max(0.0, 1 - mean / max(1.0, self._mean_tokens()))
 
     def _mean_tokens(self) -> float:
-        """The mean places of a batch of rows that are drawn at random and padded."""
+        """Return the mean number of tokens in a padded batch of random rows."""
         size = max(1, self.args.train_batch_size)
         if self.rows is None:
             return float(np.mean([self.tokens(batch) for batch in self.batches]))
@@ -432,24 +432,24 @@ class TrainerSnapshot:
 
 
 def common_prefix(first: list[int], second: list[int]) -> int:
-    """How many tokens two lists have in common at their beginning."""
+    """Return the length of the common prefix of two lists."""
     pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
     return sum(1 for _ in pairs)
 
 
 def figure(number: float) -> str:
-    """A number with two digits, or whole."""
+    """Format a number with two significant digits, or as an integer."""
     if not math.isfinite(number):
         return str(number)
     return f"{number:.2g}" if number < 10 else f"{number:,.0f}"
 
 
 def plural(count: int, what: str, several: str = "") -> str:
-    """A count and its noun."""
+    """Format a count with its noun."""
     return f"{count:,} {what if count == 1 else several or f'{what}s'}"
 
 
 def shorten(text: str, width: int = 70) -> str:
-    """A text's beginning, on one line and with its line breaks shown."""
+    """Return the beginning of a text on one line, with visible line breaks."""
     text = repr(text)[1:-1]
     return text if len(text) <= width else f"{text[:width]}…"

@@ -1,4 +1,4 @@
-"""What a chat template writes: marks around an answer, the ends of answers, tokens of a prompt."""
+"""What a chat template writes: markers around answers, ends of answers, tokens of a prompt."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Marks(NamedTuple):
 
 
 def with_parsed_tools(source: Mapping[str, Any]) -> Any:
-    """The tools of an example, which TRL takes as JSON too."""
+    """Return an example's tools, which TRL also accepts as JSON."""
     tools = source.get("tools")
     return json.loads(tools) if isinstance(tools, str) else tools
 
 
 class Template:
-    """A tokenizer's chat template, or the one that a trainer has put in its place."""
+    """A tokenizer's chat template, or the one that a trainer uses instead."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, own: Any, model: Any):
-        self.tokenizer: Any = tokenizer  # where it is None, `exists` is False
+        self.tokenizer: Any = tokenizer  # if it is None, `exists` is False
         self.own, self.model = own, model
 
     @property
@@ -45,7 +45,7 @@ class Template:
         return known if isinstance(known, str) else "\n".join(map(str, known.values()))
 
     def render(self, messages: Any, *, opened: bool = False, **options: Any) -> str:
-        """Messages as text; `opened` with what comes before an answer."""
+        """Render messages as text; `opened` adds the generation prompt."""
         return self.tokenizer.apply_chat_template(
             messages,
             chat_template=self.own,
@@ -55,7 +55,7 @@ class Template:
         )
 
     def encode(self, prompt: Any, source: Mapping[str, Any], opened: bool = True) -> list[int]:
-        """A prompt's tokens as the trainer makes them; `source` has the tools and options."""
+        """Tokenize a prompt as the trainer does; `source` has the tools and options."""
         if not self.tokenizer:
             raise TypeError("no tokenizer")
         if isinstance(prompt, str):
@@ -72,7 +72,7 @@ class Template:
 
     @functools.cached_property
     def marks(self) -> Marks | None:
-        """The template's marks, or None where there is no template to find them in."""
+        """The template's markers, or None if there is no template."""
         if not self.exists:
             return None
         question = [{"role": "user", "content": _QUESTION}]
@@ -81,7 +81,7 @@ class Template:
             prompt = self.render(question, opened=True).split(_QUESTION)[1]
             between, end = self.render(answered).split(_QUESTION)[1].split(_ANSWER)
         except (TemplateError, IndexError, TypeError, ValueError, AttributeError, KeyError):
-            return None  # such a template wants more than a question and an answer
+            return None  # such a template needs more than a question and an answer
         same = 0
         while same < min(len(prompt), len(between)) and prompt[same] == between[same]:
             same += 1
@@ -90,7 +90,7 @@ class Template:
 
     @functools.cached_property
     def asking(self) -> str:
-        """What the template writes before a user's later question; empty where none is found."""
+        """What the template writes before a user's follow-up question; empty if not found."""
         if not self.exists:
             return ""
         first = {"role": "user", "content": "course-beginning"}
@@ -129,7 +129,7 @@ class Template:
 
     @functools.cached_property
     def known_ends(self) -> set[int]:
-        """The tokens at which generation stops: the generation config's and the tokenizer's."""
+        """The tokens that stop generation, from the generation config and the tokenizer."""
         found: set[Any] = set()
         config = getattr(self.model, "generation_config", None)
         for ids in (getattr(config, "eos_token_id", None),):

@@ -1,4 +1,4 @@
-"""The check of the texts: what stands in the data must stand in the batch, once."""
+"""Check the texts: what is in the dataset must be in the batch, exactly once."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _ROLES = {"system", "user", "assistant", "tool"}
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _TEXTS = ("messages", "prompt", "completion", "text", "input_ids", "labels")
-# Shorter than this, a text may be in a row by chance, or twice.
+# A shorter text may be in a row by chance, or twice.
 _LONG_ENOUGH = 20
 _RAW = re.compile(r"""\W{0,3}\[?\{['"]role['"]\s*:\s*['"]\w+['"]\s*,\s*['"]content['"]\s*:""")
 
 
 def no_samples(ev: TrainerSnapshot) -> Finding | None:
-    """Why texts and labels cannot be judged; None where they can."""
+    """Say why texts and labels cannot be checked; None if they can."""
     if ev.kind != kinds.CAUSAL:
         return not_judged(kinds.WHY[ev.kind])
     if not ev.samples:
@@ -40,12 +40,12 @@ def no_samples(ev: TrainerSnapshot) -> Finding | None:
 
 
 def dense(text: str) -> str:
-    """A text without white space."""
+    """Remove white space from a text."""
     return re.sub(r"\s+", "", text)
 
 
 def _parts(content: Any) -> Iterator[str]:
-    """The texts of a message's content."""
+    """Yield the texts in a message's content."""
     if isinstance(content, str):
         yield content
     elif isinstance(content, list):
@@ -57,7 +57,7 @@ def _parts(content: Any) -> Iterator[str]:
 
 
 def _scalars(value: Any) -> Iterator[str]:
-    """The texts and numbers of an argument, however deep."""
+    """Yield the texts and numbers in an argument, at any depth."""
     if isinstance(value, Mapping):
         for inner in value.values():
             yield from _scalars(inner)
@@ -71,7 +71,7 @@ def _scalars(value: Any) -> Iterator[str]:
 
 
 def _arguments(call: Mapping[str, Any]) -> tuple[str, Any]:
-    """A tool call's name and arguments, which some data has as JSON."""
+    """Return a tool call's name and arguments, parsing JSON if necessary."""
     function = call.get("function") or call
     arguments = function.get("arguments")
     if isinstance(arguments, str):
@@ -83,7 +83,7 @@ def _arguments(call: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def _messages(source: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """All messages of an example, in order."""
+    """Return all messages of an example, in order."""
     found: list[Any] = []
     for column in ("messages", "prompt", "completion"):
         value = source.get(column)
@@ -93,37 +93,37 @@ def _messages(source: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 class _Needles:
-    """Looks for pieces of an example in its row, as the tokenizer would write them."""
+    """Searches a row for pieces of its example, as the tokenizer would write them."""
 
     def __init__(self, ev: TrainerSnapshot, text: str):
         self.ev, self.text = ev, dense(text)
 
     def lacks(self, piece: str) -> bool:
-        """Whether a piece of text is not in the row."""
+        """Return whether a piece of text is missing from the row."""
         wanted = dense(piece)
         if not wanted or wanted in self.text:
             return False
         tokenizer = self.ev.tokenizer
         ids = tokenizer.encode(piece, add_special_tokens=False)
-        again = dense(tokenizer.decode(ids))  # a tokenizer may write letters in another way
+        again = dense(tokenizer.decode(ids))  # a tokenizer may normalise characters
         escaped = dense(json.dumps(piece)[1:-1])
         return bool(again) and again not in self.text and escaped not in self.text
 
 
 def _lost(ev: TrainerSnapshot, sample: Sample, row: _Needles) -> Iterator[str]:
-    """What of an example is not in its row, in words."""
+    """Describe what is in an example but not in its row."""
     source = sample.source
     asked = source.get("prompt")
     only_read = len(asked) if isinstance(asked, list) else 0
     for place, message in enumerate(_messages(source)):
         role = message.get("role")
-        # A prompt loses its reasoning at generation too.
+        # A prompt loses its reasoning at inference, too.
         read = place < only_read
         for content in _parts(message.get("content")):
             for thought in _THINK.findall(content):
                 if not read and row.lacks(thought):
                     yield "the reasoning of an assistant's message"
-            # Templates strip what they take apart, and write it in another place.
+            # Templates strip reasoning that they parse, and write it elsewhere.
             rest = content.split("</think>")[-1] if "</think>" in content else content
             if row.lacks(rest):
                 yield f"the content of a message of {role!r}"
@@ -141,7 +141,7 @@ def _lost(ev: TrainerSnapshot, sample: Sample, row: _Needles) -> Iterator[str]:
 
 
 def _tools(source: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The tools that an example describes, in whatever column: TRL takes them from `tools`."""
+    """Yield the tools that an example describes, in any column: TRL takes them from `tools`."""
     for column, value in source.items():
         if column in _TEXTS or not isinstance(value, (str, list)):
             continue
@@ -163,7 +163,7 @@ def _tools(source: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _nulls(value: Any) -> Iterator[str]:
-    """The keys whose value is None, however deep."""
+    """Yield the keys whose value is None, at any depth."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if inner is None:
@@ -175,7 +175,7 @@ def _nulls(value: Any) -> Iterator[str]:
 
 
 def _filled(sample: Sample, text: str) -> set[str]:
-    """Keys that one example lacks and the table of all has, rendered as null."""
+    """Find keys that only other examples have, filled in by the table and rendered as null."""
     keys: set[str] = set()
     for message in _messages(sample.source):
         for call in message.get("tool_calls") or []:
@@ -188,7 +188,7 @@ def _filled(sample: Sample, text: str) -> set[str]:
 
 
 def _strange_roles(ev: TrainerSnapshot, sample: Sample) -> set[str]:
-    """Roles that neither the field nor this template has a name for."""
+    """Return roles that are neither in common use nor known to this template."""
     roles = {str(message.get("role")) for message in _messages(sample.source)}
     return {
         role
@@ -203,7 +203,7 @@ def _count(found: Counter[str], of: int, what: str) -> str:
 
 
 def _beginning(ev: TrainerSnapshot) -> Finding | None:
-    """The token that begins a text: twice, or never."""
+    """Detect a BOS token that occurs twice, or never."""
     bos = getattr(ev.tokenizer, "bos_token_id", None)
     if bos is None:
         return None
@@ -231,7 +231,7 @@ def _beginning(ev: TrainerSnapshot) -> Finding | None:
 
 
 def _conversations(ev: TrainerSnapshot) -> Finding | None:
-    """Messages against the rows that were made of them."""
+    """Compare messages with the rows made from them."""
     judged = [
         sample
         for sample in ev.samples
@@ -325,7 +325,7 @@ def _conversations(ev: TrainerSnapshot) -> Finding | None:
 
 
 def _strings(ev: TrainerSnapshot) -> Finding | None:
-    """Prompts and completions that are texts."""
+    """Compare plain-text prompts and completions with the rows made from them."""
     judged = [
         sample
         for sample in ev.samples
@@ -355,7 +355,7 @@ def _strings(ev: TrainerSnapshot) -> Finding | None:
 
 
 def _boundary(ev: TrainerSnapshot) -> Finding | None:
-    """A prompt by itself must be the beginning of the row that was made of it."""
+    """Check that the prompt by itself is tokenized to the beginning of its row."""
     if ev.packing or not ev.tokenizer:
         return None
     broken: list[tuple[list[int], list[int]]] = []
@@ -372,9 +372,9 @@ def _boundary(ev: TrainerSnapshot) -> Finding | None:
             continue
         same = common_prefix(ids, sample.ids)
         if same < len(ids) / 2:
-            continue  # made of something else than this column
+            continue  # not made from this column
         if not isinstance(prompt, str) and not ev.decode(ids[same:]).strip():
-            continue  # line breaks of the template, in another cut
+            continue  # line breaks of the template, tokenized differently
         judged += 1
         if same < min(len(ids), len(sample.ids)):
             broken.append((ids[same:], sample.ids[same : same + 2]))
@@ -390,10 +390,10 @@ def _boundary(ev: TrainerSnapshot) -> Finding | None:
 
 
 def _same_text(ev: TrainerSnapshot, sample: Sample) -> bool:
-    """Whether a rendered prompt is a beginning of the rendered whole, as text.
+    """Return whether the rendered prompt is a prefix, as text, of the rendered conversation.
 
-    Where it is none, the template itself writes a prompt in another way than a finished turn,
-    such as an open <think>: that is how its model was trained.
+    If it is not, the template itself renders a prompt differently from a finished turn, for
+    example with an open <think>: the model was trained that way.
     """
     source = sample.source
     options = {"tools": with_parsed_tools(source), **(source.get("chat_template_kwargs") or {})}
@@ -404,7 +404,7 @@ def _same_text(ev: TrainerSnapshot, sample: Sample) -> bool:
 
 
 def text_and_template(ev: TrainerSnapshot) -> Finding:
-    """Nothing lost, nothing doubled, and the template's marks where there is a template."""
+    """Check that nothing is lost or doubled, and that the template's markers are there."""
     if missing := no_samples(ev):
         return missing
     for look in (_beginning, _conversations, _strings, _boundary):
@@ -419,7 +419,7 @@ def text_and_template(ev: TrainerSnapshot) -> Finding:
         if ev.template.exists:
             why = "cannot tell: no marks are found in this chat template"
         return Finding(PASS, f"{why}; {start}")
-    # What was cut off at its end may have lost its marks.
+    # Truncated texts may have lost their markers.
     whole = [sample for sample in ev.samples if not ev.truncated(sample)]
     header = dense(marks.header)
     without = [sample for sample in whole if header not in dense(ev.decode(sample.ids))]

@@ -1,4 +1,4 @@
-"""One step of a training, tried: forward and backward as the trainer does them, then undone."""
+"""Try one training step: forward and backward pass as in the trainer, then undo it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from transformers import Trainer
 
 from course_utils._core.undisturbed import random_state_kept
 
-# As float16's loss scale does it, so that small gradients do not become 0; 2^10 cannot overflow.
+# Like float16's loss scaling, keeps small gradients from becoming 0; 2^10 cannot overflow.
 _FP16_SCALE = 2.0**10
-# What TRL's trainers collect in place while they compute a loss.
+# What TRL's trainers accumulate in place while they compute a loss.
 _COLLECTED = ("_metrics", "_logs", "_pending_extra_logs", "_pending_metrics")
 
 
@@ -27,9 +27,9 @@ _COLLECTED = ("_metrics", "_logs", "_pending_extra_logs", "_pending_metrics")
 class Step:
     """One forward and backward pass.
 
-    `norms` is the gradient's norm by adapter, or by parameter where there is none; NaN where no
-    gradient arrived. `timed` holds, for each batch that was timed, its tokens with padding and its
-    seconds.
+    `norms` holds the gradient norm by adapter, or by parameter if there is no adapter; NaN if no
+    gradient arrived. `timed` holds, for each timed batch, its number of tokens including padding
+    and its seconds.
     """
 
     loss: float = math.nan
@@ -39,9 +39,9 @@ class Step:
 
 
 class _NoDropout(TorchFunctionMode):
-    """Dropout passes everything on; the model stays in training mode.
+    """Turns dropout into the identity, with the model still in training mode.
 
-    Evaluation mode would do the same, and make bitsandbytes repack 4-bit weights on a CPU.
+    Evaluation mode would do so too, but make bitsandbytes repack 4-bit weights on a CPU.
     """
 
     def __torch_function__(
@@ -57,18 +57,18 @@ class _NoDropout(TorchFunctionMode):
 
 
 def without_dropout() -> contextlib.AbstractContextManager[Any]:
-    """Two passes of one batch give the same within this."""
+    """Make repeated passes over a batch give the same result."""
     return _NoDropout()
 
 
 def wait(device: torch.device) -> None:
-    """Until a GPU has done what it was asked."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def norm(parameters: list[nn.Parameter]) -> float:
-    """The norm of some parameters' gradient; NaN where it did not reach any of them."""
+    """Return the gradient norm of some parameters; NaN if none of them has a gradient."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return math.nan
@@ -76,7 +76,7 @@ def norm(parameters: list[nn.Parameter]) -> float:
 
 
 def loss_of(trainer: Trainer, batch: Any, items: Any = None) -> torch.Tensor:
-    """The trainer's own loss of a batch, with its mixed precision, as a tensor with a graph."""
+    """Compute the trainer's own loss for a batch, in its mixed precision, with a graph."""
     inputs = trainer._prepare_inputs(copy.copy(batch))
     with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
         return trainer.compute_loss(trainer.model, inputs, num_items_in_batch=items)
@@ -85,11 +85,11 @@ def loss_of(trainer: Trainer, batch: Any, items: Any = None) -> torch.Tensor:
 def one_pass(
     trainer: Trainer, batch: Any, trained: list[nn.Parameter], *, release: bool = True
 ) -> tuple[float, float]:
-    """Forward and backward of one batch as the trainer does them; the loss, and the seconds."""
+    """Run a forward and backward pass as the trainer does; return the loss and the seconds."""
     device = trainer.args.device
     for parameter in trained:
         parameter.grad = None
-    trainer.current_gradient_accumulation_steps = 1  # as an update of one batch has it
+    trainer.current_gradient_accumulation_steps = 1  # as for an update of one batch
     fp16 = trainer.accelerator.mixed_precision == "fp16"
     offload = getattr(trainer, "maybe_activation_offload_context", contextlib.nullcontext())
     items = None
@@ -112,7 +112,7 @@ def one_pass(
 
 
 def accumulated(trainer: Trainer, batches: list[Any], trained: list[nn.Parameter]) -> float:
-    """The gradient that some batches give as one update, left in the parameters; the loss."""
+    """Accumulate the batches' gradients in the parameters as one update; return the loss."""
     for parameter in trained:
         parameter.grad = None
     samples, items = trainer.get_batch_samples(iter(batches), len(batches), trainer.args.device)
@@ -126,9 +126,9 @@ def accumulated(trainer: Trainer, batches: list[Any], trained: list[nn.Parameter
 
 @contextlib.contextmanager
 def checkpointing(trainer: Trainer) -> Iterator[None]:
-    """Activation checkpointing as `train` will switch it on: a step takes longer with it."""
+    """Enable gradient checkpointing as `train` will: it makes a step slower."""
     args, model = trainer.args, trainer.model
-    # transformers calls it "gradient" in older versions, and in its modules still.
+    # Older versions of transformers, and its modules, call it "gradient" checkpointing.
     wanted = any(
         getattr(args, f"{what}_checkpointing", False) for what in ("activation", "gradient")
     )
@@ -167,7 +167,7 @@ def _hooks(module: nn.Module) -> dict[int, Callable[..., Any]]:
 
 @contextlib.contextmanager
 def left_as_found(trainer: Trainer) -> Iterator[None]:
-    """Put back what a step changes: modes, gradients, buffers, random states, the trainer."""
+    """Restore what a step changes: modes, gradients, buffers, random states, the trainer."""
     model = trainer.model
     attributes = dict(vars(trainer))
     for name in _COLLECTED:
@@ -181,7 +181,7 @@ def left_as_found(trainer: Trainer) -> Iterator[None]:
     values = {buffer: buffer.detach().clone() for buffer in model.buffers()}
     device = trainer.args.device
     gpus = [device.index or 0] if device.type == "cuda" else []
-    # A gradient that is there would be added to.
+    # Existing gradients would be added to.
     for parameter in gradients:
         parameter.grad = None
     try:
@@ -193,7 +193,7 @@ def left_as_found(trainer: Trainer) -> Iterator[None]:
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
         for module, own in buffers.items():
-            module._buffers.update(own)  # some are replaced, others written to
+            module._buffers.update(own)  # some are replaced, others modified in place
         with torch.no_grad():
             for buffer, value in values.items():
                 buffer.copy_(value)

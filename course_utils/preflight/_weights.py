@@ -1,4 +1,4 @@
-"""The checks of weights: which are trained, in which dtype, and whether they will be saved."""
+"""Check the weights: which are trained, in which dtype, and whether they will be saved."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from course_utils.preflight._checkpoint import not_loaded
 from course_utils.preflight._report import FAIL, PASS, SILENT, WARN, Finding, not_judged
 from course_utils.preflight._snapshot import TrainerSnapshot, plural
 
-# A model up to this size is saved and loaded to compare it: some seconds at most.
+# Models up to this size are saved and reloaded for comparison, in some seconds at most.
 _SMALL = 60_000_000
-# If a step moves less than this share of the weights, rounding swallows most of the training.
+# If a step changes less than this share of the weights, rounding loses most of the training.
 _MOVED = 0.5
 _SAMPLED = 100_000
-# Optimizers that keep more digits than the weights have, or round at random.
+# Optimizers that keep higher precision than the weights, or use stochastic rounding.
 _EXACT = re.compile(r"anyprecision|torchao|stochastic|apollo|lomo|schedule_free")
 
 
 def _numbers(ev: TrainerSnapshot) -> dict[str, int]:
-    # 4-bit weights hold two parameters in a byte.
+    # 4-bit weights hold two parameters per byte.
     return {
         name: parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1)
         for name, parameter in ev.model.named_parameters()
@@ -41,7 +41,7 @@ def _numbers(ev: TrainerSnapshot) -> dict[str, int]:
 
 
 def _nested(ev: TrainerSnapshot) -> Finding | None:
-    """An adapter around an adapter: what was loaded is replaced by fresh weights, or frozen."""
+    """Detect an adapter around an adapter: the loaded one is reinitialised or frozen."""
     found = [module for module in ev.model.modules() if isinstance(module, PeftModel)]
     if len(found) < 2:
         return None
@@ -55,7 +55,7 @@ def _nested(ev: TrainerSnapshot) -> Finding | None:
 
 
 def _unmatched(ev: TrainerSnapshot) -> Finding | None:
-    """Names in a LoRA configuration that no module has."""
+    """Detect names in a LoRA configuration that match no module."""
     configs = getattr(ev.model, "peft_config", None)
     if not isinstance(configs, dict):
         return None
@@ -71,7 +71,7 @@ def _unmatched(ev: TrainerSnapshot) -> Finding | None:
                 str(name)
                 for name in wanted
                 if not any(n == name or n.endswith(f".{name}") for n in there)
-                # Names of parameters, as those of fused experts.
+                # Names of parameters, as for fused experts.
                 and not any(str(name) in n for n in there)
             )
             heads = {"classifier", "score"} if option == "modules_to_save" else set()
@@ -92,7 +92,7 @@ def _unmatched(ev: TrainerSnapshot) -> Finding | None:
 
 
 def _few_layers(ev: TrainerSnapshot, adapted: list[str]) -> Finding | None:
-    """Layers without any adapter, in models whose layers are of several kinds."""
+    """Detect layers without an adapter, in models with several kinds of layer."""
     pattern = re.compile(r"(?:layers|h|blocks?|layer)\.(\d+)\.")
     layers = {m.group(1) for n, _ in ev.base.named_modules() if (m := pattern.search(f"{n}."))}
     with_adapter = {m.group(1) for n in adapted if (m := pattern.search(f"{n}."))}
@@ -109,7 +109,7 @@ def _few_layers(ev: TrainerSnapshot, adapted: list[str]) -> Finding | None:
 
 
 def _new_tokens(ev: TrainerSnapshot) -> Finding | None:
-    """Tokens whose rows were made by resizing, and stay as they are."""
+    """Detect new tokens whose embeddings were added by resizing and are not trained."""
     if not ev.tokenizer or ev.kind != kinds.CAUSAL:
         return None
     embedding = ev.model.get_input_embeddings()
@@ -122,14 +122,14 @@ def _new_tokens(ev: TrainerSnapshot) -> Finding | None:
         return None
     used = {token for sample in ev.samples for token in sample.ids}
     added = {place for place in ev.tokenizer.added_tokens_decoder if place < len(weight)}
-    # Padding has a row of zeros, and needs none other.
+    # The padding token has a row of zeros, and needs no other.
     candidates = sorted((used & added) - {getattr(embedding, "padding_idx", None)})
     if not candidates or len(weight) < 100:
         return None
     rows = weight.detach().float()
     mean = rows.mean(0)
     usual = (rows[:: max(1, len(rows) // 2000)] - mean).norm(dim=1).median()
-    # transformers gives new rows the mean of the old ones, with next to no spread.
+    # transformers initialises new rows to the mean of the old ones, with hardly any spread.
     fresh = [t for t in candidates if (rows[t] - mean).norm() < 0.05 * usual]
     if not fresh:
         return None
@@ -144,7 +144,7 @@ def _new_tokens(ev: TrainerSnapshot) -> Finding | None:
 
 
 def _inactive(ev: TrainerSnapshot) -> Finding | None:
-    """An adapter that is loaded and trained, while another one is used."""
+    """Detect an adapter that is loaded and trainable while another one is active."""
     active = getattr(ev.model, "active_adapters", None)
     try:
         active = active() if callable(active) else active
@@ -174,13 +174,13 @@ def _inactive(ev: TrainerSnapshot) -> Finding | None:
 
 
 def _is_fresh(ev: TrainerSnapshot, adapter: str) -> bool:
-    """Whether a LoRA adapter is as it was initialised: B is zero."""
+    """Return whether a LoRA adapter is still as initialised: B is zero."""
     parts = [p for n, p in ev.model.named_parameters() if f"lora_B.{adapter}." in n]
     return bool(parts) and not any(bool(part.detach().any()) for part in parts)
 
 
 def trainable(ev: TrainerSnapshot) -> Finding:
-    """Something is trained, and it is what was meant."""
+    """Check that something is trained, and that it is what was intended."""
     numbers = _numbers(ev)
     total = sum(numbers.values())
     if not ev.trainable:
@@ -227,10 +227,10 @@ def _rate(ev: TrainerSnapshot) -> float:
 
 
 def _moved(ev: TrainerSnapshot) -> float | None:
-    """The share of 16-bit weights that one step of Adam moves at the highest rate.
+    """Return the share of 16-bit weights that one step of Adam changes at the peak learning rate.
 
-    In its first step Adam moves each weight by the rate, whatever the gradient's size; later ones
-    move it by about as much or less. None where the weights have more digits.
+    In its first step, Adam moves each weight by the learning rate, whatever the gradient's size;
+    later steps are of about the same size or smaller. None for weights of higher precision.
     """
     optimizer = str(getattr(ev.args.optim, "value", ev.args.optim)).lower()
     rate = _rate(ev)
@@ -251,7 +251,7 @@ def _moved(ev: TrainerSnapshot) -> float | None:
 
 
 def dtype(ev: TrainerSnapshot) -> Finding:
-    """Weights and computation in a dtype that the hardware has and training can take."""
+    """Check that the hardware supports the dtypes, and that they are suitable for training."""
     sizes: Counter[torch.dtype] = Counter()
     for parameter in ev.model.parameters():
         if parameter.is_floating_point():
@@ -302,7 +302,7 @@ def dtype(ev: TrainerSnapshot) -> Finding:
 
 
 def quantized(ev: TrainerSnapshot) -> Finding:
-    """4-bit layers on a CPU keep the layout that can be trained."""
+    """Check that 4-bit layers on a CPU keep the layout that can be trained."""
     layers = ev.four_bit
     if not layers:
         return Finding(PASS, "no 4-bit layers")
@@ -328,7 +328,7 @@ def quantized(ev: TrainerSnapshot) -> Finding:
 
 @contextlib.contextmanager
 def _quietly_offline() -> Iterator[None]:
-    """Without bars and remarks, and without asking the hub for a base model's vocabulary."""
+    """Disable progress bars, warnings and requests to the hub for a base model's vocabulary."""
     from huggingface_hub import constants
 
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
@@ -340,7 +340,7 @@ def _quietly_offline() -> Iterator[None]:
 
 
 def _adapters_kept(ev: TrainerSnapshot) -> list[str]:
-    """The trained parameters that a checkpoint of the adapter does not have."""
+    """Return the trained parameters that are missing from an adapter's checkpoint."""
     kept: set[int] = set()
     names: set[str] = set()
     for adapter in ev.model.peft_config:
@@ -363,7 +363,7 @@ def _adapters_kept(ev: TrainerSnapshot) -> list[str]:
 
 
 def _other_base(ev: TrainerSnapshot) -> Finding | None:
-    """An adapter over weights that no checkpoint has: it is loaded over others."""
+    """Detect an adapter on weights that no checkpoint has: it would be loaded onto others."""
     if not untouched(ev) or not (lost := not_loaded(ev.base)):
         return None
     return Finding(
@@ -376,16 +376,16 @@ def _other_base(ev: TrainerSnapshot) -> Finding | None:
 
 
 def untouched(ev: TrainerSnapshot) -> bool:
-    """Whether nothing has changed the weights since they were loaded."""
+    """Return whether the weights are unchanged since they were loaded."""
     configs = getattr(ev.model, "peft_config", None)
     configs = configs.values() if isinstance(configs, dict) else ()
-    # Such as PiSSA, which takes part of the weights into the adapter.
+    # For example PiSSA, which moves part of the weights into the adapter.
     moved = any(isinstance(getattr(config, "init_lora_weights", True), str) for config in configs)
     return not moved and not ev.trainer.state.global_step
 
 
 def _reloaded(ev: TrainerSnapshot) -> list[str]:
-    """The trained parameters that are not there, or different, after saving and loading."""
+    """Return the trained parameters that are missing or different after saving and loading."""
     with tempfile.TemporaryDirectory() as folder, _quietly_offline():
         ev.base.save_pretrained(folder)
         again = type(ev.base).from_pretrained(folder, dtype=next(ev.base.parameters()).dtype)
@@ -406,7 +406,7 @@ def _reloaded(ev: TrainerSnapshot) -> list[str]:
 
 
 def saved(ev: TrainerSnapshot) -> Finding:
-    """What is trained is in the checkpoint, and comes back."""
+    """Check that what is trained is in the checkpoint, and survives loading."""
     if not ev.trainable:
         return not_judged("no parameter is trainable")
     if ev.trainer.is_deepspeed_enabled or ev.trainer.is_fsdp_enabled:
@@ -437,7 +437,7 @@ def saved(ev: TrainerSnapshot) -> Finding:
         else:
             lost = _reloaded(ev)
             told = "are the same after saving and loading"
-    except Exception as error:  # a model may refuse to be saved
+    except Exception as error:  # some models cannot be saved
         return Finding(
             WARN,
             f"a trial of saving and loading raised {type(error).__name__}: {error}"[:300],

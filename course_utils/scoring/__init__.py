@@ -1,7 +1,7 @@
-"""How good replies are: against references, by a judge's or people's votes, on benchmarks.
+"""Evaluate replies: against references, by votes of a judge or of people, on benchmarks.
 
-Introduced in notebooks 03, 07 and 08. Each name is imported when it is first used, from the module
-that `__init__.pyi` lists.
+Introduced in notebooks 03, 07 and 08. Each name is imported on first use, from the module that
+`__init__.pyi` lists.
 """
 
 from course_utils._core.lazy import attach_stub

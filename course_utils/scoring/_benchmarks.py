@@ -1,4 +1,4 @@
-"""Well-known benchmarks: what they ask, and what that costs. Introduced in notebook 08."""
+"""Well-known benchmarks: what they measure and what they cost. Introduced in notebook 08."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST = 10**18  # parameters of a model, or items of a benchmark
 
 
 def _facts() -> dict[str, dict[str, Any]]:
-    """What the file says of each benchmark, by its name."""
+    """Read the facts about each benchmark, by its name."""
     with checks.course_file(_PATH):
         facts = tomllib.loads(_PATH.read_text(encoding="utf-8"))
         if not facts:
@@ -30,13 +30,13 @@ def _facts() -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class BenchmarkCost:
-    """The rough cost of a benchmark.
+    """The approximate cost of a benchmark.
 
     Attributes:
         benchmark: its name.
-        items: how many are asked.
-        tokens: that go through the model.
-        flops: floating-point operations.
+        items: the number of items asked.
+        tokens: the number of tokens that the model processes.
+        flops: the number of floating-point operations.
     """
 
     benchmark: str
@@ -52,22 +52,22 @@ class BenchmarkCost:
 
 
 def benchmark_cost(benchmark: str, parameters: float, items: int | None = None) -> BenchmarkCost:
-    """What it takes to ask a model the questions of a benchmark, roughly.
+    """Estimate what it costs to evaluate a model on a benchmark.
 
-    2 floating-point operations for each parameter and token. Source: Kaplan and others, "Scaling
-    laws for neural language models" (arXiv 2001.08361), section 2.1, where the parameters are those
-    without the embeddings, and the part of attention is left out, which is small for short texts.
-    Tokens are counted once each, as a cache of keys and values allows.
+    The estimate is 2 floating-point operations per parameter and token. Source: Kaplan et al.,
+    "Scaling laws for neural language models" (arXiv 2001.08361), section 2.1, which excludes the
+    embedding parameters and neglects attention, whose share is small for short texts. Each token is
+    counted once, as with a KV cache.
 
     Args:
-        benchmark: a name in `benchmarks_table()`, or its task's name in lm-eval.
-        parameters: of the model: 7e9 for seven billion.
-        items: how many are asked; by default all.
+        benchmark: a name in `benchmarks_table()`, or the name of its task in lm-eval.
+        parameters: the model's number of parameters, such as 7e9 for seven billion.
+        items: the number of items asked; by default all.
 
     Raises:
-        UnknownName: another benchmark.
-        BadValue: no parameters or items.
-        ValueError: a benchmark whose items have not been counted.
+        UnknownName: the benchmark is unknown.
+        BadValue: `parameters` or `items` is not a valid number.
+        ValueError: the items of this benchmark have not been counted.
     """
     facts = _facts()
     names = {**{entry["task"]: name for name, entry in facts.items()}, **{n: n for n in facts}}
@@ -88,21 +88,21 @@ def benchmark_cost(benchmark: str, parameters: float, items: int | None = None) 
 def benchmarks_table(
     parameters: float | None = None, flops_per_second: float | None = None
 ) -> pd.DataFrame:
-    """The well-known benchmarks: what they measure, and what they cost.
+    """List the well-known benchmarks: what they measure and what they cost.
 
     Args:
-        parameters: of a model, to see what each costs; see `benchmark_cost`.
-        flops_per_second: of a device, to see how long each takes; needs `parameters`. It is often a
-            third of what the data sheet says, or less.
+        parameters: a model's number of parameters, to add the costs; see `benchmark_cost`.
+        flops_per_second: a device's speed, to add the time; requires `parameters`. In practice it
+            is often a third of the figure on the data sheet, or less.
 
     Returns:
-        A row for each benchmark, with `measures`, `items`, `form`, `requests` (per item), `task`
-        (in lm-eval), `paper` and `note`; with parameters also `tokens (rough)` and `FLOPs (rough)`,
-        with a device `hours (rough)`. NaN where the items have not been counted.
+        One row per benchmark, with `measures`, `items`, `form`, `requests` (per item), `task` (in
+        lm-eval), `paper` and `note`; with `parameters` also `tokens (rough)` and `FLOPs (rough)`,
+        with `flops_per_second` also `hours (rough)`. NaN where items have not been counted.
 
     Raises:
-        BadValue: figures that are not above 0.
-        ValueError: a device without parameters.
+        BadValue: an argument is not above 0.
+        ValueError: `flops_per_second` is given without `parameters`.
     """
     if flops_per_second is not None and parameters is None:
         raise ValueError("flops_per_second needs the parameters of a model too.")

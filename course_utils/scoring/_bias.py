@@ -1,4 +1,4 @@
-"""How far a judge can be trusted: its biases, its accuracy, its agreement with itself.
+"""How far a judge can be trusted: its biases, its accuracy and its self-agreement.
 
 The tests for bias follow Zheng et al., "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena",
 arXiv 2306.05685. Introduced in notebook 08.
@@ -27,7 +27,7 @@ _SWAPPED = {"first": "second", "second": "first", "tie": "tie", None: None}
 
 
 def _can(judge: Any, *methods: str) -> None:
-    """Refuse what lacks a judge's methods; whose class it is does not matter."""
+    """Refuse an object without a judge's methods; its class does not matter."""
     for name in methods:
         if not callable(getattr(judge, name, None)):
             raise checks.refuse("judge", judge, f"a Judge, or anything else that has {name}(…)")
@@ -40,7 +40,7 @@ def _both_orders(
     seconds: Sequence[str],
     references: Sequence[str] | None,
 ) -> list[tuple[str | None, str | None]]:
-    """For each pair the verdicts as given and as swapped, both on the pair as given."""
+    """For each pair, the verdicts in both orders, both in terms of the order given."""
     _can(judge, "compare")
     check_columns(questions=questions, firsts=firsts, seconds=seconds, references=references)
     verdicts = judge.compare(
@@ -57,7 +57,7 @@ def _both_orders(
 
 
 def _agreed(one: str | None, other: str | None) -> str | None:
-    """A win that both orders give; else a tie; None where one could not be read."""
+    """Return the winner if both orders agree, else a tie; None if a verdict is unreadable."""
     if one is None or other is None:
         return None
     return one if one == other else "tie"
@@ -65,17 +65,17 @@ def _agreed(one: str | None, other: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class PositionBias:
-    """What a judge makes of the order; see `position_bias`. The five shares add up to 1.
+    """A judge's position bias, see `position_bias`. The five shares add up to 1.
 
     Attributes:
         pairs: how many pairs were judged, each in both orders.
         consistent: the share with the same verdict in both orders; 1 is best.
         prefers_first: the share where the answer shown first won both times.
         prefers_second: the share where the answer shown second won both times.
-        mixed: the share with a tie in one order only.
-        unreadable: the share without a readable verdict in one order at least.
-        verdicts: for each pair "first" or "second" where both orders agree on it, else "tie"; None
-            where one could not be read.
+        mixed: the share with a tie in only one order.
+        unreadable: the share with an unreadable verdict in at least one order.
+        verdicts: for each pair, "first" or "second" if both orders agree on it, else "tie"; None
+            if a verdict is unreadable.
     """
 
     pairs: int
@@ -94,10 +94,10 @@ def position_bias(
     seconds: Sequence[str],
     references: Sequence[str] | None = None,
 ) -> PositionBias:
-    """Each pair judged in both orders: how often the order decides, and the verdicts without it.
+    """Judge each pair in both orders, to measure the position bias and to get verdicts free of it.
 
-    Source: Zheng et al. 2023, arXiv 2306.05685, section 3.4 and table 2; a win counts only where
-    both orders give it.
+    Source: Zheng et al. 2023, arXiv 2306.05685, section 3.4 and table 2; a win counts only if both
+    orders agree on it.
 
     Args:
         judge, questions, firsts, seconds, references: see `Judge.compare`.
@@ -114,7 +114,7 @@ def position_bias(
             kinds["consistent"] += 1
         elif "tie" in (one, other):
             kinds["mixed"] += 1
-        else:  # the second time "first" stood second
+        else:  # when swapped, "first" was shown second
             kinds["prefers_first" if one == "first" else "prefers_second"] += 1
     names = ("consistent", "prefers_first", "prefers_second", "mixed", "unreadable")
     shares = {name: kinds[name] / len(both) for name in names}
@@ -122,16 +122,14 @@ def position_bias(
 
 
 def add_filler(answer: str, sentences: int = 4) -> str:
-    """An answer made longer without content: empty phrases before and behind it.
-
-
+    """Pad an answer with empty phrases before and after it, which make it longer without content.
 
     Args:
-        answer: the answer, which stays in it word for word.
-        sentences: how many phrases, 1 to 10,000.
+        answer: the answer, which is kept word for word.
+        sentences: the number of phrases, 1 to 10,000.
 
     Raises:
-        BadValue: no text, fewer than 1, or more than 10,000.
+        BadValue: `answer` is not a string, or `sentences` is below 1 or above 10,000.
     """
     checks.text("answer", answer)
     checks.whole("sentences", sentences, least=1, most=10_000)
@@ -142,17 +140,17 @@ def add_filler(answer: str, sentences: int = 4) -> str:
 
 @dataclass(frozen=True)
 class VerbosityBias:
-    """What a judge makes of length; see `verbosity_bias`. Each pair is judged in both orders.
+    """A judge's verbosity bias, see `verbosity_bias`. Each pair is judged in both orders.
 
     Attributes:
-        pairs: how many pairs of a short and a padded answer.
+        pairs: the number of pairs of a short and a padded answer.
         longer: the share where the padded answer won in both orders; 0 is best.
-        shorter: the share where the short one did.
-        tie: the share of ties, and of pairs where the orders disagree.
-        unreadable: the share without a readable verdict in one order at least.
-        wrong_longer: of long wrong answers against short right ones, the share where the wrong one
-            won in both orders; None where no wrong answers were given.
-        right_shorter: the share where the right one did; None likewise.
+        shorter: the share where the short answer won in both orders.
+        tie: the share of ties and of pairs where the orders disagree.
+        unreadable: the share with an unreadable verdict in at least one order.
+        wrong_longer: of pairs of a long wrong and a short right answer, the share where the wrong
+            one won in both orders; None if no wrong answers were given.
+        right_shorter: the share of those where the right one did; None likewise.
     """
 
     pairs: int
@@ -173,18 +171,18 @@ def verbosity_bias(
     wrong: Sequence[str] | None = None,
     references: Sequence[str] | None = None,
 ) -> VerbosityBias:
-    """Good short answers against the same made longer, and against long wrong ones.
+    """Compare short good answers with padded versions of them, and with long wrong answers.
 
-    After the repetitive-list attack of Zheng et al. 2023, arXiv 2306.05685, section 3.3.
+    Modelled on the repetitive-list attack of Zheng et al. 2023, arXiv 2306.05685, section 3.3.
 
     Args:
         judge, questions, references: see `Judge.compare`.
-        good: right and short answers.
-        padded: the same made longer without content; by default `add_filler` of each.
-        wrong: wrong answers, which are padded too; without them there is no second test.
+        good: short, correct answers.
+        padded: the same answers, longer but without more content; by default `add_filler` of each.
+        wrong: wrong answers, which are padded too; without them the second test is skipped.
 
     Raises:
-        ValueError: see `Judge.compare`; a padded answer that is not longer.
+        ValueError: see `Judge.compare`; or a padded answer is not longer.
     """
     check_columns(questions=questions, good=good, padded=padded, wrong=wrong, references=references)
     padded = [add_filler(answer) for answer in good] if padded is None else padded
@@ -215,17 +213,17 @@ def verbosity_bias(
 
 @dataclass(frozen=True)
 class JudgeAccuracy:
-    """How often a judge prefers the right answer; see `judge_accuracy`.
+    """How often a judge prefers the right answer, see `judge_accuracy`.
 
     Attributes:
         pairs: how many pairs were judged, each in both orders.
-        accuracy: the share where the right answer won in both orders; 1/4 by throwing a coin.
-        low, high: the ends of its 95 % interval (Clopper-Pearson).
+        accuracy: the share where the right answer won in both orders; 1/4 by tossing a coin.
+        low, high: the ends of its 95% confidence interval (Clopper-Pearson).
         wrong: the share where the wrong answer won in both orders.
-        tie: the share of ties, and of pairs where the orders disagree.
-        unreadable: the share without a readable verdict in one order at least.
-        each_order: the share of single judgements, two a pair, that prefer the right answer; 1/2 by
-            throwing a coin, or by always choosing one side.
+        tie: the share of ties and of pairs where the orders disagree.
+        unreadable: the share with an unreadable verdict in at least one order.
+        each_order: the share of single judgements, two per pair, that prefer the right answer; 1/2
+            by tossing a coin, or by always choosing the same side.
     """
 
     pairs: int
@@ -245,10 +243,10 @@ def judge_accuracy(
     wrong: Sequence[str],
     references: Sequence[str] | None = None,
 ) -> JudgeAccuracy:
-    """Whether a judge prefers right answers to wrong ones, which are known. Both orders are asked.
+    """Measure how often a judge prefers known right answers to wrong ones, in both orders.
 
-    The interval is of the pairs, as the two orders of a pair are not independent. Source: Clopper
-    and Pearson, Biometrika 26 (1934), 404, through `scipy.stats.binomtest`.
+    The confidence interval is computed over pairs, as the two orders of a pair are not independent.
+    Source: Clopper and Pearson, Biometrika 26 (1934), 404, via `scipy.stats.binomtest`.
 
     Args:
         judge, questions, references: see `Judge.compare`.
@@ -279,13 +277,13 @@ def judge_accuracy(
 
 @dataclass(frozen=True)
 class SelfAgreement:
-    """How far a judge agrees with itself; see `self_agreement`.
+    """How far a judge agrees with itself, see `self_agreement`.
 
     Attributes:
         pairs: how many pairs were judged twice.
-        equal: of those with two readable verdicts, the share with equal ones; NaN if there is none.
+        equal: the share with equal verdicts among pairs with two readable ones; NaN if none have.
         alpha: Krippendorff's alpha of the two runs; see `krippendorff_alpha`.
-        unreadable: the share without a readable verdict in one run at least.
+        unreadable: the share with an unreadable verdict in at least one run.
     """
 
     pairs: int
@@ -304,15 +302,13 @@ def self_agreement(
     seeds: tuple[int, int] = (0, 1),
     temperature: float = 0.7,
 ) -> SelfAgreement:
-    """The same comparisons asked twice, in the same order, with two seeds.
-
-
+    """Repeat the same comparisons, in the same order, with a second seed.
 
     Args:
-        judge, questions, firsts, seconds, references: see `Judge.compare`; the judge's `ask` has to
-            take `seed` and `temperature`.
+        judge, questions, firsts, seconds, references: see `Judge.compare`; the judge's `ask` must
+            accept `seed` and `temperature`.
         seeds: the two seeds.
-        temperature: how freely the judge's words are drawn; at 0 a seed changes nothing.
+        temperature: the judge's sampling temperature; at 0 the seed has no effect.
 
     Raises:
         ValueError: see `Judge.compare`.

@@ -1,9 +1,9 @@
-"""Whether test items stand in the training texts, in whole or in part: overlap in n-grams.
+"""Data contamination: n-gram overlap between test items and training texts.
 
-Who has read the answers before an exam proves nothing by passing it. Introduced in notebook 08.
+Passing an exam proves nothing if you have read the answers beforehand. Introduced in notebook 08.
 
-The index is over the test items, which are few, and the training texts run past it one by one: the
-memory depends on the test alone, and the training may be a stream of any length.
+The index covers the test items, which are few, and the training texts are checked against it one by
+one: memory depends only on the test set, and the training set may be a stream of any length.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from course_utils._core import checks
 
 # Letters and digits of any script; an underscore is punctuation here.
 _WORD = re.compile(r"[^\W_]+")
-# A training text is shown up to here.
+# A training text is shown up to this many characters.
 _SHOWN = 200
 _LONGEST_GRAM = 100
-# No letter has more accents than this in a row (Unicode's Stream-Safe Text Format, UAX 15).
+# No letter has more combining marks in a row (Unicode's Stream-Safe Text Format, UAX 15).
 _ACCENTS = 30
 
 _PALM_SHARE = 0.7
@@ -31,19 +31,19 @@ _LLAMA_CLEAN, _LLAMA_DIRTY = 0.2, 0.8
 
 
 def _words(text: str) -> list[str]:
-    """The words of a text in small letters, without punctuation, as GPT-3's authors compare them.
+    """Split a text into lower-case words without punctuation, as the authors of GPT-3 do.
 
-    Languages that put no blanks between words need a tokenizer instead.
+    Languages without spaces between words need a tokenizer instead.
 
     Raises:
-        BadValue: no text.
+        BadValue: not a string.
     """
     text = checks.a("text", text, str, "a text")
     return _WORD.findall(unicodedata.normalize("NFC", _without_heaps(text)).casefold())
 
 
 def _without_heaps(text: str) -> str:
-    """A text in which no letter has hundreds of accents: sorting those takes the square of it."""
+    """Limit the combining marks of each letter: normalization takes quadratic time in them."""
     if text.isascii():
         return text
     kept, run = [], 0
@@ -56,12 +56,12 @@ def _without_heaps(text: str) -> str:
 
 @dataclass
 class _Item:
-    """A test item, and what of it was found so far."""
+    """A test item, with what has been found of it so far."""
 
     units: list[int]
-    n: int  # the length of its n-grams: shorter than asked for where the item is shorter
+    n: int  # the length of its n-grams: less than requested if the item is shorter
     short: bool
-    found: set[int] = field(default_factory=set)  # where an n-gram begins that training has
+    found: set[int] = field(default_factory=set)  # where n-grams found in training begin
     longest: int = 0
     starts: int = 0  # where the longest common run begins
     exact: bool = False
@@ -82,7 +82,7 @@ class _Item:
 
 
 def _texts(given: Iterable[str], name: str) -> Iterable[str]:
-    """The texts one by one, refusing what is none."""
+    """Yield the texts one by one; refuse anything else."""
     if isinstance(given, str | bytes):
         raise ValueError(f"{name} is one text; give a list of texts, a column or a generator.")
     if isinstance(given, dict) or hasattr(given, "column_names"):
@@ -117,10 +117,10 @@ def _splitter(tokenizer: Any) -> Callable[[str], list[Any]]:
 
 
 class _Runs:
-    """The pieces of a training text, to look for the longest that an item has too.
+    """The substrings of a training text, to find the longest one that an item shares.
 
-    A suffix automaton: it has all pieces, and takes time and memory in proportion to the text.
-    Source: Blumer and others, Theoretical Computer Science 40 (1985), 31.
+    A suffix automaton, which takes time and memory in proportion to the text.
+    Source: Blumer et al., Theoretical Computer Science 40 (1985), 31.
     """
 
     def __init__(self, units: Iterable[int]):
@@ -152,7 +152,7 @@ class _Runs:
         return len(self.nexts) - 1
 
     def longest(self, units: list[int]) -> tuple[int, int]:
-        """The length of the longest run in common, and where it begins in `units`."""
+        """Return the length of the longest common run, and where it begins in `units`."""
         state = length = best = start = 0
         for place, unit in enumerate(units):
             while state and unit not in self.nexts[state]:
@@ -166,13 +166,13 @@ class _Runs:
 
 
 class _Index:
-    """The n-grams of the test items: which items have each, and where."""
+    """The n-grams of the test items: which items contain each, and where."""
 
     def __init__(self, test: Iterable[str], n: int, split: Callable[[str], list[Any]]):
         self.split = split
         self.numbers: dict[Any, int] = {}
         self.items: list[_Item] = []
-        # By length, as items shorter than n are looked for by their own.
+        # By length, as items shorter than n are searched for as a whole.
         self.grams: dict[int, dict[tuple[int, ...], dict[int, list[int]]]] = {}
         self.whole: dict[tuple[int, ...], list[int]] = {}
         for place, text in enumerate(_texts(test, "test")):
@@ -190,15 +190,15 @@ class _Index:
             raise ValueError("test is empty; it takes one item at least.")
 
     def search(self, row: int, text: str) -> None:
-        """Mark what of the items stands in a training text."""
-        # A word that no item has can be part of no n-gram: -1.
+        """Mark the parts of the items that occur in a training text."""
+        # A word that occurs in no item cannot be part of a matching n-gram: -1.
         units = [self.numbers.get(unit, -1) for unit in self.split(text)]
         for place in self.whole.get(tuple(units), ()):
             self.items[place].exact = True
         met: dict[int, None] = {}
-        shared: list[int] = []  # the words in n-grams that items have, -1 between two stretches
+        shared: list[int] = []  # the words in n-grams of the items, -1 between two stretches
         for length, grams in self.grams.items():
-            end = -1  # of the stretch
+            end = -1  # end of the stretch
             for start in range(len(units) - length + 1):
                 gram = tuple(units[start : start + length])
                 if (places := grams.get(gram)) is None:
@@ -207,7 +207,7 @@ class _Index:
                     met[place] = None
                     if starts:
                         self.items[place].found.update(starts)
-                        starts.clear()  # marked once and for all
+                        starts.clear()  # once marked, an n-gram need not be marked again
                 if start > end:
                     shared.append(-1)
                     end = start
@@ -218,7 +218,7 @@ class _Index:
         runs = _Runs(shared)
         for place in met:
             item = self.items[place]
-            # No run is longer than what it is part of.
+            # A common run is no longer than the item or the text.
             if item.longest >= min(len(item.units), len(units)):
                 continue
             longest, starts = runs.longest(item.units)
@@ -231,34 +231,33 @@ class _Index:
 def contamination_report(
     test: Iterable[str], train: Iterable[str], n: int = 8, tokenizer: Any = None
 ) -> pd.DataFrame:
-    """How much of each test item stands in the training texts.
+    """Measure how much of each test item occurs in the training texts.
 
-    Sources: GPT-3 (arXiv 2005.14165, appendix C) calls an item dirty that shares one n-gram with
-    the training, n being up to 13 words; PaLM (arXiv 2204.02311, section 8) one of which at least
-    70% of the 8-grams are found; Llama 2 (arXiv 2307.09288, section A.6) goes by the share of
-    tokens in common runs of more than 10 tokens, here without its allowance for up to four that
-    differ.
+    Sources: GPT-3 (arXiv 2005.14165, appendix C) calls an item dirty if it shares one n-gram with
+    the training data, with n up to 13 words; PaLM (arXiv 2204.02311, section 8) if at least 70% of
+    its 8-grams are found; Llama 2 (arXiv 2307.09288, section A.6) uses the share of tokens in
+    common runs of more than 10 tokens, here without its allowance for up to four mismatches.
 
-    What such a search cannot find: the same content in other words, or in another language.
+    Such a search cannot find paraphrases or translations.
 
     Args:
         test: the items, such as questions with their answers.
         train: the training texts: a list, a column of a `datasets.Dataset`, or a generator.
-        n: length of the n-grams, 1 to 100, in words, or in tokens where there is a tokenizer.
-        tokenizer: compare its tokens instead of words. A word at a text's beginning is often
-            another token than the same word behind a blank.
+        n: the length of the n-grams, 1 to 100, in words, or in tokens if a tokenizer is given.
+        tokenizer: compare its tokens instead of words. A word at the beginning of a text is often
+            a different token from the same word after a space.
 
     Returns:
-        A row for each item: `words` (their number), `share` (of its n-grams that training has,
-        0 to 1), `covered` (the share of its words that such n-grams cover), `longest` (common run
-        with one training text, in words; 0 where it is shorter than n), `run` (that run), `exact`
-        (a training text is the same, but for punctuation and capitals), `short` (shorter than n,
-        so compared as a whole), `train_row` and `example` (a training text with the longest run,
-        up to 200 characters; none where nothing was found).
+        One row per item: `words` (their number), `share` (of its n-grams that occur in training,
+        0 to 1), `covered` (the share of its words within such n-grams), `longest` (the longest run
+        shared with one training text, in words; 0 if shorter than n), `run` (that run), `exact`
+        (whether a training text is the same, except for punctuation and case), `short` (shorter
+        than n, so compared as a whole), `train_row` and `example` (a training text with the longest
+        run, up to 200 characters; none if nothing was found).
 
     Raises:
-        ValueError: no test items, an item without words, something else than texts, or n below 1
-            or above 100.
+        ValueError: there are no test items, an item has no words, something is not a string, or n
+            is below 1 or above 100.
     """
     checks.whole("n", n, least=1, most=_LONGEST_GRAM)
     index = _Index(test, n, _splitter(tokenizer))
@@ -289,19 +288,19 @@ def contamination_report(
 
 
 def contamination_summary(table: pd.DataFrame) -> pd.DataFrame:
-    """How many items of a test are contaminated, by the measures of three papers.
+    """Count the contaminated test items, by the measures of three papers.
 
-    Items that are shorter than n count where a training text has the whole of them. Sources as for
+    An item shorter than n counts if a training text contains all of it. For the sources, see
     `contamination_report`.
 
     Args:
-        table: of `contamination_report`.
+        table: the result of `contamination_report`.
 
     Returns:
-        A row for each measure, with `items` (their number) and `share` (of all items, 0 to 1).
+        One row per measure, with `items` (their number) and `share` (of all items, 0 to 1).
 
     Raises:
-        ValueError: a table that is not one of `contamination_report`, or an empty one.
+        ValueError: `table` is empty, or is not a result of `contamination_report`.
     """
     needed = ("share", "covered", "exact", "short")
     missing = [name for name in needed if name not in getattr(table, "columns", ())]

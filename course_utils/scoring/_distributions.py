@@ -1,4 +1,4 @@
-"""How probable texts are to a model, and how far two models' predictions are apart.
+"""Log-probabilities of texts under a model, and the divergence of two models' predictions.
 
 Introduced in notebook 07.
 """
@@ -20,7 +20,7 @@ def _pairs(
     prompts: Sequence[str],
     replies: Sequence[str],
 ) -> list[tuple[str, str]]:
-    """The prompts with their replies; refuses what is none, and what is no model."""
+    """Pair the prompts with their replies, after checking all arguments."""
     checks.a("model", model, torch.nn.Module, "a model")
     checks.a("tokenizer", tokenizer, PreTrainedTokenizerBase, "a tokenizer of transformers")
     prompts, replies = checks.texts("prompts", prompts), checks.texts("replies", replies)
@@ -35,7 +35,7 @@ def _pairs(
 def _logits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, reply: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float32 logits (tokens of the reply, vocabulary) and the reply's token ids."""
+    """Return float32 logits (tokens of the reply, vocabulary) and the reply's token ids."""
     start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     rest = tokenizer(reply, add_special_tokens=False)["input_ids"]
     if not start or not rest:
@@ -60,16 +60,16 @@ def sequence_log_probs(
     prompts: Sequence[str],
     replies: Sequence[str],
 ) -> list[float]:
-    """The log-probability, in nats, that a model gives to each reply, summed over its tokens.
+    """Compute the log-probability of each reply, in nats, summed over its tokens.
 
     Args:
-        model, tokenizer: a causal language model; a PEFT model counts with its active adapter.
-        prompts: as the model gets them, templates and all.
-        replies: the continuations, one for each prompt.
+        model, tokenizer: a causal language model; a PEFT model is used with its active adapter.
+        prompts: the prompts as the model receives them, chat template included.
+        replies: the continuations, one per prompt.
 
     Raises:
-        ValueError: no model or tokenizer, an empty prompt or reply, lists of unlike length, or more
-            tokens than the model can read.
+        ValueError: not a model or tokenizer, an empty prompt or reply, lists of different lengths,
+            or more tokens than fit into the model's context.
     """
     found = []
     for prompt, reply in _pairs(model, tokenizer, prompts, replies):
@@ -84,12 +84,12 @@ def next_token_log_probs(
     prompts: Sequence[str],
     replies: Sequence[str],
 ) -> list[torch.Tensor]:
-    """A model's log-probabilities of every token of its vocabulary, along each reply.
+    """Compute the log-probabilities of all tokens in the vocabulary at each position of a reply.
 
-    Args as in `sequence_log_probs`.
+    The arguments are those of `sequence_log_probs`.
 
     Returns:
-        For each reply a float32 tensor on the CPU, shape (tokens of the reply, vocabulary).
+        For each reply, a float32 tensor on the CPU of shape (tokens of the reply, vocabulary).
     """
     return [
         _logits(model, tokenizer, prompt, reply)[0].log_softmax(dim=-1).cpu()
@@ -98,16 +98,16 @@ def next_token_log_probs(
 
 
 def kl_divergence(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> list[float]:
-    """KL(before ‖ after) in nats per token, for each text: how much the predictions have moved.
+    """Compute KL(before ‖ after) in nats per token, for each text.
 
-    0 where nothing has changed. The mean over a text's tokens of Σ p·(log p - log q), p being the
-    probabilities before and q after (Kullback and Leibler, 1951).
+    It is the mean over a text's tokens of Σ p·(log p - log q), where p are the probabilities before
+    and q those after (Kullback and Leibler, 1951); 0 if nothing has changed.
 
     Args:
-        before, after: what `next_token_log_probs` gives, on the same texts.
+        before, after: results of `next_token_log_probs` on the same texts.
 
     Raises:
-        ValueError: they are not of the same texts and vocabulary.
+        ValueError: they do not have the same texts and vocabulary.
     """
     before, after = (
         checks.items("before", before, "tensors"),

@@ -1,4 +1,4 @@
-"""Any model behind an OpenAI-compatible server, called like a `Runner`. Introduced in notebook 08.
+"""A model behind an OpenAI-compatible server, called like a `Runner`. Introduced in notebook 08.
 
 Such servers are llama.cpp's, Ollama, vLLM and most hosted ones.
 """
@@ -26,7 +26,7 @@ _MEANINGS = {
 
 
 def _hide(text: str, key: str | None) -> str:
-    """A text without the words that have eight characters in a row from the key."""
+    """Remove the words of a text that share eight characters in a row with the key."""
     pieces = [key[start : start + 8] for start in range(len(key) - 7)] if key else []
     shows = re.compile("|".join(map(re.escape, pieces)) or r"(?!)")
     return re.sub(r"\S+", lambda word: "…" if shows.search(word[0]) else word[0], text)
@@ -47,15 +47,15 @@ class Endpoint:
     machine; a local server needs none. Prompts are sent one by one.
 
     Args:
-        model: the model's name on the server; by default the variable JUDGE_MODEL.
-        base_url: the server's address, often ending in /v1; by default the variable JUDGE_BASE_URL.
-        timeout: seconds to wait for each attempt, as `openai.OpenAI` takes it.
-        max_retries: how often `openai.OpenAI` repeats a failed request.
+        model: the model's name on the server; by default the environment variable JUDGE_MODEL.
+        base_url: the server's address, often ending in /v1; by default JUDGE_BASE_URL.
+        timeout: the timeout of each attempt in seconds, as in `openai.OpenAI`.
+        max_retries: how often `openai.OpenAI` retries a failed request.
         key_variable: the environment variable that holds the key.
 
     Raises:
-        EndpointError: no model or no address is set, or it is not an http(s) address.
-        BadValue: another argument that is not possible.
+        EndpointError: no model or address is set, or the address is not an http(s) URL.
+        BadValue: another argument is invalid.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Endpoint:
 
     @staticmethod
     def configured() -> bool:
-        """Whether the environment names a model and an address."""
+        """Whether the environment variables name a model and an address."""
         return all(os.environ.get(name, "").strip() for name in (MODEL_VARIABLE, ADDRESS_VARIABLE))
 
     def __repr__(self) -> str:
@@ -105,19 +105,19 @@ class Endpoint:
         max_new_tokens: int = 512,
         seed: int | None = None,
     ) -> str | list[str]:
-        """The reply to a prompt, or a list of replies to a list of prompts.
+        """Return the reply to a prompt, or a list of replies to a list of prompts.
 
         Args:
             prompts: a prompt, or a list of them.
             system: a system prompt.
-            temperature: 0 for greedy decoding; None leaves it to the server.
-            max_new_tokens: the longest reply, in tokens.
-            seed: for sampling, where the server supports it.
+            temperature: 0 for greedy decoding; None for the server's default.
+            max_new_tokens: the maximum length of a reply, in tokens.
+            seed: the seed for sampling, if the server supports it.
 
         Raises:
             EndpointError: the server cannot be reached, refuses, or returns no reply; or the key
                 would be sent unencrypted.
-            BadValue: an empty prompt, or an argument that is not possible.
+            BadValue: a prompt is empty, or an argument is invalid.
         """
         many = [prompts] if isinstance(prompts, str) else checks.texts("prompts", prompts)
         for text in many:
@@ -141,8 +141,8 @@ class Endpoint:
     def _ask(
         self, prompts: list[str], before: list[dict[str, str]], options: dict[str, Any]
     ) -> list[str] | BaseException:
-        """The replies, or the error for the caller to raise: no traceback goes through here, where
-        the key is among the variables."""
+        """Return the replies, or an error for the caller to raise: a traceback through here would
+        include the key among the local variables."""
         import openai
 
         key = os.environ.get(self.key_variable, "").strip() or None
@@ -155,7 +155,7 @@ class Endpoint:
                 f"{self.base_url} is not encrypted, and {self.key_variable} would travel in clear. "
                 f"Use an https:// address, or unset {self.key_variable} where none is needed."
             )
-        # A proxy in front of this machine would see the key; a redirect would take the prompts on.
+        # A proxy would see a local server's key; a redirect would pass the prompts on.
         http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=not local)
         replies: list[str] = []
         try:
@@ -173,7 +173,7 @@ class Endpoint:
                     except openai.BadRequestError as error:
                         if "max_completion_tokens" not in str(error.body):
                             raise
-                        # Newer models of OpenAI insist on this name.
+                        # Newer OpenAI models require this name.
                         options["max_completion_tokens"] = options.pop("max_tokens")
                         asked["max_completion_tokens"] = asked.pop("max_tokens")
                         answer = client.chat.completions.create(model=self.model, **asked)
@@ -198,7 +198,7 @@ class Endpoint:
             usual = "the request was refused." if status < 500 else "a fault on the server's side."
             means = _MEANINGS.get(status, usual).format(variable=self.key_variable)
             said = error.message.removeprefix(f"Error code: {status}").removeprefix(" - ")[:3000]
-            said = re.sub(r"\S*\*{3}\S*", "…", _hide(said, key))[:300]  # also keys half masked
+            said = re.sub(r"\S*\*{3}\S*", "…", _hide(said, key))[:300]  # half-masked keys too
             told = f" It says: {said}" if said else ""
             return EndpointError(f"{who} answered {status}: {means}{told}")
         except Exception as error:  # whatever it is, its text may contain the key

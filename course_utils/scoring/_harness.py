@@ -1,6 +1,6 @@
-"""The course's tasks for EleutherAI's lm-eval, and a table of what lm-eval found.
+"""The course's tasks for EleutherAI's lm-eval, and a table of lm-eval's results.
 
-The two tasks, in the folder `tasks`, ask the held-out questions about countries, and need no
+The two tasks, in the folder `tasks`, ask the held-out questions about countries and do not need a
 network. Introduced in notebook 08.
 """
 
@@ -22,10 +22,10 @@ COURSE_TASKS = ("course_countries_choice", "course_countries_generate")
 
 
 def course_task_manager() -> TaskManager:
-    """lm-eval's `TaskManager` for the tasks in `COURSE_TASKS`, and for tasks of one's own.
+    """Create an lm-eval `TaskManager` for the tasks in `COURSE_TASKS` and for your own tasks.
 
-    It leaves lm-eval's own tasks out, of which there are over ten thousand: listing them takes some
-    seconds. For those of the hub, give `simple_evaluate` no task manager.
+    It omits lm-eval's own tasks, of which there are over ten thousand: listing them takes some
+    seconds. For tasks on the hub, call `simple_evaluate` without a task manager.
     """
     from lm_eval.tasks import TaskManager
 
@@ -33,15 +33,15 @@ def course_task_manager() -> TaskManager:
 
 
 def benchmark_results(results: dict[str, Any]) -> pd.DataFrame:
-    """What lm-eval found, a row for each task and metric.
+    """Convert lm-eval's results to a table, one row per task and metric.
 
     Args:
-        results: of `lm_eval.simple_evaluate`.
+        results: the result of `lm_eval.simple_evaluate`.
 
     Returns:
         `task`, `metric`, `value` (in the metric's unit: shares from 0 to 1 for `acc`, `acc_norm`
-        and `exact_match`), `low` and `high` (the ends of its 95% interval; see
-        `bootstrap_interval`) and `n` (items asked). The ends are NaN for a group, and for a metric
+        and `exact_match`), `low` and `high` (the ends of its 95% confidence interval; see
+        `bootstrap_interval`) and `n` (items asked). The ends are NaN for a group and for a metric
         that is not a mean over the items.
 
     Raises:
@@ -65,7 +65,7 @@ def benchmark_results(results: dict[str, Any]) -> pd.DataFrame:
             rows.append(
                 {
                     "task": task,
-                    # A task may cut the replies in several ways, and gives a figure for each.
+                    # A task may filter the replies in several ways, with one value for each.
                     "metric": metric if way == "none" else f"{metric} ({way})",
                     "value": float(value),
                     "low": low,

@@ -1,6 +1,6 @@
-"""How sure a score is: intervals, a paired comparison, and how many items a comparison needs.
+"""Confidence intervals for scores, a paired test, and the number of items a comparison needs.
 
-Thin functions on top of scipy. Introduced in notebook 08.
+Thin wrappers around scipy. Introduced in notebook 08.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from scipy import stats
 
 from course_utils._core import checks
 
-# In batches of so many numbers at most: with thousands of items, all resamples at once would take
+# The largest batch, in numbers: with thousands of items, all resamples at once would take
 # gigabytes.
 _NUMBERS_AT_ONCE = 2_000_000
 _RESAMPLES = 9999
-# A hundred billion items would be needed for it.
+# Detecting it would take a hundred billion items.
 _SMALLEST = 1e-5
 _STATISTICS: dict[str, Callable[..., Any]] = {"mean": np.mean, "median": np.median}
 
@@ -32,14 +32,14 @@ NONE = "none: all values are equal"
 
 @dataclass(frozen=True)
 class Interval:
-    """A statistic of some values, with a confidence interval.
+    """A statistic with its confidence interval.
 
     Attributes:
-        value: the statistic of the values as they are.
-        low, high: the ends of the interval, in the values' own unit; NaN where there is none.
-        confidence: of the interval, 0 to 1.
+        value: the statistic of the original values.
+        low, high: the ends of the interval, in the unit of the values; NaN if there is none.
+        confidence: the confidence level of the interval, 0 to 1.
         n: the number of values.
-        method: how the interval was found, or why there is none.
+        method: how the interval was computed, or why there is none.
     """
 
     value: float
@@ -61,13 +61,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two systems compared on the same items.
+    """The comparison of two systems on the same items.
 
     Attributes:
-        difference: the mean of the first system's scores less the second's, with its interval.
-        p_value: how often chance alone would give a difference as large, in either direction.
-        wins, losses, ties: items on which the first scores higher, lower, the same.
-        exact: whether all permutations were counted, rather than a sample of them.
+        difference: the mean difference of the scores, first minus second, with its interval.
+        p_value: the probability of a difference at least as large, in either direction, by chance.
+        wins, losses, ties: items on which the first system scores higher, lower, the same.
+        exact: whether all permutations were counted rather than a sample of them.
     """
 
     difference: Interval
@@ -89,7 +89,7 @@ class PairedTest:
         else:
             level = f"{100 * found.confidence:.3g}%"
             interval = f"{level} interval {found.low:+.3g} to {found.high:+.3g}"
-        # A sample of permutations cannot tell p-values below its own grain apart.
+        # A sample of permutations cannot resolve smaller p-values.
         p = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.2g}"
         return (
             f"difference {found.value:+.3g}, {interval}; {p}; {self.wins} wins, "
@@ -99,11 +99,11 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class ItemsNeeded:
-    """The answer of `items_needed`.
+    """The result of `items_needed`.
 
     Attributes:
-        items: how many items each system has to be asked.
-        difference, share, power, confidence, disagreement: as they were given.
+        items: the number of items for each system.
+        difference, share, power, confidence, disagreement: the arguments.
     """
 
     items: int
@@ -126,18 +126,18 @@ class ItemsNeeded:
 
 
 def _numbers(values: Iterable[float], what: str) -> np.ndarray:
-    """Values as a row of finite floats."""
+    """Convert values to a one-dimensional array of finite floats."""
     if isinstance(values, str):
         raise ValueError(f"{what} is a text; numbers are needed, one for each item.")
     try:
         found = np.asarray(checks.items(what, values, "numbers"))
-        # A score is no text, and a missing one is no NaN.
+        # A score is not a string, and a missing score is not NaN.
         if found.dtype.kind not in "biuf" and found.size:
             raise TypeError
         found = found.astype(float)
     except (TypeError, OverflowError):
         raise ValueError(f"{what} holds something that is no number; one for each item.") from None
-    except ValueError as error:  # lists of unequal length in it, or no list at all
+    except ValueError as error:  # it contains lists of unequal length, or is not a list
         if isinstance(error, checks.BadValue):
             raise
         raise ValueError(f"{what} holds something that is no number; one for each item.") from None
@@ -162,30 +162,30 @@ def bootstrap_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """A confidence interval for a statistic of scores, one for each item.
+    """Compute a confidence interval for a statistic of per-item scores.
 
-    The BCa bootstrap (`scipy.stats.bootstrap`, 9,999 resamples). Source: Efron, "Better bootstrap
-    confidence intervals", Journal of the American Statistical Association 82 (1987).
+    The method is the BCa bootstrap (`scipy.stats.bootstrap`, 9,999 resamples). Source: Efron,
+    "Better bootstrap confidence intervals", Journal of the American Statistical Association 82
+    (1987).
 
-    It has nothing to resample where all values are equal, so there the method is another:
-    for a mean of 0/1 values, all 0 or all 1, the exact interval of a share (Clopper and Pearson,
-    Biometrika 26, 1934; by `scipy.stats.binomtest`), which is why 20 right answers of 20 do not
-    prove a share of 1; for any other equal values, none. Where BCa alone fails, as it can for a
-    median, it is the percentile bootstrap. `method` of the result says which.
+    The bootstrap does not work if all values are equal. Then, for a mean of values that are all 0
+    or all 1, the interval is the exact one of a proportion (Clopper and Pearson, Biometrika 26,
+    1934; via `scipy.stats.binomtest`), which is why 20 right answers out of 20 do not prove a share
+    of 1; for other equal values there is none. If only BCa fails, as it can for a median, the
+    percentile bootstrap is used. The result's `method` says which.
 
-    With fewer than about 50 items the bootstrap's intervals tend to be too short. Source: Bowyer
-    and others, "Don't use the CLT in LLM evals with fewer than a few hundred datapoints"
-    (arXiv 2503.01747).
+    With fewer than about 50 items, bootstrap intervals tend to be too short. Source: Bowyer et al.,
+    "Don't use the CLT in LLM evals with fewer than a few hundred datapoints" (arXiv 2503.01747).
 
     Args:
-        values: scores, one for each item.
-        statistic: "mean", "median", or a function of an array with the argument `axis`.
-        confidence: of the interval, more than 0 and less than 1.
-        seed: of the resampling; the random state outside stays as it was.
+        values: scores, one per item.
+        statistic: "mean", "median", or a function of an array with an argument `axis`.
+        confidence: the confidence level, above 0 and below 1.
+        seed: the seed for resampling; the global random state is left unchanged.
 
     Raises:
-        ValueError: no values, one alone (0 and 1 apart), not finite numbers, or another statistic
-            or confidence than is possible.
+        ValueError: there are no values, there is only one (other than 0 or 1), a value is not a
+            finite number, or the statistic or confidence is invalid.
     """
     numbers = _numbers(values, "values")
     confidence = _share_between("confidence", confidence)
@@ -219,7 +219,7 @@ def bootstrap_interval(
 def _bootstrap(
     numbers: np.ndarray, function: Callable[..., Any], confidence: float, seed: int
 ) -> tuple[float, float, str]:
-    """The ends of the interval, and which bootstrap gave them."""
+    """Return the ends of the interval, and which bootstrap they are from."""
 
     def ends(method: str) -> tuple[float, float]:
         found = stats.bootstrap(
@@ -230,13 +230,13 @@ def _bootstrap(
             vectorized=True,
             confidence_level=confidence,
             method=method,
-            # `rng=` is its name from scipy 1.15 on; this one works with all.
+            # From scipy 1.15 on it is called `rng`; this name works with all versions.
             random_state=np.random.default_rng(seed),
         ).confidence_interval
         return float(found.low), float(found.high)
 
     with warnings.catch_warnings():
-        # scipy warns where BCa has failed; we see it by the NaN, and have another method.
+        # scipy warns if BCa fails; we detect it by the NaN, and use another method.
         warnings.simplefilter("ignore")
         low, high = ends("BCa")
         if math.isfinite(low) and math.isfinite(high):
@@ -247,28 +247,28 @@ def _bootstrap(
 def paired_test(
     a: Iterable[float], b: Iterable[float], confidence: float = 0.95, seed: int = 0
 ) -> PairedTest:
-    """Whether one system scores higher than another on the same items.
+    """Test whether one system scores higher than another on the same items.
 
     The p-value is that of a paired permutation test (`scipy.stats.permutation_test`, "samples"):
-    if the systems were alike, each item's two scores could as well have been swapped. All ways to
-    swap are counted where there are at most 9,999 of them, else as many are drawn. For 0/1 scores
-    this is McNemar's exact test. Sources: Fisher, "The Design of Experiments" (1935); McNemar,
-    Psychometrika 12 (1947); for language models Dror and others, "The hitchhiker's guide to testing
+    if the systems were equally good, each item's two scores could just as well be swapped. If there
+    are at most 9,999 ways to swap, all are counted, else as many are sampled. For 0/1 scores this
+    is McNemar's exact test. Sources: Fisher, "The Design of Experiments" (1935); McNemar,
+    Psychometrika 12 (1947); for language models Dror et al., "The hitchhiker's guide to testing
     statistical significance in natural language processing" (ACL 2018).
 
-    The interval is `bootstrap_interval` of the differences. Where these are all equal, as between
-    two systems of 0/1 scores that never differ, the interval is an exact and careful one: with
-    the given confidence at least a share L of all items has this difference (Clopper-Pearson),
-    and the others may have any. For other equal differences there is none.
+    The interval is `bootstrap_interval` of the differences. If all differences of 0/1 scores are
+    equal, as between two systems that never differ, the interval is exact and conservative: with
+    the given confidence, at least a share L of all items has this difference (Clopper-Pearson), and
+    the others may have any. For other equal differences there is none.
 
     Args:
-        a: scores of the first system, one for each item.
+        a: scores of the first system, one per item.
         b: scores of the second, for the same items in the same order.
-        confidence: of the difference's interval, more than 0 and less than 1.
-        seed: of both resamplings; the random state outside stays as it was.
+        confidence: the confidence level of the interval, above 0 and below 1.
+        seed: the seed for both kinds of resampling; the global random state is left unchanged.
 
     Raises:
-        ValueError: lists that differ in length, are empty, or hold something but finite numbers.
+        ValueError: the lists differ in length, are empty, or contain anything but finite numbers.
     """
     first, second = _numbers(a, "a"), _numbers(b, "b")
     if first.size != second.size:
@@ -289,10 +289,10 @@ def paired_test(
     else:
         interval = Interval(value, math.nan, math.nan, confidence, first.size, NONE)
 
-    # Swapping equal scores changes nothing. Without them, far more tests can be counted out.
+    # Swapping equal scores changes nothing. Without them, far more tests can be exact.
     differ = differences != 0
     items = int(differ.sum())
-    p_value = 1.0  # also of one item alone: one way to swap it is as far off as the other
+    p_value = 1.0  # also for a single item: swapped or not, the difference is as large
     if items > 1:
         p_value = float(
             stats.permutation_test(
@@ -323,30 +323,30 @@ def items_needed(
     confidence: float = 0.95,
     disagreement: float | None = None,
 ) -> ItemsNeeded:
-    """How many test items it takes to see a difference between two shares of right answers.
+    """Compute how many test items are needed to detect a difference between two accuracies.
 
-    Where each system is asked items of its own, the formula for two independent shares p and q with
-    mean m: n = (z_a √(2 m (1 - m)) + z_b √(p (1 - p) + q (1 - q)))² / (p - q)², with the normal
-    quantiles z_a of the confidence (two-sided) and z_b of the power. Source: Fleiss, Levin and
-    Paik, "Statistical Methods for Rates and Proportions", 3rd edition (2003), chapter 4, without
-    its correction for continuity; R's `power.prop.test` is the same.
+    If each system is asked different items, the formula for two independent shares p and q with
+    mean m applies: n = (z_a √(2 m (1 - m)) + z_b √(p (1 - p) + q (1 - q)))² / (p - q)², with the
+    normal quantiles z_a of the confidence (two-sided) and z_b of the power. Source: Fleiss, Levin
+    and Paik, "Statistical Methods for Rates and Proportions", 3rd edition (2003), chapter 4,
+    without the continuity correction; R's `power.prop.test` uses the same formula.
 
-    Where both are asked the same items, only those count on which exactly one is right, a share d
-    of all: n = (z_a √d + z_b √(d - (p - q)²))² / (p - q)². Source: Connor, "Sample size for testing
+    If both are asked the same items, only those count on which exactly one is right, a share d of
+    all: n = (z_a √d + z_b √(d - (p - q)²))² / (p - q)². Source: Connor, "Sample size for testing
     differences in proportions for the paired-sample design", Biometrics 43 (1987). For scores in
-    general see Miller, "Adding error bars to evals" (arXiv 2411.00640), section 5.
+    general, see Miller, "Adding error bars to evals" (arXiv 2411.00640), section 5.
 
     Args:
-        difference: what shall be seen, as a difference of shares: 0.05 is five points. It may be
+        difference: the difference to detect, as a share: 0.05 is five percentage points. It may be
             negative.
-        share: the right answers of the system that it is compared with, 0 to 1.
-        power: in what share of such comparisons the difference, if there is one, shall be found.
-        confidence: 1 less the significance level of the test.
-        disagreement: for the same items: the share of them on which exactly one system is right.
+        share: the accuracy of the other system, 0 to 1.
+        power: the probability of detecting the difference if it exists.
+        confidence: 1 minus the significance level of the test.
+        disagreement: if both are asked the same items, the share on which exactly one is right.
 
     Raises:
-        ValueError: no difference, a share outside 0 to 1, or a disagreement that these shares
-            cannot have.
+        ValueError: the difference is 0, a share is outside 0 to 1, or the disagreement is
+            impossible for these shares.
     """
     power, confidence = _share_between("power", power), _share_between("confidence", confidence)
     checks.number("difference", difference)
@@ -354,7 +354,7 @@ def items_needed(
     if disagreement is not None:
         checks.number("disagreement", disagreement)
     other = share + difference
-    # Sums of decimal fractions miss 0 and 1 by a hair.
+    # Sums of decimal fractions can miss 0 and 1 slightly.
     other = round(other, 12)
     if not (0 <= share <= 1 and 0 <= other <= 1):
         raise ValueError(

@@ -1,7 +1,7 @@
-"""A language model as a judge of answers: what it is asked, and how. Introduced in notebook 08.
+"""A language model as a judge of answers: its prompt and its verdicts. Introduced in notebook 08.
 
-The way of asking, with a verdict in double brackets, follows Zheng et al., "Judging LLM-as-a-Judge
-with MT-Bench and Chatbot Arena", arXiv 2306.05685. The prompt is our own, short enough for a small
+The format, with a verdict in double brackets, follows Zheng et al., "Judging LLM-as-a-Judge with
+MT-Bench and Chatbot Arena", arXiv 2306.05685. The prompt is our own, short enough for a small
 model.
 """
 
@@ -20,7 +20,7 @@ _MAY_LACK = ("references", "padded", "wrong")
 
 
 def check_columns(**columns: Sequence[str] | None) -> int:
-    """The number of rows; raises a ValueError where these are not lists of texts of one length."""
+    """Return the number of rows; raise a ValueError unless all are equally long lists of texts."""
     given = {
         name: column
         for name, column in columns.items()
@@ -44,12 +44,12 @@ def _known(reference: str | None) -> str:
 
 
 def comparison_prompt(question: str, first: str, second: str, reference: str | None = None) -> str:
-    """The prompt for a judge: which of two answers is better, A, B, or C for a tie?
+    """Create the prompt that asks a judge which of two answers is better: A, B, or C for a tie.
 
     Args:
         question: what was asked.
         first, second: the answers, shown as A and B.
-        reference: a correct answer, which helps where the judge does not know one itself.
+        reference: a correct answer, which helps a judge that does not know it.
 
     Raises:
         BadValue: not a string.
@@ -71,19 +71,19 @@ def comparison_prompt(question: str, first: str, second: str, reference: str | N
 def with_prefill(
     ask: Runner, prefill: str = "Verdict: [[", stop: str = "]]"
 ) -> Callable[..., list]:
-    """A runner that begins each reply itself, for a judge that is too small to keep to the form.
+    """Prefill each reply, for a judge that is too small to follow the format.
 
-    The model only continues the prefill, and what it writes after `stop` is cut off, so that it has
-    nothing but a letter to choose. It can no longer say why; and that a reply can be read does not
-    make it right.
+    The model only continues the prefill, and what it writes after `stop` is cut off, so that it
+    only has to choose a letter. It can no longer explain its choice, and a readable verdict is not
+    necessarily a right one.
 
     Args:
         ask: a model with a chat template.
         prefill: how each reply begins.
-        stop: where a reply ends, if the model gets there.
+        stop: the string at which a reply ends, if the model writes it.
 
     Returns:
-        What `Judge` takes as `ask`; its replies contain the prefill and `stop`.
+        A function to pass to `Judge` as `ask`; its replies contain the prefill and `stop`.
 
     Raises:
         BadValue: not a `Runner`, or an empty prefill or stop.
@@ -94,7 +94,7 @@ def with_prefill(
     checks.text("prefill", prefill, empty=False)
     checks.text("stop", stop, empty=False)
     tokenizer = ask.tokenizer
-    # The tokenizer puts its BOS token before a bare text, and the template has written it already.
+    # The tokenizer adds a BOS token to a bare text, but the template has already written one.
     bos = tokenizer.bos_token or ""
     bos = bos if bos and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] else ""
 
@@ -113,10 +113,10 @@ class Judge:
     Args:
         ask: takes a list of prompts and returns a list of replies: a `Runner`, an `Endpoint`, or
             any function.
-        options: passed to `ask` with each list, such as `max_new_tokens=200`.
+        options: passed to `ask` in each call, such as `max_new_tokens=200`.
 
     Attributes:
-        replies: the judge's own words in the latest call, to see why a verdict was unreadable.
+        replies: the judge's replies in the latest call, to see why a verdict was unreadable.
 
     Raises:
         BadValue: `ask` cannot be called.
@@ -128,7 +128,7 @@ class Judge:
         self.replies: list[str] = []
 
     def replace(self, **options: Any) -> Judge:
-        """The same judge with other options, such as a seed."""
+        """Return a copy of the judge with other options, such as a seed."""
         return Judge(self.ask, **{**self.options, **options})
 
     def _replies(self, prompts: list[str]) -> list[str]:
@@ -147,18 +147,18 @@ class Judge:
         seconds: Sequence[str],
         references: Sequence[str] | None = None,
     ) -> list[Verdict]:
-        """Which of two answers is better, each pair asked once, in the order given.
+        """Judge which of two answers is better; each pair is judged once, in the given order.
 
-        Judges prefer a side, so see `position_bias`, which asks in both orders.
+        Judges tend to prefer one position; `position_bias` asks in both orders.
 
         Args:
             questions: what was asked.
             firsts, seconds: the answers of two systems.
-            references: correct answers, where there are any.
+            references: correct answers, if there are any.
 
         Raises:
-            ValueError: not lists of texts, empty lists, or lists of different lengths; `ask` did
-                not return one reply for each prompt.
+            ValueError: not lists of texts, empty lists, or lists of different lengths; or `ask` did
+                not return one reply per prompt.
         """
         count = check_columns(
             questions=questions, firsts=firsts, seconds=seconds, references=references

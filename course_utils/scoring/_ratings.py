@@ -1,4 +1,4 @@
-"""What follows from votes: win rates, Bradley-Terry strengths, Elo ratings, agreement of voters.
+"""Statistics of votes: win rates, Bradley-Terry strengths, Elo ratings, agreement of voters.
 
 Introduced in notebook 08.
 """
@@ -33,13 +33,13 @@ def _some(votes: Iterable[Vote], name: str = "votes") -> list[Vote]:
 
 
 def _by_question(votes: list[Vote]) -> np.ndarray:
-    """For each vote the number of its question."""
+    """Return the number of each vote's question."""
     numbers: dict[str, int] = {}
     return np.array([numbers.setdefault(vote.question, len(numbers)) for vote in votes])
 
 
 def _draws(questions: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """How often each question is drawn, a row for each resample; none where there is but one."""
+    """Return how often each question is drawn, one row per resample; no rows for one question."""
     checks.whole("resamples", resamples, least=0, most=10**6)
     checks.whole("seed", seed, least=0)
     count = questions.max() + 1
@@ -49,7 +49,7 @@ def _draws(questions: np.ndarray, resamples: int, seed: int) -> np.ndarray:
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
-    """The 2.5th and 97.5th percentile, rounded outwards to a value that is there: it may be inf."""
+    """Return the 2.5th and 97.5th percentile, rounded outwards to an actual value, even inf."""
     values = np.sort(values[~np.isnan(values)])
     if not len(values):
         return math.nan, math.nan
@@ -58,23 +58,23 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def win_rates(votes: Iterable[Vote], *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """How often a system won against another, for each pair; a tie is half a win for both.
+    """Compute the win rate for each pair of systems; a tie counts as half a win for both.
 
     Args:
-        votes: `Votes` or a list of them.
-        resamples: how many bootstrap samples.
-        seed: for the samples.
+        votes: a `Votes` object or a list of `Vote`.
+        resamples: the number of bootstrap samples.
+        seed: the seed for the samples.
 
     Returns:
-        A row for each pair: `system` and `against` in alphabetical order, `votes`, `wins`, `ties`
-        and `losses` of the first, `win_rate` (0 to 1), and `low` and `high`, the ends of a 95 %
-        percentile bootstrap interval (Efron and Tibshirani 1993). Questions are resampled, with all
-        votes on them, as votes on one question depend on each other; so the interval says what
-        other questions of the same kind might give, not other voters. With one question it is NaN;
-        with votes that all agree it has no width, which means too few votes, not certainty.
+        One row per pair: `system` and `against` in alphabetical order, `votes`, `wins`, `ties`
+        and `losses` of the first, `win_rate` (0 to 1), and `low` and `high`, the ends of a 95%
+        percentile bootstrap interval (Efron and Tibshirani 1993). Questions are resampled with all
+        their votes, as votes on the same question are not independent; so the interval covers
+        other questions of the same kind, not other voters. With one question it is NaN; if all
+        votes agree it has no width, which means too few votes, not certainty.
 
     Raises:
-        ValueError: no votes, or something else than votes.
+        ValueError: there are no votes, or something else than votes.
     """
     pairs: dict[tuple[str, str], list[Vote]] = {}
     for vote in _some(votes):
@@ -106,7 +106,7 @@ def win_rates(votes: Iterable[Vote], *, resamples: int = 1000, seed: int = 0) ->
 
 
 class _Table:
-    """Votes as the library takes them."""
+    """Votes in the form that evalica takes."""
 
     def __init__(self, votes: list[Vote]):
         self.systems = pd.Index(sorted({name for vote in votes for name in vote.pair}))
@@ -117,7 +117,7 @@ class _Table:
         self.columns = self.systems.get_indexer(self.right)
 
     def beaten(self, weights: np.ndarray) -> np.ndarray:
-        """Whether the system of a row has won against that of a column, or tied."""
+        """Whether the row's system has won or tied against the column's."""
         winners = np.array(self.winners)
         beaten = np.zeros((len(self.systems), len(self.systems)), dtype=bool)
         for here, there, loss in (
@@ -129,13 +129,13 @@ class _Table:
         return beaten
 
     def unconnected(self) -> list[list[str]]:
-        """The groups of systems between which there is no vote; one group where all is well."""
+        """Return the groups of systems without votes between them; a single group if connected."""
         beaten = self.beaten(np.ones(len(self.left)))
         count, group = connected_components(beaten, directed=True, connection="weak")
         return [list(self.systems[group == number]) for number in range(count)]
 
     def strengths(self, weights: np.ndarray) -> np.ndarray:
-        """Bradley-Terry strengths, or the limit towards which they run; see `bradley_terry`."""
+        """Return the Bradley-Terry strengths, or their limits; see `bradley_terry`."""
         beaten = self.beaten(weights)
         if connected_components(beaten, connection="weak")[0] > 1:
             return np.full(len(self.systems), math.nan)
@@ -151,7 +151,7 @@ class _Table:
                 limit=10_000,
             )
             return found.scores.reindex(self.systems).to_numpy()
-        # The library's result would be the tolerance for all systems, without a word.
+        # evalica would silently return the tolerance for all systems.
         across = beaten & (group[:, None] != group[None, :])
         won = np.array([across[group == own].any() for own in group])
         lost = np.array([across[:, group == own].any() for own in group])
@@ -170,31 +170,33 @@ def _table(votes: list[Vote]) -> _Table:
 
 
 def bradley_terry(votes: Iterable[Vote], *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """The systems' strengths s under the Bradley-Terry model: i beats j with s_i / (s_i + s_j).
+    """Fit the Bradley-Terry model, in which i beats j with probability s_i / (s_i + s_j).
 
-    Computed by evalica; the order of the votes does not matter. A tie is half a win for both.
+    Computed by evalica; the order of the votes does not matter. A tie counts as half a win for
+    both.
     Sources: Bradley and Terry, Biometrika 39 (1952), 324; Newman, JMLR 24 (2023), 1; used for chat
     models by Chiang et al., arXiv 2403.04132.
 
     Args:
-        votes: `Votes` or a list of them.
-        resamples: how many bootstrap samples; each takes about a third of a millisecond.
-        seed: for the samples.
+        votes: a `Votes` object or a list of `Vote`.
+        resamples: the number of bootstrap samples; each takes about a third of a millisecond.
+        seed: the seed for the samples.
 
     Returns:
-        A row for each system, the strongest first: `strength` (without unit; the geometric mean of
-        all is 1), `low` and `high`, the ends of a 95 % percentile bootstrap interval, and `votes`.
-        Questions are resampled, with all votes on them, as in `win_rates`; with one question the
-        interval is NaN.
+        One row per system, the strongest first: the `strength` s (dimensionless; the geometric mean
+        of all is 1), `low` and `high`, the ends of a 95% percentile bootstrap interval, and
+        `votes`. Questions are resampled with all their votes, as in `win_rates`; with one question
+        the interval is NaN.
 
-        Where some systems never won, nor tied, against the others, no finite strengths fit (Ford,
-        American Mathematical Monthly 64 (1957), 28). Then the limits are given: inf for those that
-        never lost to the others, 0 for those that never won, NaN for those between. The same holds
-        for a bootstrap sample, so that an end of an interval can be inf: the votes set no bound.
-        Samples without votes between some of the systems are left out.
+        If some systems never won or tied against the others, no finite strengths fit (Ford,
+        American Mathematical Monthly 64 (1957), 28). Then the limits are returned: inf for those
+        that never lost to the others, 0 for those that never won, NaN for those in between. The
+        same holds for each bootstrap sample, so the end of an interval can be inf: the votes set
+        no bound. Samples without votes between some of the systems are left out.
 
     Raises:
-        ValueError: no votes, something else than votes, or systems that no votes connect.
+        ValueError: there are no votes, something else than votes, or systems not connected by
+            votes.
     """
     votes = _some(votes)
     table = _table(votes)
@@ -217,24 +219,23 @@ def bradley_terry(votes: Iterable[Vote], *, resamples: int = 1000, seed: int = 0
 
 
 def elo(votes: Iterable[Vote], seed: int | None = None, *, k: float = 4.0) -> pd.Series:
-    """Elo ratings: each vote moves the two systems by what it was unexpected. All begin at 1000.
+    """Compute Elo ratings: the less expected a vote, the more it changes both. All start at 1000.
 
-    Computed by evalica. Later votes count for more, so the result depends on the order: see what
-    other seeds give. 400 points more mean that a vote is expected to be won 10 to 1. A system that
-    never won gets a low rating, that is all. Source: Elo, The Rating of Chessplayers, Past and
-    Present (1978).
+    Computed by evalica. Later votes count for more, so the result depends on the order: try several
+    seeds. A lead of 400 points means expected odds of 10 to 1. A system that never won simply gets
+    a low rating. Source: Elo, The Rating of Chessplayers, Past and Present (1978).
 
     Args:
-        votes: `Votes` or a list of them.
-        seed: shuffles the votes first; None leaves them in the order given.
-        k: how many points a vote can move at most.
+        votes: a `Votes` object or a list of `Vote`.
+        seed: the seed for shuffling the votes; None keeps the given order.
+        k: the maximum number of points by which a vote can change a rating.
 
     Returns:
         The ratings by system, the highest first.
 
     Raises:
-        ValueError: no votes, something else than votes, systems that no votes connect, or a k that
-            is not above 0.
+        ValueError: there are no votes, something else than votes, or systems not connected by
+            votes; or k is not above 0.
     """
     checks.number("k", k, above=0)
     if seed is not None:
@@ -256,20 +257,20 @@ def _verdicts(name: str, given: Sequence[str | None]) -> list[str | None]:
 
 
 def krippendorff_alpha(verdicts_a: Sequence[str | None], verdicts_b: Sequence[str | None]) -> float:
-    """Krippendorff's alpha of two lists of verdicts: 1 if all are equal, 0 for chance, or below.
+    """Compute Krippendorff's alpha of two lists of verdicts: 1 if all are equal, 0 for chance.
 
     Computed by evalica, for nominal values. Source: Krippendorff, Content Analysis (4th edition
     2018), chapter 12.
 
     Args:
-        verdicts_a, verdicts_b: two verdicts on each case; None where there is none.
+        verdicts_a, verdicts_b: two verdicts on each case; None for a missing verdict.
 
     Returns:
-        Alpha, or NaN where it is not defined: where no case has two verdicts, or where only one
-        verdict occurs, so that agreement by chance would be perfect too.
+        Alpha, which can be negative, or NaN if it is undefined: if no case has two verdicts, or if
+        only one verdict occurs, so that agreement by chance would be perfect too.
 
     Raises:
-        ValueError: lists of different lengths.
+        ValueError: the lists have different lengths.
     """
     verdicts_a = _verdicts("verdicts_a", verdicts_a)
     verdicts_b = _verdicts("verdicts_b", verdicts_b)
@@ -291,12 +292,12 @@ def krippendorff_alpha(verdicts_a: Sequence[str | None], verdicts_b: Sequence[st
 
 @dataclass(frozen=True)
 class VoterAgreement:
-    """How far two voters agree; see `voter_agreement`.
+    """How far two voters agree, see `voter_agreement`.
 
     Attributes:
-        pairs: how many pairs both voted on.
+        pairs: the number of pairs that both voted on.
         equal: the share of those, 0 to 1, with equal verdicts.
-        alpha: Krippendorff's alpha, which takes off what chance would give.
+        alpha: Krippendorff's alpha, which corrects for agreement by chance.
     """
 
     pairs: int
@@ -305,18 +306,18 @@ class VoterAgreement:
 
 
 def voter_agreement(votes_a: Iterable[Vote], votes_b: Iterable[Vote]) -> VoterAgreement:
-    """How far two voters agree on the pairs that both voted on, such as a person and a judge.
+    """Measure how far two voters, such as a person and a judge, agree on pairs both voted on.
 
-    Verdicts are compared by the system that won, whichever side it stood on. Where all votes know
-    their answers, those on other answers are other pairs. For alpha the verdicts are the systems'
-    names and "tie".
+    Verdicts are compared by the winning system, whichever side it was on. If all votes record their
+    answers, votes on different answers belong to different pairs. For alpha, the verdicts are the
+    systems' names and "tie".
 
     Args:
-        votes_a, votes_b: one voter's votes each, such as `votes.by("me")`.
+        votes_a, votes_b: the votes of one voter each, such as `votes.by("me")`.
 
     Raises:
-        ValueError: no votes, something else than votes, two votes on one pair in a list, or no pair
-            that both voted on.
+        ValueError: there are no votes, something else than votes, two votes on the same pair in one
+            list, or no pair that both voted on.
     """
     sides = [_some(votes_a, "votes_a"), _some(votes_b, "votes_b")]
     with_answers = all(vote.answers for side in sides for vote in side)
@@ -329,7 +330,7 @@ def voter_agreement(votes_a: Iterable[Vote], votes_b: Iterable[Vote]) -> VoterAg
                     f"One list has two votes on {' and '.join(vote.pair)} for {vote.question!r}; "
                     'give one voter\'s votes, such as `votes.by("me")`.'
                 )
-            # A system may be called "tie" too.
+            # A system may also be called "tie".
             side[key] = "tie" if vote.winner == "tie" else f"system {vote.preferred}"
     common = [key for key in given[0] if key in given[1]]
     if not common:

@@ -1,6 +1,6 @@
-"""How near replies are to references. Introduced in notebook 03.
+"""Compare replies with references. Introduced in notebook 03.
 
-`reference_scores` gives all three measures at once; each also stands alone.
+`reference_scores` computes all three measures at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ def _checked(replies: Sequence[str], references: Sequence[str]) -> list[tuple[st
     for name, given in (("replies", replies), ("references", references)):
         if isinstance(given, str):
             raise ValueError(f"{name} is one text. Give lists of texts, not one text.")
-    # A missing reply is no reply "None".
+    # A missing reply must not count as the reply "None".
     replies = checks.texts("replies", replies)
     references = checks.texts("references", references)
     if len(replies) != len(references) or not len(replies):
@@ -26,24 +26,24 @@ def _checked(replies: Sequence[str], references: Sequence[str]) -> list[tuple[st
 
 
 def exact_match(replies: Sequence[str], references: Sequence[str]) -> float:
-    """The share, 0 to 1, of replies equal to their references, but for white space at the ends.
+    """Compute the share of replies, 0 to 1, that equal their references, apart from outer spaces.
 
     Raises:
-        ValueError: the lists are empty, not of one length, or hold something else than texts.
+        ValueError: the lists are empty, differ in length, or contain something else than texts.
     """
     pairs = _checked(replies, references)
     return sum(reply == reference for reply, reference in pairs) / len(pairs)
 
 
 def word_accuracy(replies: Sequence[str], references: Sequence[str]) -> float:
-    """The share, 0 to 1, of the references' words that stand in the same place of the reply.
+    """Compute the share, 0 to 1, of the references' words at the same position in the reply.
 
-    Words are what white space separates, punctuation included. A word left out shifts all behind
-    it, so this is a strict measure; words too many cost nothing.
+    Words are separated by white space and include punctuation. A missing word shifts all later
+    ones, so this is a strict measure; surplus words at the end cost nothing.
 
     Raises:
-        ValueError: the lists are empty, not of one length, or hold something else than
-            texts; the references hold no word.
+        ValueError: the lists are empty, differ in length, or contain something else than texts; or
+            the references contain no words.
     """
     right = total = 0
     for reply, reference in _checked(replies, references):
@@ -56,13 +56,13 @@ def word_accuracy(replies: Sequence[str], references: Sequence[str]) -> float:
 
 
 def chrf(replies: Sequence[str], references: Sequence[str]) -> float:
-    """chrF of the whole list, 0 to 100: the overlap in character n-grams, n up to 6.
+    """Compute the corpus-level chrF score, 0 to 100: the overlap of character n-grams, n up to 6.
 
-    sacrebleu's default (chrF2: recall counts twice). Source: Popović, "chrF: character n-gram
-    F-score for automatic MT evaluation", WMT 2015.
+    This is sacrebleu's default (chrF2: recall counts twice). Source: Popović, "chrF: character
+    n-gram F-score for automatic MT evaluation", WMT 2015.
 
     Raises:
-        ValueError: the lists are empty, not of one length, or hold something else than texts.
+        ValueError: the lists are empty, differ in length, or contain something else than texts.
     """
     from sacrebleu.metrics import CHRF
 
@@ -71,11 +71,11 @@ def chrf(replies: Sequence[str], references: Sequence[str]) -> float:
 
 
 def reference_scores(replies: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """`exact match`, `word accuracy` and `chrF` by name, as a row for a table.
+    """Compute `exact match`, `word accuracy` and `chrF`, by name, as a row for a table.
 
     Raises:
-        ValueError: the lists are empty, not of one length, or hold something else than
-            texts; the references hold no word.
+        ValueError: the lists are empty, differ in length, or contain something else than texts; or
+            the references contain no words.
     """
     return {
         "exact match": exact_match(replies, references),

@@ -1,4 +1,4 @@
-"""What a judge said: its reply, and the verdict that is read from it. Introduced in notebook 08."""
+"""A judge's verdicts, and how they are parsed from its replies. Introduced in notebook 08."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Verdict:
     """A judge's verdict on two answers.
 
     Attributes:
-        winner: "first", "second", "tie", or None where the reply could not be read.
-        reply: the judge's own words.
+        winner: "first", "second", "tie", or None if no verdict could be parsed.
+        reply: the judge's reply.
     """
 
     winner: str | None
@@ -27,15 +27,15 @@ class Verdict:
 
 
 def parse_verdict(text: str) -> str | None:
-    """Which answer a judge's reply prefers.
+    """Parse which answer a judge's reply prefers.
 
     A verdict is a letter in double brackets, as in `[[A]]`; or else a letter alone; or else JSON
     with the letter under "verdict" or "winner". The letter is A, B, or C for a tie, in upper or
-    lower case. What a model thinks between `<think>` and `</think>` does not count.
+    lower case. Text between `<think>` and `</think>` is ignored.
 
     Returns:
-        "first" for A, "second" for B, "tie" for C; None where there is no verdict, or where there
-        are several that differ.
+        "first" for A, "second" for B, "tie" for C; None if there is no verdict, or if there are
+        several that differ.
 
     Raises:
         BadValue: not a string.

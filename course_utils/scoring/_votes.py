@@ -1,7 +1,7 @@
-"""Votes on pairs of answers, kept in a file.
+"""Votes on pairs of answers, stored in a file.
 
-A vote names the better of two answers to one question, whose systems stood left and right. People
-vote with `widgets.rating`, a model with `Judge`. Introduced in notebook 08.
+A vote says which of two answers to a question, shown left and right, is better. People vote with
+`widgets.rating`, a model with `Judge`. Introduced in notebook 08.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class Vote:
 
     Attributes:
         question: what was asked.
-        left, right: the names of the two systems, by the side where their answers stood.
+        left, right: the names of the systems whose answers were shown left and right.
         winner: "left", "right" or "tie".
         voter: who voted: a person or a judge.
-        answers: `answers_fingerprint` of the two answers, so that a vote on older answers is not
-            taken for one on the present ones; "" where they are not known.
-        time: when, in UTC, as ISO 8601.
+        answers: `answers_fingerprint` of the two answers, which tells votes on older answers from
+            votes on the present ones; "" if the answers are unknown.
+        time: the time of the vote in UTC, as ISO 8601.
 
     Raises:
-        ValueError: an empty name or question, a system against itself, an unknown winner.
+        ValueError: an empty name or question, a system against itself, or an unknown winner.
     """
 
     question: str
@@ -74,17 +74,17 @@ class Vote:
 
     @property
     def pair(self) -> tuple[str, str]:
-        """The two systems in alphabetical order, whichever stood left."""
+        """The two systems in alphabetical order, whichever was shown left."""
         return min(self.left, self.right), max(self.left, self.right)
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
-        """What a voter votes on once: voter, question, the two systems, their answers."""
+        """What identifies a vote: voter, question, the two systems, their answers."""
         return self.voter, self.question, *self.pair, self.answers
 
 
 def answers_fingerprint(left: str, left_text: str, right: str, right_text: str) -> str:
-    """16 hexadecimal digits that stand for two systems' answers, whichever stood left.
+    """Compute 16 hexadecimal digits that identify two systems' answers, whichever was shown left.
 
     Args:
         left, right: the systems' names.
@@ -99,18 +99,18 @@ def answers_fingerprint(left: str, left_text: str, right: str, right_text: str) 
 
 
 class Votes:
-    """Votes in a file of JSON lines, each on the disk as soon as it is given.
+    """Votes in a JSON Lines file, each written to disk as soon as it is cast.
 
-    The file is only added to: a vote that is taken back stays in it, with a line that withdraws it.
-    A vote that was given is on the disk; a kill costs at most the one that was being written.
-    Several programs may vote into one file. A row that is no vote is left where it is, and a
-    warning says so. Iterating gives the votes that stand, in the order in which they were given.
+    The file is append-only: a withdrawn vote stays in it, followed by a line that withdraws it. If
+    the program is killed, at most the vote being written is lost. Several programs may write to the
+    same file. A row that is not a vote is left in place, with a warning. Iterating yields the votes
+    that were not withdrawn, in the order in which they were cast.
 
     Args:
-        path: the file; made with the first vote. `~` is the home folder.
+        path: the file, which is created with the first vote. `~` is the home folder.
 
     Raises:
-        ValueError: with the first look at a file that holds rows, but no vote.
+        ValueError: on first reading a file that contains rows, but no votes.
         NotRows, CannotWrite, NotEnoughDisk: see `results.whole_rows` and `results.append_row`.
     """
 
@@ -147,16 +147,16 @@ class Votes:
         return votes
 
     def by(self, voter: str) -> list[Vote]:
-        """The votes of one voter.
+        """Return the votes of one voter.
 
         Raises:
-            BadValue: no text.
+            BadValue: not a string.
         """
         checks.text("voter", voter)
         return [vote for vote in self if vote.voter == voter]
 
     def frame(self) -> pd.DataFrame:
-        """All votes as a table, one a row."""
+        """Return all votes as a table, one per row."""
         import pandas as pd
 
         return pd.DataFrame([asdict(vote) for vote in self], columns=[f.name for f in fields(Vote)])
@@ -179,12 +179,12 @@ class Votes:
             left, right: the names of the two systems.
             winner: "left", "right" or "tie".
             voter: who votes.
-            left_text, right_text: the two answers, of which a fingerprint is stored; give both or
+            left_text, right_text: the two answers, of which a fingerprint is stored; pass both or
                 neither.
 
         Raises:
-            ValueError: not a vote (see `Vote`), one answer without the other, or this voter has
-                voted on this pair already.
+            ValueError: not a valid vote (see `Vote`), only one of the two answers, or this voter
+                has already voted on this pair.
         """
         vote = Vote(
             question, left, right, winner, voter, _answers(left, left_text, right, right_text)
@@ -208,23 +208,23 @@ class Votes:
         left_text: str | None = None,
         right_text: str | None = None,
     ) -> bool:
-        """Whether a voter has voted on this pair, whichever side each system stood on.
+        """Whether a voter has voted on this pair, whichever side each system was on.
 
         Args:
-            question, left, right, voter, left_text, right_text: see `add`. A vote on other answers
-                is another vote, and so is one whose answers were not given.
+            question, left, right, voter, left_text, right_text: see `add`. A vote on different or
+                unknown answers is a different vote.
 
         Raises:
-            ValueError: as `add`.
+            ValueError: see `add`.
         """
         answers = _answers(left, left_text, right, right_text)
         return Vote(question, left, right, "tie", voter, answers).key in self._standing()
 
     def withdraw(self, vote: Vote) -> None:
-        """Take a vote back: a line is added that says so.
+        """Withdraw a vote, by appending a line to the file.
 
         Raises:
-            ValueError: there is no such vote, or it has been withdrawn already.
+            ValueError: there is no such vote, or it has already been withdrawn.
         """
         checks.a("vote", vote, Vote, "a Vote")
         with appending(self.path) as append:
@@ -251,19 +251,20 @@ def votes_from_verdicts(
     *,
     texts: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> list[Vote]:
-    """A judge's verdicts as votes, to be counted, or compared with people's.
+    """Convert a judge's verdicts to votes, to count them or to compare them with people's votes.
 
     Args:
         questions: what was asked.
-        verdicts: for each question "first", "second", "tie" or None, as `position_bias` gives them,
-            or what `Judge.compare` gives. Where there is None, there is no vote.
+        verdicts: for each question "first", "second", "tie" or None, as `position_bias` returns
+            them, or the result of `Judge.compare`. None gives no vote.
         first, second: the names of the two systems.
         voter: the judge's name.
-        texts: the first and the second system's answers, where the votes are to be told from votes
-            on other answers.
+        texts: the answers of the first and of the second system, to distinguish these votes from
+            votes on other answers.
 
     Raises:
-        ValueError: lists of different lengths, an unknown verdict, or not a vote (see `Vote`).
+        ValueError: lists of different lengths, an unknown verdict, or not a valid vote (see
+            `Vote`).
     """
     sides = {"first": "left", "second": "right", "tie": "tie"}
     questions = checks.texts("questions", questions)

@@ -1,4 +1,4 @@
-"""What the notebooks' trainings share: live curves, a loss that is fast on a CPU, checkpoints."""
+"""Helpers for the notebooks' training runs: live loss curves, a faster loss on CPU, checkpoints."""
 
 from course_utils._core.lazy import attach_stub
 

@@ -1,4 +1,4 @@
-"""Checkpoints and adapters that are found again. Introduced in notebook 03.1."""
+"""Find checkpoints, and save and find adapters. Introduced in notebook 03.1."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from course_utils.data import folder as data_folder
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest whole checkpoint of a training: `trainer.train(resume_from_checkpoint=…)`.
+    """Find the last complete checkpoint, for `trainer.train(resume_from_checkpoint=…)`.
 
-    A kill in the middle of saving leaves a checkpoint without `trainer_state.json`, which is
-    written last. transformers' `resume_from_checkpoint=True` would take it, and fail.
+    A run killed while saving leaves a checkpoint without `trainer_state.json`, which is written
+    last. transformers' `resume_from_checkpoint=True` would pick that checkpoint, and fail.
 
     Args:
-        output_dir: the training's; it need not be there yet.
+        output_dir: the `output_dir` of the training run; it need not exist yet.
 
     Returns:
-        The checkpoint's folder, or None where there is none, so that the training begins anew.
+        The checkpoint's folder, or None if there is none, so that training starts from scratch.
     """
     found: dict[int, Path] = {}
     for folder in checks.path("output_dir", output_dir, folder=True).glob("checkpoint-*"):
@@ -48,28 +48,29 @@ def _adapter_folder(task: str, base: str) -> Path:
 
 
 def keep_adapter(model: PeftModel, task: str) -> Path:
-    """Save an adapter where later notebooks look for it: in the course's cache.
+    """Save an adapter in the course's cache, where later notebooks look for it.
 
-    The folder's name tells the base model and the data, by a hash of both; an older adapter for the
-    same is replaced at once or not at all.
+    The folder's name contains a hash of the base model's name and the data; an older adapter for
+    the same base and data is replaced atomically.
 
     Args:
-        model: a tuned model; its active adapter is saved.
-        task: the dataset it was tuned on, such as `"pig_latin"`.
+        model: a fine-tuned model; its active adapter is saved.
+        task: the dataset it was fine-tuned on, such as `"pig_latin"`.
 
     Returns:
-        The folder.
+        The folder of the adapter.
 
     Raises:
-        BadValue, UnknownName: no model with an adapter, or no dataset of the course.
-        CannotWrite: the cache's place cannot be written; `COURSE_CACHE` names another.
-        NotEnoughDisk: the disk is full; an older adapter is as it was.
+        BadValue: `model` has no adapter.
+        UnknownName: `task` is not a dataset of the course.
+        CannotWrite: the cache is not writable; set `COURSE_CACHE` to use another folder.
+        NotEnoughDisk: the disk is full; an older adapter is left unchanged.
     """
     checks.a("model", model, PeftModel, "a model with an adapter of peft")
     target = _adapter_folder(task, model.get_base_model().name_or_path)
     with new_folder(target) as scratch, saying_why("The adapter", target):
         saved = scratch / "saved"
-        # The embeddings are the base's; left to itself, peft would ask the hub whether they are.
+        # The embeddings are the base model's; otherwise peft would ask the hub whether they are.
         model.save_pretrained(
             saved, selected_adapters=[model.active_adapter], save_embedding_layers=False
         )
@@ -80,7 +81,7 @@ def keep_adapter(model: PeftModel, task: str) -> Path:
 
 
 def kept_adapter(model: transformers.PreTrainedModel, task: str) -> Path | None:
-    """The folder of an adapter saved by `keep_adapter` for this base and this data, or None."""
+    """Find the adapter that `keep_adapter` saved for this base model and dataset, or None."""
     checks.a("model", model, transformers.PreTrainedModel, "a model, as load_model gives it")
     folder = _adapter_folder(task, model.name_or_path)
     recover_folder(folder)

@@ -1,4 +1,4 @@
-"""A loss that is fast on a CPU. Introduced in notebook 03.1."""
+"""A faster loss on CPU. Introduced in notebook 03.1."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from course_utils._core import checks
 
 
 def faster_on_cpu(trainer: SFTTrainer) -> SFTTrainer:
-    """Let an SFTTrainer on a CPU take the model's own loss; elsewhere, change nothing.
+    """Make an SFTTrainer on a CPU use the model's own loss; on other devices, change nothing.
 
-    TRL computes the loss in tiles, so that the logits of a large vocabulary never lie in memory at
-    once. That is right on a GPU; on a CPU the tiles, and the entropy it logs, take about as long as
-    all else together. The model's own loss has the same value (a test holds that).
+    TRL computes the loss in chunks, so that the logits of a large vocabulary are never in memory
+    all at once. That is right on a GPU; on a CPU the chunks, and the entropy that TRL logs, take
+    about as long as everything else together. The model's own loss has the same value (a test
+    checks this).
 
     Returns:
-        The trainer that was given.
+        The same trainer.
     """
     checks.a("trainer", trainer, transformers.Trainer, "a Trainer of transformers or TRL")
     if trainer.args.device.type == "cpu":

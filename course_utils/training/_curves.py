@@ -1,4 +1,4 @@
-"""Loss curves, live and after a training. Introduced in notebook 03.1."""
+"""Loss curves, during and after training. Introduced in notebook 03.1."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ _REDRAW_SECONDS = 5.0
 
 
 def curves(history: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and losses, by `training` and `validation`, out of a `trainer.state.log_history`.
+    """Extract the training and validation losses from a `trainer.state.log_history`.
+
+    Returns:
+        Steps and losses, under the keys `training` and `validation`.
 
     Raises:
-        BadValue: no such history.
+        BadValue: not such a history.
     """
     for row in checks.items("history", history, "dictionaries, a trainer.state.log_history"):
         if not isinstance(row, Mapping):
@@ -45,11 +48,11 @@ def curves(history: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[flo
 
 
 def plot_losses(history: list[dict[str, Any]], axis: Axes) -> None:
-    """Draw training and validation loss over the steps.
+    """Plot training and validation loss against the step.
 
     Args:
         history: a `trainer.state.log_history`.
-        axis: where to draw.
+        axis: the axes to draw on.
     """
     checks.a("axis", axis, Axes, "Axes of matplotlib")
     styles = {"training": (BLUE, "-", ""), "validation": (ORANGE, "--", "o")}
@@ -66,9 +69,9 @@ def plot_losses(history: list[dict[str, Any]], axis: Axes) -> None:
 
 
 class LiveLosses(TrainerCallback):
-    """Redraws the losses and the time left while a training runs; without a notebook, prints.
+    """Show the losses and the time left during training; outside a notebook, print them.
 
-    Where the training's arguments have a `run_name`, the picture's title begins with it.
+    If the training arguments have a `run_name`, the plot's title begins with it.
     """
 
     def __init__(self) -> None:
@@ -105,13 +108,13 @@ class LiveLosses(TrainerCallback):
         self.drawn = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock, and the picture anew."""
+        """Reset the clock and the plot."""
         self.name = args.run_name or ""
         self.start, self.first_step, self.handle = time.perf_counter(), state.global_step, None
         self.over = False
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Redraw, every few seconds at most; an evaluation outside a training draws nothing."""
+        """Redraw at most every few seconds; an evaluation outside training draws nothing."""
         if self.over:
             return
         if not transformers.utils.is_in_notebook():
@@ -123,19 +126,19 @@ class LiveLosses(TrainerCallback):
             self._draw(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Draw the whole."""
+        """Draw the final plot."""
         self.over = True
         if transformers.utils.is_in_notebook():
             self._draw(state)
 
 
 def watch(trainer: transformers.Trainer) -> transformers.Trainer:
-    """Give a trainer live loss curves in place of its own progress bar or printed dictionaries.
+    """Show live loss curves instead of a trainer's own progress bar or printed dictionaries.
 
-    With a `run_name` in its arguments the picture bears it, to tell several trainings apart.
+    The `run_name` in its arguments, if any, is in the plot's title, to tell several runs apart.
 
     Returns:
-        The trainer that was given.
+        The same trainer.
     """
     checks.a("trainer", trainer, transformers.Trainer, "a Trainer of transformers or TRL")
     for callback in (ProgressCallback, PrinterCallback, NotebookProgressCallback, LiveLosses):

@@ -1,4 +1,4 @@
-"""Widgets for the notebooks; each has a plain cell beside it that does the same."""
+"""Widgets for the notebooks; each comes with a plain cell that does the same."""
 
 from course_utils._core.lazy import attach_stub
 

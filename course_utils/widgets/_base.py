@@ -1,4 +1,4 @@
-"""What the widgets share: a text where none are shown, tables, choices."""
+"""Shared parts of the widgets: a fallback text, tables, choices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class WithFallback(widgets.VBox):
-    """A box that says something useful where widgets are not shown (GitHub, a printed page)."""
+    """A box with a helpful text where widgets are not displayed (GitHub, a printed page)."""
 
     def __init__(self, children: list[widgets.Widget], fallback: str):
         super().__init__(children)
@@ -30,7 +30,7 @@ class WithFallback(widgets.VBox):
 
 
 def as_html(table: pd.DataFrame) -> str:
-    """A table for a widget, which has none of the notebook's own styles: room, numbers right."""
+    """Render a table for a widget, with its own styles: spacing, right-aligned numbers."""
     cells = {"selector": "th, td", "props": [("padding", "2px 10px"), ("text-align", "left")]}
     styler = table.style.hide(axis="index").set_table_styles([cells])
     numbers = list(table.select_dtypes("number"))
@@ -40,7 +40,7 @@ def as_html(table: pd.DataFrame) -> str:
 
 
 def choices(name: str, given: Any, kind: str, one: Callable[[Any], bool]) -> dict[str, Any]:
-    """What a list of choices is made of, by the name shown."""
+    """Check the choices for a drop-down list, by the name shown."""
     good = isinstance(given, Mapping) and given
     if not good or not all(isinstance(key, str) and one(value) for key, value in given.items()):
         raise checks.refuse(name, given, f"a dictionary of names and {kind}, with one at least")

@@ -1,4 +1,4 @@
-"""What a training needs of a GPU's memory. Introduced in notebook 04."""
+"""A calculator for the GPU memory of a training run. Introduced in notebook 04."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from course_utils._core import checks
 from course_utils.errors import CourseError
 from course_utils.widgets._base import WithFallback, as_html
 
-# What people choose between; `Setup` takes every optimizer that the Trainer has.
+# The most common choices; `Setup` accepts all of the Trainer's optimizers.
 _OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "sgd")
-_LARGEST, _LONGEST = 4096, 10**6  # batch and tokens in the fields
+_LARGEST, _LONGEST = 4096, 10**6  # largest batch size and sequence length
 
 
 def memory_calculator(
@@ -24,16 +24,16 @@ def memory_calculator(
     seq_len: int = 1024,
     batch_size: int = 1,
 ) -> WithFallback:
-    """What a training needs of a GPU's memory, predicted, and what would make it fit.
+    """Predict the GPU memory of a training run interactively, and suggest what would make it fit.
 
     Args:
-        model: the model that is chosen at first; any id of the catalogue can be.
-        gpu: the GPU that is chosen at first.
-        seq_len, batch_size: what stands in the fields at first.
+        model: the model selected at first; any id in the catalogue.
+        gpu: the GPU selected at first.
+        seq_len, batch_size: the initial values of the fields.
 
     Raises:
-        UnknownName: a model or GPU that is not known.
-        ValueError: a number that cannot stand in its field.
+        UnknownName: the model or GPU is unknown.
+        ValueError: a number is out of range for its field.
     """
     from course_utils.display import MEMORY_COLOURS, PINK
     from course_utils.memory import GPUS, predict, ways_to_fit
@@ -49,7 +49,7 @@ def memory_calculator(
     checks.whole("batch_size", batch_size, 1, _LARGEST)
 
     def choice(label: str, options: Any, value: Any) -> widgets.Dropdown:
-        # In full, however long; the usual width cuts "Checkpointing".
+        # Descriptions in full: the default width cuts off "Checkpointing".
         return widgets.Dropdown(
             options=options,
             value=value,

@@ -1,4 +1,4 @@
-"""Any model, any template, any temperature. Introduced in notebook 01."""
+"""A playground for models, templates and temperatures. Introduced in notebook 01."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from course_utils.widgets._base import WithFallback, choices
 if TYPE_CHECKING:
     from course_utils.models import Runner
 
-PROMPT = "{prompt}"  # its place in a template, as `Runner` has it
+PROMPT = "{prompt}"  # its placeholder in a template, as in `Runner`
 
 
 def playground(
@@ -24,19 +24,19 @@ def playground(
     prompt: str = "What is the capital of Mexico?",
     max_new_tokens: int = 80,
 ) -> WithFallback:
-    """Ask any model with any template at any temperature, streaming.
+    """Prompt any model with any template at any temperature, with streaming.
 
     Args:
         runners: the models to choose from, by the name shown.
-        templates: what to put around the prompt, by the name shown; see `Runner.prompt`.
-        prompt: what stands in the field at first.
-        max_new_tokens: where a reply is cut.
+        templates: the templates to choose from, by the name shown; see `Runner.prompt`.
+        prompt: the initial prompt.
+        max_new_tokens: the maximum length of a reply, in tokens.
 
     Raises:
-        ValueError: nothing to choose from, or an argument that cannot be.
+        ValueError: there is nothing to choose from, or an argument is invalid.
     """
     runners = choices("runners", runners, "models, as runner(…) gives them", callable)
-    # A text without a place for the prompt is refused at the click, where the learner reads why.
+    # A template without a placeholder is refused at the click, where the learner reads why.
     kind = f"templates (True, False, or a text with {PROMPT} in it)"
     templates = choices("templates", templates, kind, lambda value: isinstance(value, bool | str))
     checks.text("prompt", prompt)

@@ -1,4 +1,4 @@
-"""Answers side by side, judged blindly. Introduced in notebook 08."""
+"""Blind rating of answers side by side. Introduced in notebook 08."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def rating(
     voter: str = "me",
     seed: int | None = None,
 ) -> WithFallback:
-    """Judge answers side by side without knowing whose they are; at the end see who won.
+    """Rate answers side by side without knowing which system wrote them; the results come last.
 
-    Each click is stored at once. Run again with the same `votes`, it goes on where it stopped. A
-    pair that is skipped comes again in the next run.
+    Each click is stored at once. Run again with the same `votes` to continue where you stopped. A
+    skipped pair comes again in the next run.
 
     Args:
-        pairs: for each question the question and the two systems' answers, by the system's name:
+        pairs: for each question, the question and the two systems' answers, by the system's name:
             `[("What is …?", {"base": "It …", "tuned": "That …"}), …]`.
-        votes: where the votes are kept.
+        votes: where the votes are stored.
         voter: who votes.
-        seed: for which answer stands left; None for other sides each time.
+        seed: the seed for which answer is on the left; None for different sides each time.
 
     Raises:
-        ValueError: no pairs, not two answers to a question, or one pair twice; or an argument that
-            cannot be.
+        ValueError: there are no pairs, a question does not have two answers, a pair occurs twice,
+            or an argument is invalid.
     """
     from course_utils.scoring import Vote, Votes, answers_fingerprint, win_rates
 
@@ -52,7 +52,7 @@ def rating(
     if seed is not None:
         checks.whole("seed", seed)
     draw = random.Random(seed)
-    blanks: list[Vote] = []  # what is voted on; their winners mean nothing
+    blanks: list[Vote] = []  # the pairs to vote on; their winners are placeholders
     texts: list[tuple[str, str]] = []
     for question, answers in pairs:
         if len(answers) != 2:
@@ -88,7 +88,7 @@ def rating(
     def show(trouble: str = "") -> None:
         for each in (*choices.values(), skip):
             each.disabled = not waiting
-        # Not at the end: whoever knows the names is no longer blind.
+        # Not at the end: once the names are known, the rating is no longer blind.
         undo.disabled = not (waiting and given)
         result.value = f"<p>That does not work: {html.escape(trouble)}</p>" if trouble else ""
         if waiting:

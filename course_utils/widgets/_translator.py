@@ -1,4 +1,4 @@
-"""What several functions make of a text. Introduced in notebook 03.2."""
+"""Compare the outputs of several functions for a text. Introduced in notebook 03.2."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def translator(
     another: str = "Random sentence",
     seed: int | None = None,
 ) -> WithFallback:
-    """Type a text or take a random one; see what several functions make of it, one below another.
+    """Compare the outputs of several functions for a text that is typed or chosen at random.
 
     Args:
-        functions: from a text to a translation, or a reply, by the name shown.
-        texts: what the button for a random one draws from.
-        label: what stands before the text.
-        action, another: what the two buttons say.
-        seed: for the draws; None for other ones each time.
+        functions: functions from a text to a translation or a reply, by the name shown.
+        texts: the texts from which the random button draws.
+        label: the label of the text field.
+        action, another: the labels of the two buttons.
+        seed: the seed for the draws; None for different ones each time.
 
     Raises:
-        ValueError: no functions, no texts, or an argument that cannot be.
+        ValueError: there are no functions or texts, or an argument is invalid.
     """
     functions = choices("functions", functions, "functions", callable)
     texts = checks.texts("texts", texts, empty=False)

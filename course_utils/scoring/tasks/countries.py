@@ -1,6 +1,6 @@
-"""The data of the two tasks beside this file: the course's questions on countries.
+"""The data of the two lm-eval tasks in this folder: the course's questions about countries.
 
-The harness imports it by the `!function` in their YAML files. Introduced in notebook 08.
+lm-eval imports it through `!function` in their YAML files. Introduced in notebook 08.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ CHOICES = 4
 
 
 def load(**_: Any) -> DatasetDict:
-    """The splits of `countries`, with `choices` and `right_choice` (its place) for each question.
+    """Load the splits of `countries`, with `choices` and `right_choice` (its index) per question.
 
-    The three wrong choices are answers to the same relation for other countries of the split, drawn
-    by the country and the relation: the same each time, on every machine. A country may have a
-    second official language among them; the dataset has one.
+    The three wrong choices are answers about the same relation for other countries of the split,
+    seeded by country and relation, so that they are always the same. A second official language of
+    the country may be among them, as the dataset lists only one.
 
     Args:
-        _: what the harness hands to every such function, of no use here.
+        _: arguments that lm-eval passes to every such function, not used here.
     """
     splits = load_data("countries")
     return DatasetDict({name: _with_choices(rows) for name, rows in splits.items()})
@@ -42,5 +42,5 @@ def _with_choices(split: Dataset) -> Dataset:
         draw.shuffle(shown)
         choices.append(shown)
         places.append(shown.index(row["answer"]))
-    # Columns are added in memory: `map` would leave a file in the cache for each call.
+    # Columns are added in memory: `map` would leave a cache file for each call.
     return split.add_column("choices", choices).add_column("right_choice", places)
