@@ -12,9 +12,9 @@ import pytest
 
 from course_utils import exercises
 from course_utils.__main__ import main
+from course_utils.exercises import _check, progress_table
 from course_utils.exercises import _progress as progress
 from course_utils.exercises import _quizzes as quizzes
-from course_utils.exercises import progress_table
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def test_a_check_that_is_passed_counts_and_a_failed_one_does_not(
     """Once done is done, whatever is tried afterwards."""
     verdicts = iter([(False, True), (True, True), (False, True)])
     monkeypatch.setattr(
-        exercises, "grade", lambda name, *answer: exercises.Verdict(*next(verdicts), "said")
+        _check, "grade", lambda name, *answer: _check.Verdict(*next(verdicts), "said")
     )
     exercises.check("02.1", 1)
     assert not progress.read()

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from course_utils import exercises
 from course_utils.errors import BadValue, UnknownName
+from course_utils.exercises import _check as exercises
 from course_utils.exercises import _quizzes as quizzes
 from course_utils.models._running import Runner
 
