@@ -767,7 +767,7 @@ WITHOUT: dict[str, str] = {
             "doctor.Finding",
             *("masks.Token", "masks.Example", "masks.Drawing", "memory.Prediction"),
             *("hardware.Choice", "hardware.Hardware", "data.Relation"),
-            *("data.Domain", "scoring.Verdict", "scoring.BenchmarkCost"),
+            *("data.Domain", "data.Lexicon", "scoring.Verdict", "scoring.BenchmarkCost"),
             *(f"scoring.{name}" for name in ("Interval", "PairedTest", "ItemsNeeded")),
             *(f"scoring.{name}" for name in ("PositionBias", "VerbosityBias", "JudgeAccuracy")),
             *("scoring.SelfAgreement", "scoring.VoterAgreement"),

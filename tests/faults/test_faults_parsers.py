@@ -42,7 +42,7 @@ def _readers() -> dict[str, Callable[[str], Any]]:
         "refuses": scoring.is_refusal,
         "verdict": scoring.parse_verdict,
         "yoda": yoda.yoda,
-        "clause": yoda.parse,
+        "clause": yoda.parse_clause,
         "pig latin": pig_latin.pig_latin,
         "pig latin word": pig_latin.pig_latin_word,
         "spell": lambda text: spelling.spell(text.replace("_", "")),

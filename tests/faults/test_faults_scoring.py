@@ -175,7 +175,7 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "yoda of None": (lambda: yoda.yoda(None), "sentence is None"),
     "yoda of bytes": (lambda: yoda.yoda(b"x"), "sentence is b'x'"),
     "yoda with a bad ending": (lambda: yoda.yoda("He is old.", ending="no"), "ending is 'no'"),
-    "a clause of None": (lambda: yoda.parse(None), "clause is None"),
+    "a clause of None": (lambda: yoda.parse_clause(None), "clause is None"),
     "pig latin of None": (lambda: pig_latin.pig_latin(None), "text is None"),
     "pig latin of a number": (lambda: pig_latin.pig_latin_word(3), "word is 3"),
     "originals of NaN": (lambda: pig_latin.originals(NAN), "word is nan"),
@@ -193,7 +193,7 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "an article for nothing": (lambda: sentences.article(""), "word is ''"),
     "a grammar without words": (lambda: sentences.Grammar(None, 1), "lexicon is None"),
     "sentences of two words": (
-        lambda: next(sentences.Grammar(data.lexicon(), 1).sentences(2)),
+        lambda: next(sentences.Grammar(_folder.lexicon(), 1).sentences(2)),
         "longest is 2",
     ),
 }
@@ -209,7 +209,7 @@ def test_a_bad_value_is_named(fault: str) -> None:
 
 def test_sentences_come_to_an_end() -> None:
     """Where there are few that are short enough, the search for another does not go on for ever."""
-    few = sentences.Grammar(sentences.divide(data.lexicon())[1], 1).sentences(3)
+    few = sentences.Grammar(sentences.divide(_folder.lexicon())[1], 1).sentences(3)
     with pytest.raises(CourseError, match=r"no more than [\d,]+ sentences of up to 3 words"):
         deque(few, maxlen=0)
 
