@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from course_utils import load_model, load_tokenizer, training
 from course_utils.errors import UnknownName
 from course_utils.models._catalog import catalog, recipe
+from course_utils.training import _curves
 
 ROWS = [
     {
@@ -108,9 +109,9 @@ def test_in_a_notebook_one_picture_is_redrawn(
         shown.append(("new", bundle))
         return Handle()
 
-    monkeypatch.setattr(training, "display", display)
-    monkeypatch.setattr(training, "_REDRAW_SECONDS", 0.0)
-    monkeypatch.setattr(training.transformers.utils, "is_in_notebook", lambda: True)
+    monkeypatch.setattr(_curves, "display", display)
+    monkeypatch.setattr(_curves, "_REDRAW_SECONDS", 0.0)
+    monkeypatch.setattr(_curves.transformers.utils, "is_in_notebook", lambda: True)
     trainer = training.watch(make_trainer(chat_folder, tmp_path))
     trainer.train()
     assert [kind for kind, _ in shown] == ["new"] + ["update"] * (len(shown) - 1)
