@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.metadata
 import json
@@ -22,6 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 PACKAGES = ["course_utils"] + [
     f"course_utils.{path.parent.name}" for path in (ROOT / "course_utils").glob("*/__init__.pyi")
 ]
+OURS = ("benchmarks", "course_utils", "tests", "tools")
 # What takes seconds to import.
 HEAVY = ("torch", "transformers", "datasets", "pandas", "matplotlib", "trl", "peft", "lm_eval")
 # A module, and those of the heavy ones that it may import.
@@ -61,6 +63,22 @@ def test_each_name_of_a_stub_is_there(package: str) -> None:
         assert getattr(module, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = module.no_such_name
+
+
+@pytest.mark.parametrize(
+    "source", [*(ROOT / "notebooks" / "solutions").glob("*.py")], ids=lambda path: path.stem
+)
+def test_a_notebook_imports_what_is_public(source: Path) -> None:
+    """From packages, not from private modules or folders that an installation lacks."""
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            assert not any(name.name.split(".")[0] in OURS for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in OURS:
+            assert node.module.split(".")[0] == "course_utils", node.module
+            assert "._" not in node.module, node.module
+            module = importlib.import_module(node.module)
+            lacks = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            assert not lacks, f"line {node.lineno}: {node.module} has no {lacks}"
 
 
 def installed_with(requirements: list[str]) -> set[str]:

@@ -12,7 +12,7 @@ import pytest
 
 from course_utils import exercises
 from course_utils.__main__ import main
-from course_utils.exercises import _check, progress_table
+from course_utils.exercises import _check, progress_table, reset_progress
 from course_utils.exercises import _progress as progress
 from course_utils.exercises import _quizzes as quizzes
 
@@ -85,9 +85,9 @@ def test_every_exercise_belongs_to_its_notebook() -> None:
 def test_reset(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From Python and from the shell; resetting nothing is no error."""
     progress.add(["01.1"])
-    progress.reset()
+    reset_progress()
     assert not progress.read()
-    progress.reset()
+    reset_progress()
     progress.add(["01.1"])
     assert main(["progress"]) == 0
     assert "1 done" in capsys.readouterr().out

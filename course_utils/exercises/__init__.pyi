@@ -6,4 +6,5 @@ from ._check import known as known
 from ._check import notebook_of as notebook_of
 from ._overview import progress_table as progress_table
 from ._overview import show_progress as show_progress
+from ._progress import reset as reset_progress
 from ._quizzes import quiz as quiz

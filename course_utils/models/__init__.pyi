@@ -10,6 +10,7 @@ from ._catalog import datasets_for as datasets_for
 from ._catalog import known_dataset as known_dataset
 from ._catalog import known_model as known_model
 from ._catalog import recipe as recipe
+from ._hub import reachable as hub_reachable
 from ._loading import Origin as Origin
 from ._loading import forget as forget
 from ._loading import load_model as load_model

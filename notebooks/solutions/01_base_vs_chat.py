@@ -731,8 +731,9 @@ def opposite_prompt(word):
 check("01.3", opposite_prompt, chat)
 
 # %% [markdown]
-# What you have done so far is kept in one file on this machine, and nobody is told of it. The table
-# covers all notebooks, and works in each of them; `reset_progress()` forgets everything.
+# What you have done so far is kept in one file on this machine, and nowhere else. The table covers
+# all notebooks, and you can show it in each of them. To start again from nothing, call
+# `reset_progress()` of the same package.
 
 # %%
 from course_utils.exercises import show_progress

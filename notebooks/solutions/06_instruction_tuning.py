@@ -44,7 +44,7 @@ print(describe())
 # Pythia is a family of base models that EleutherAI trained for research: everything about their
 # training is known. The course has a very small one of the same architecture, and of it we know
 # even more: each sentence that it has ever read was written by a program that you can read
-# (`course_utils/pretraining`). It is too small for anything but this experiment. For this
+# (`benchmarks/pretraining`). It is too small for anything but this experiment. For this
 # experiment it is just right.
 
 # %%
@@ -76,7 +76,7 @@ for kind in ("entry", "travel", "homework", "reading"):
 # What does it know? We ask in its own way: by a sentence that wants to be ended.
 
 # %%
-from benchmarks.pretraining.recall import right
+from course_utils.data import right
 from course_utils.models import Runner
 
 countries = load_data("countries")
@@ -1097,12 +1097,11 @@ text_table(
 # (Alpaca's) and that what is too long is cut.
 
 # %%
-from course_utils import hub
 from course_utils.hardware import pick_dtype, tier
-from course_utils.models import recipe
+from course_utils.models import hub_reachable, recipe
 
 machine = tier().value
-real = machine != "cpu" and hub.reachable()
+real = machine != "cpu" and hub_reachable()
 if real:
     source = datasets_for("instructions", machine)[0].id
     rows = load_data(source)["train"].shuffle(seed=0).select(range(3000))

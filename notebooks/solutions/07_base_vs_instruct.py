@@ -279,9 +279,9 @@ def recipe_trainer(model, tokenizer, rows, validation=None, seed=0, **changes):
 # nothing, because these two are not one family.
 
 # %%
-from course_utils import hub
+from course_utils.models import hub_reachable
 
-real = not on_cpu and hub.reachable()
+real = not on_cpu and hub_reachable()
 guanaco = "timdettmers/openassistant-guanaco"
 models = {role: load_model(role, "nf4-double") for role in tokenizers}
 os.environ["HF_HUB_OFFLINE"] = "1" if not real else "0"
@@ -446,7 +446,7 @@ _ = own_instruct.load_state_dict(merged.state_dict())
 # `Question: … Answer: …`.
 
 # %%
-from benchmarks.pretraining.recall import right
+from course_utils.data import right
 
 
 def old_answers(model):

@@ -699,10 +699,10 @@ my_guess = "..."
 
 # %% [markdown]
 # What one can do with test and training texts at hand: look for long common pieces.
-# `contamination_report` cuts each test item into all runs of n words, the *n-grams*, and looks which of them stand in the
-# training. The authors of GPT-3, PaLM and Llama 2 did so with their data; each had a rule of their
-# own for calling an item *dirty*. The table counts the items by each of these rules; *covered* is
-# the share of an item's words that lie in such a common run.
+# `contamination_report` cuts each test item into all runs of n words, the *n-grams*, and looks which
+# of them stand in the training. The authors of GPT-3, PaLM and Llama 2 did so with their data; each
+# had a rule of their own for calling an item *dirty*. The table counts the items by each of these
+# rules; *covered* is the share of an item's words that lie in such a common run.
 
 # %%
 from course_utils.scoring import contamination_report, contamination_summary
@@ -1475,11 +1475,11 @@ assert written["control"] < 0.7
 # look, and no figure to quote: how wide would its interval be?
 
 # %%
-from course_utils import hub
+from course_utils.models import hub_reachable
 from course_utils.scoring import benchmark_cost
 
 BY_NAME, LIMIT = "hellaswag", 40
-if hub.reachable():
+if hub_reachable():
     # Without a task manager of ours, lm-eval lists all its own tasks, which takes some seconds.
     from_hub = evaluate(
         judge_model.model, judge_model.tokenizer, [BY_NAME], task_manager=None, limit=LIMIT
