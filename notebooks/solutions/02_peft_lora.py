@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 02 · PEFT and LoRA
 #
-# **You will learn** why training all weights takes four times a model's memory and more, how LoRA
-# gets round it with two thin matrices, what each setting of `LoraConfig` does to a real training
-# run, and how to save, switch, merge and mix adapters.
+# **You will learn** why training all weights takes four times a model's memory and more, and how LoRA
+# avoids that with two thin matrices. You will try each setting of `LoraConfig` in a real training
+# run, and you will save, switch, merge and mix adapters.
 #
 # **You need** notebook 01, and to have seen a PyTorch training loop.
 #

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # 04 · Quantization, and where memory goes
 #
-# **You will learn** what a number loses in 16, 8 and 4 bits, how a weight matrix is quantized (by
-# hand, and by bitsandbytes), what that costs a real model and what it saves, how a 4-bit model is
-# made ready for training; and what fills a GPU while a model is trained, moment by moment.
+# **You will learn** what a number loses in 16, 8 and 4 bits, and how a weight matrix is quantized, by
+# hand and by bitsandbytes. You will measure what that costs a real model and what it saves, and make
+# a 4-bit model ready for training. Then you will look at what fills a GPU during a training step,
+# moment by moment.
 #
 # **You need** notebook 02 (LoRA).
 #
@@ -1668,11 +1669,11 @@ overview.round(1)
 
 # %% [markdown]
 # Here checkpointing is the best single tool, because activations are the largest part *of this
-# training*. LoRA removes gradients and states but not activations, so alone it saves little. Two
-# details of the picture: the bar of checkpointing shows gradients, because its peak has moved from
-# the middle of the backward pass to the optimizer's step; and with 16-bit weights the activations
-# grow instead of halving, because eager attention keeps a second copy of its table for the softmax in
-# float32. All together save most. Mixing and matching is the subject of notebook 05.
+# training*. LoRA removes gradients and states but not activations, so alone it saves little. The bar of
+# checkpointing shows gradients, because its peak has moved from the middle of the backward pass to
+# the optimizer's step. With 16-bit weights the activations grow instead of halving, because eager
+# attention keeps a second copy of its table for the softmax in float32. All changes together save
+# most. Mixing and matching them is the subject of notebook 05.
 #
 # ### Try your own
 #

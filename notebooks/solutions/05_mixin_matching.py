@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 05 · Mixin'Matching: GPU memory
 #
-# **You will learn** which of the many settings of a training decide about its memory, how to tell
-# the peak of a training before it runs, why published figures and yours may differ, what each
-# technique buys and what it costs, and what fits on your GPU.
+# **You will learn** which of the many settings of a training decide its memory, and how to predict
+# the peak before the training runs. You will see why published figures and yours may differ, what
+# each technique saves and what it costs, and what fits on your GPU.
 #
 # **You need** notebooks 02 (LoRA) and 04 (quantization, and where memory goes).
 #

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 08 · Response quality
 #
-# **You will learn** why a falling loss does not mean better answers, what the usual scores see and
-# what they miss, when "better" is more than luck, how people and models judge side by side and how
-# far either can be trusted, how to notice that a test has leaked into the training, and what the
-# standard benchmarks ask.
+# **You will learn** why a falling loss does not mean better answers, what the usual scores measure and
+# what they miss, and when "better" is more than luck. You will let people and models judge answers
+# side by side, and check how far either can be trusted. You will also find test items that leaked
+# into the training, and see what the standard benchmarks ask.
 #
 # **You need** notebooks 02 (LoRA) and 06 (instruction tuning).
 #
@@ -393,11 +393,10 @@ my_guess = {"best": "...", "worst": "..."}
 text_table(pd.DataFrame({"question": test["question"], **replies}).head(12))
 
 # %% [markdown]
-# What did you see? Some of it no score will tell you: the *20 pairs* model often answers another
-# question than the one that was asked, truly; the control makes towns up, or changes the country;
-# the chat model is wordy, is cut off by our limit of tokens, and takes a question otherwise than it
-# is meant. Of your own models, read all replies to a small test, or a random hundred of a large
-# one.
+# What did you see? Some of it no score will tell you. The *20 pairs* model often gives a true answer
+# to another question than the one it was asked. The control invents towns, or changes the country.
+# The chat model is wordy, so our limit of tokens cuts it off, and it misreads some questions. Of your
+# own models, read all replies to a small test, or a random hundred of a large one.
 #
 # Now count. A reply is right if the answer is in it.
 
