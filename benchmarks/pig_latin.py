@@ -1,7 +1,7 @@
 """What makes a small model learn Pig Latin? Formats and settings, each with as much computation.
 
-    python benchmarks/pig_latin.py                         every row that is not measured yet
-    python benchmarks/pig_latin.py --tokens 20000 "plain"  one of them
+    python -m benchmarks.pig_latin                         every row that is not measured yet
+    python -m benchmarks.pig_latin --tokens 20000 "plain"  one of them
 
 A row is one training of the chat model with SFTTrainer on the course's sentences, stopped after
 `--tokens` tokens, padding included: that is nearly the same time for all, and unlike time it does

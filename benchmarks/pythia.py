@@ -1,7 +1,7 @@
 """Does instruction tuning reach what pre-training has put in? Base, tuned and control, three seeds.
 
-    python benchmarks/pythia.py             what is not measured yet, of seeds 0, 1 and 2
-    python benchmarks/pythia.py --seeds 0   one seed
+    python -m benchmarks.pythia             what is not measured yet, of seeds 0, 1 and 2
+    python -m benchmarks.pythia --seeds 0   one seed
 
 A seed is a pre-training of the base and of its control, and the tunings of both. Seed 0 is the one
 that travels with the course; the others are pre-trained here, eight minutes a model on two cores,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -147,8 +145,3 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, chat_folder: Path) -> 
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def load_tool(name: str, folder: str = "tools") -> ModuleType:
-    """A program of `tools/`, or of another folder at the top, as a module."""
-    return importlib.import_module(f"{folder}.{name}")

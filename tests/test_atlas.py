@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, load_tool
+from conftest import ROOT
 from devtools import BROWSERS, Page, chromium, until
 
 from benchmarks import atlas
 from course_utils.memory import GPUS, fits, predict
 from course_utils.results import whole_rows
+from tools import calculator, site
 
-calculator = load_tool("calculator")
-site = load_tool("site")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 MOST_BYTES = 2 * 10**6
 

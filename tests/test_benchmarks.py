@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, load_tool
+from conftest import ROOT
 
+from benchmarks import base_vs_instruct, memory, pig_latin, pythia
 from course_utils.errors import UnknownName
 from course_utils.memory import Setup
 from course_utils.memory._measure import NoGpu
@@ -17,13 +18,11 @@ from course_utils.memory._setup import CHECKPOINTING, QUANTIZATIONS, SEQUENCES, 
 from course_utils.models._loading import load_model, load_tokenizer
 from course_utils.results import append_row, whole_rows
 
-PROGRAM = ROOT / "benchmarks" / "pig_latin.py"
-
 
 def run(results: Path, *arguments: str) -> subprocess.CompletedProcess:
     """The program with very little to do."""
     little = ["--tokens", "300", "--examples", "2", "--results", str(results)]
-    command = [sys.executable, str(PROGRAM), *little, *arguments]
+    command = [sys.executable, "-m", "benchmarks.pig_latin", *little, *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
@@ -51,19 +50,17 @@ def test_an_unknown_variant_names_the_known_ones(tmp_path: Path) -> None:
 
 def test_committed_rows_are_of_one_kind() -> None:
     """The rows that notebook 03.1 shows: measured alike, each variant once."""
-    lines = (PROGRAM.parent / "results" / "pig_latin.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    assert {row["variant"] for row in rows} == set(load_tool("pig_latin", "benchmarks").VARIANTS)
+    rows = whole_rows(pig_latin.RESULTS)
+    assert {row["variant"] for row in rows} == set(pig_latin.VARIANTS)
     assert len(rows) == len({row["variant"] for row in rows})
     assert len({(row["tokens"], row["machine"], row["examples"]) for row in rows}) == 1
 
 
 def test_pythia_was_measured_with_three_seeds() -> None:
     """The rows that notebook 06 shows: each condition once for each seed, on one kind of CPU."""
-    program = load_tool("pythia", "benchmarks")
-    rows = whole_rows(program.RESULTS)
+    rows = whole_rows(pythia.RESULTS)
     conditions = {row["condition"] for row in rows}
-    assert set(program.TUNINGS) < conditions
+    assert set(pythia.TUNINGS) < conditions
     assert sorted((row["seed"], row["condition"]) for row in rows) == sorted(
         (seed, name) for seed in (0, 1, 2) for name in conditions
     )
@@ -74,8 +71,7 @@ def test_pythia_was_measured_with_three_seeds() -> None:
 def test_pythia_measures_one_tuning(tmp_path: Path) -> None:
     """A row for what is asked, with the shares of both halves; asked again, nothing is added."""
     results = tmp_path / "results.jsonl"
-    program = PROGRAM.with_name("pythia.py")
-    command = [sys.executable, str(program), "--seeds", "0", "--only", "control, LoRA"]
+    command = [sys.executable, "-m", "benchmarks.pythia", "--seeds", "0", "--only", "control, LoRA"]
     command += ["--results", str(results)]
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -103,7 +99,6 @@ def test_base_vs_instruct_measures_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two steps on the smallest model: a row for each part of the change; then nothing is left."""
-    program = load_tool("base_vs_instruct", "benchmarks")
     tokenizer = load_tokenizer("course/pythia-3m")
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -113,18 +108,18 @@ def test_base_vs_instruct_measures_what_is_missing(
     def load() -> tuple:
         return load_model("course/pythia-3m", "nf4-double", quiet=True), tokenizer
 
-    monkeypatch.setattr(program, "load", load)
-    monkeypatch.setattr(program, "PROJECTIONS", "all-linear")
-    monkeypatch.setattr(program, "STYLED", 4)
-    monkeypatch.setattr(program, "TOKENS", 4)
-    monkeypatch.setattr(program, "PARTS", {"recipe": (0.5,)})
+    monkeypatch.setattr(base_vs_instruct, "load", load)
+    monkeypatch.setattr(base_vs_instruct, "PROJECTIONS", "all-linear")
+    monkeypatch.setattr(base_vs_instruct, "STYLED", 4)
+    monkeypatch.setattr(base_vs_instruct, "TOKENS", 4)
+    monkeypatch.setattr(base_vs_instruct, "PARTS", {"recipe": (0.5,)})
     plan = {"steps": 2, "batch": 2, "accumulation": 1, "learning_rate": 1e-2}
-    monkeypatch.setattr(program, "recipe", lambda *names: plan)
+    monkeypatch.setattr(base_vs_instruct, "recipe", lambda *names: plan)
     results = tmp_path / "rows.jsonl"
     names = ["recipe", "system prompt with contrast", "its own template, general data mixed in"]
     arguments = ["--results", str(results), "--seeds", "1"]
     for _ in range(2):
-        assert program.main([*arguments, "--", *names]) == 0
+        assert base_vs_instruct.main([*arguments, "--", *names]) == 0
         rows = whole_rows(results)
         assert [(row["variant"], row["part"]) for row in rows] == [
             ("untouched", 0.0),
@@ -138,16 +133,17 @@ def test_base_vs_instruct_measures_what_is_missing(
     assert max(untouched["kl"]) < 1e-4 < sum(whole["kl"]) / len(whole["kl"])
     assert sum(half["kl"]) < sum(whole["kl"])
     with pytest.raises(UnknownName, match="rank 2"):
-        program.main(["rank 3"])
+        base_vs_instruct.main(["rank 3"])
 
 
 def test_base_vs_instruct_was_measured_alike() -> None:
     """The rows that notebook 07 shows: each variant with the same seeds, on one kind of machine."""
-    program = load_tool("base_vs_instruct", "benchmarks")
-    rows = [row for row in whole_rows(program.RESULTS) if row["variant"] != "untouched"]
+    rows = [row for row in whole_rows(base_vs_instruct.RESULTS) if row["variant"] != "untouched"]
     parts = {(row["variant"], row["part"]) for row in rows}
     assert parts == {
-        (name, part) for name in program.VARIANTS for part in (1.0, *program.PARTS.get(name, ()))
+        (name, part)
+        for name in base_vs_instruct.VARIANTS
+        for part in (1.0, *base_vs_instruct.PARTS.get(name, ()))
     }
     seeds = {row["seed"] for row in rows}
     assert len(seeds) >= 2
@@ -159,38 +155,36 @@ def test_base_vs_instruct_was_measured_alike() -> None:
 
 def test_memory_measures_and_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each setup once, with its prediction; what is there is left alone. Tried on the CPU."""
-    program = load_tool("memory", "benchmarks")
     small = Setup("course/pythia-3m", seq_len=32)
-    monkeypatch.setattr(program, "combinations", lambda: [small, small.replace(optimizer="sgd")])
+    monkeypatch.setattr(memory, "combinations", lambda: [small, small.replace(optimizer="sgd")])
     results = tmp_path / "rows.jsonl"
     arguments = ["memory", "--device", "cpu", "--results", str(results)]
     for limit, count in ((1, 1), (5, 2), (5, 2)):
         monkeypatch.setattr(sys, "argv", [*arguments, "--limit", str(limit)])
-        program.main()
+        memory.main()
         assert len(whole_rows(results)) == count
     first, second = whole_rows(results)
     assert first["status"] == second["status"] == "ok"
     assert first["predicted"]["peak_allocated_mb"] > 10
-    assert program.error(first) is None  # the CPU's memory is not told
+    assert memory.error(first) is None  # the CPU's memory is not told
     monkeypatch.setattr(sys, "argv", ["memory"])
     with pytest.raises(NoGpu, match="--device cpu"):
-        program.main()
+        memory.main()
 
 
 def test_memory_has_enough_combinations_of_every_kind() -> None:
     """More than 120, half of them drawn, every value of every setting and every model."""
-    program = load_tool("memory", "benchmarks")
-    setups = program.combinations()
+    setups = memory.combinations()
     assert len(setups) >= 140
-    assert len(program.drawn()) == 72
-    assert program.drawn() == program.drawn()
+    assert len(memory.drawn()) == 72
+    assert memory.drawn() == memory.drawn()
     for field, known in (
         ("quantization", (None, *QUANTIZATIONS)),
         ("trainer", TRAINERS),
         ("optimizer", ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit")),
         ("checkpointing", CHECKPOINTING),
         ("sequences", SEQUENCES),
-        ("model", program.MODELS),
+        ("model", memory.MODELS),
     ):
         seen = {getattr(setup, field) for setup in setups}
         assert set(known) <= seen
@@ -198,7 +192,6 @@ def test_memory_has_enough_combinations_of_every_kind() -> None:
 
 def test_memory_tells_how_far_it_is_off() -> None:
     """Errors by model, phase and setting, from rows as a GPU gives them."""
-    program = load_tool("memory", "benchmarks")
     rows = []
     for off, setup in ((1.02, Setup("facebook/opt-350m")), (0.95, Setup("Qwen/Qwen2.5-0.5B"))):
         told = {
@@ -218,7 +211,7 @@ def test_memory_tells_how_far_it_is_off() -> None:
             }
         )
     rows.append({"status": "OOM", "setup": Setup("tiiuae/falcon-7b").to_dict(), "predicted": {}})
-    told = program.summarize(rows)
+    told = memory.summarize(rows)
     assert "3 rows; 2 with a measured and a predicted peak" in told
     assert "mean   3.50%  worst   5.00%" in told
     assert "model facebook/opt-350m" in told

@@ -9,9 +9,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, load_tool
+from conftest import ROOT
 
-drift = load_tool("drift")
+from tools import drift
 
 
 def read(text: str, returns: dict[str, list[str]] | None = None) -> dict[str, set[str]]:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import load_tool
 from datasets import Dataset
 from peft import LoraConfig
 
+from benchmarks import pythia
 from course_utils import load_tokenizer, runner
 from course_utils.data import load_data
 from course_utils.errors import UnknownName
@@ -20,13 +20,13 @@ from course_utils.exercises import _check as exercises
 from course_utils.exercises import _notebook_01, _notebook_03_2
 from course_utils.memory import Setup, predict
 from course_utils.scoring import contamination_report
+from tools import notebooks
 
 ALL = exercises.known()
 
 
 def solutions() -> dict[str, Callable]:
     """The solved exercise cells of every source, executed: names to functions."""
-    notebooks = load_tool("notebooks")
     found: dict[str, Callable] = {"torch": torch, "LoraConfig": LoraConfig}
     for source in notebooks.sources():
         for cell in notebooks.jupytext.read(source).cells:
@@ -38,19 +38,17 @@ def solutions() -> dict[str, Callable]:
 
 def checks() -> dict[str, str]:
     """Which function each exercise of the notebooks checks, by the `check` cells."""
-    notebooks = load_tool("notebooks")
     text = "\n".join(path.read_text() for path in notebooks.sources())
     return dict(re.findall(r'^check\("([\w.]+)", (\w+)', text, flags=re.M))
 
 
 def share_after(rows: Dataset, adapter: dict | None = None) -> float:
     """What notebook 06 hands to its checks: tune the base, ask about held-out countries."""
-    program = load_tool("pythia", "benchmarks")
-    folder = program.folder(0, "base")
+    folder = pythia.folder(0, "base")
     tokenizer = load_tokenizer(folder)
-    pairs = rows.map(program.as_pair, remove_columns=rows.column_names)
-    model = program.tune(program.load(0, "base"), tokenizer, pairs, adapter or program.LORA)
-    return program.score(model, tokenizer, load_data("countries")["held_out"])["all"]
+    pairs = rows.map(pythia.as_pair, remove_columns=rows.column_names)
+    model = pythia.tune(pythia.load(0, "base"), tokenizer, pairs, adapter or pythia.LORA)
+    return pythia.score(model, tokenizer, load_data("countries")["held_out"])["all"]
 
 
 def extra(name: str) -> tuple:
@@ -173,7 +171,6 @@ def test_hints_come_one_by_one(capsys: pytest.CaptureFixture) -> None:
 
 def test_the_answer_is_never_given() -> None:
     """No line of a solution stands in a hint."""
-    notebooks = load_tool("notebooks")
     text = "\n".join(path.read_text() for path in notebooks.sources())
     blocks = re.findall(r"### BEGIN SOLUTION\n(.*?)### END SOLUTION", text, flags=re.S)
     lines = {line.strip() for block in blocks for line in block.splitlines()}

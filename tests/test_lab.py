@@ -19,10 +19,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import psutil
 import pytest
-from conftest import ROOT, load_tool
+from conftest import ROOT
 from devtools import BROWSERS, Page, alive, chromium, family, running, tail, until
 
-lab_tool = load_tool("lab")
+from tools import bootstrap
+from tools import lab as lab_tool
 
 NOTEBOOK = next((ROOT / "notebooks").glob("01_*.ipynb"))
 TITLE = "Base or chat?"
@@ -89,7 +90,6 @@ def own_environment(folder: Path) -> dict[str, str]:
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     python.chmod(0o755)
-    bootstrap = load_tool("bootstrap")
     bootstrap.write_stamp(folder / "venv", bootstrap.fingerprint(), set())
 
     settings = {

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import ROOT, load_tool
+from conftest import ROOT
 
-notebooks = load_tool("notebooks")
+from tools import notebooks
+
 SOURCES = notebooks.sources()
 NAMES = [source.stem for source in SOURCES]
 each_source = pytest.mark.parametrize("source", SOURCES, ids=NAMES)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
-from conftest import load_tool
 
 from course_utils.errors import UnknownName
 from course_utils.exercises import _quizzes as quizzes
 from course_utils.exercises import quiz
+from tools import notebooks
 
 _ASKED = re.compile(r"^# \*\*(\w)\.\*\* ", re.M)
 _OPTION = re.compile(r"^# - \*\*([A-D])\*\* (.+)", re.M)
@@ -17,7 +17,7 @@ _OPTION = re.compile(r"^# - \*\*([A-D])\*\* (.+)", re.M)
 
 def sources() -> dict[str, str]:
     """Each notebook's number and source."""
-    return {path.stem.split("_")[0]: path.read_text() for path in load_tool("notebooks").sources()}
+    return {path.stem.split("_")[0]: path.read_text() for path in notebooks.sources()}
 
 
 def asked(text: str) -> dict[str, dict[str, str]]:

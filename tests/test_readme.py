@@ -6,11 +6,11 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
-from conftest import ROOT, load_tool
+from conftest import ROOT
 
 from course_utils import doctor
+from tools import readme, site, slide_values
 
-readme = load_tool("readme")
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 FIRST_SCREEN = 30  # lines
 
@@ -93,7 +93,7 @@ def test_the_memory_that_is_asked_for_is_enough() -> None:
     assert f"{least:.0f} GB of RAM" in TEXT
     teaching = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
     assert f"{least:.0f} GB are needed" in teaching
-    runs = load_tool("site").measured()
+    runs = site.measured()
     held = {name: by_tier["cpu"]["peak_ram_mb"] for name, by_tier in runs.items()}
     assert len(held) == 10
     assert max(held.values()) / 1000 < doctor._SHOWN * least, held
@@ -101,7 +101,7 @@ def test_the_memory_that_is_asked_for_is_enough() -> None:
 
 def test_how_near_the_predictor_comes_is_what_the_file_says() -> None:
     """The errors that README and tools page tell, against `benchmarks/results`."""
-    found = load_tool("slide_values")._replication()
+    found = slide_values._replication()
     tools = " ".join((ROOT / "docs" / "tools.md").read_text(encoding="utf-8").split())
     assert f"within {found['worst']}" in " ".join(TEXT.split())
     assert f"within {found['worst']} (mean {found['mean']})" in tools

@@ -8,11 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import load_tool
 
+from benchmarks import replay
 from course_utils.memory import Setup
-
-replay = load_tool("replay", "benchmarks")
 
 
 def rows() -> list[dict[str, str]]:

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, load_tool
+from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+
+from tools import bootstrap
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -151,7 +153,6 @@ def test_ci_calls_the_readme_test_command() -> None:
 
 def test_second_set_up_is_only_a_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A stamp that fits ends the set-up before anything is run."""
-    bootstrap = load_tool("bootstrap")
     monkeypatch.setenv("COURSE_VENV", str(tmp_path))
     python = bootstrap.environment_python(tmp_path)
     python.parent.mkdir(parents=True)
@@ -166,7 +167,6 @@ def test_set_up_that_was_killed_is_repeated(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Without a stamp, or with another's, all steps are run again, and the stamp comes last."""
-    bootstrap = load_tool("bootstrap")
     monkeypatch.setenv("COURSE_VENV", str(tmp_path / "venv"))
     commands: list[str] = []
 
@@ -206,7 +206,6 @@ def test_set_up_that_was_killed_is_repeated(
 
 def test_a_failed_installation_shows_all_that_pip_said(tmp_path: Path) -> None:
     """A package that does not exist: pip's words, the command, and no success."""
-    bootstrap = load_tool("bootstrap")
     with pytest.raises(SystemExit) as error:
         bootstrap.install(Path(sys.executable), "--no-index", "no-such-package-here")
     assert "No matching distribution" in str(error.value)
@@ -215,7 +214,6 @@ def test_a_failed_installation_shows_all_that_pip_said(tmp_path: Path) -> None:
 
 def test_fingerprint_follows_what_is_installed(tmp_path: Path) -> None:
     """A changed pin means another environment."""
-    bootstrap = load_tool("bootstrap")
     for name in ("pyproject.toml", "constraints.txt", "tools/bootstrap.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -228,7 +226,6 @@ def test_fingerprint_follows_what_is_installed(tmp_path: Path) -> None:
 
 def test_an_old_python_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """The version found, the version needed, and how to name another."""
-    bootstrap = load_tool("bootstrap")
     monkeypatch.setattr(bootstrap.sys, "version_info", (3, 9, 1))
     with pytest.raises(SystemExit, match=r"3\.11 or later") as error:
         bootstrap.main()

@@ -20,11 +20,12 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from conftest import ROOT, load_tool
+from conftest import ROOT
 from devtools import BROWSERS, Page, chromium, until
 
-site = load_tool("site")
-conf = load_tool("conf", "docs")
+from docs import conf
+from tools import drift, notebooks, site
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 LEAST_TERMS = 60
@@ -137,8 +138,9 @@ def test_a_term_occurs_where_the_glossary_says(term: str) -> None:
 def test_each_notebook_introduces_something() -> None:
     """A notebook without a term is one that the glossary has forgotten, but for the exercises."""
     linked = set(re.findall(r"\.\./notebooks/([^)]+)\)", "".join(glossary().values())))
-    tool = load_tool("notebooks")
-    lessons = {tool.target(s).name for s in tool.sources() if not tool.is_exercise(s)}
+    lessons = {
+        notebooks.target(s).name for s in notebooks.sources() if not notebooks.is_exercise(s)
+    }
     assert lessons <= linked
 
 
@@ -261,7 +263,7 @@ def test_links_are_mended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         "[a](../docs/glossary.md#lora)", f"notebooks/{first}", f"notebooks/{first}"
     ) == ("[a](../glossary.md#lora)")
     assert site.relink("[a](datasets)", "README.md", "start.md") == "[a](cards/index.md)"
-    repository = load_tool("notebooks").repository()
+    repository = notebooks.repository()
     assert f"]({repository}/blob/main/LICENSE)" in site.relink(
         "[a](LICENSE)", "README.md", "start.md"
     )
@@ -348,7 +350,7 @@ def test_issue_templates_and_workflows_are_whole() -> None:
     assert {"run": "make test"} in test["steps"]
     assert "schedule" in workflows["newest"][True]  # YAML reads the key `on` so
     versions = workflows["drift"]["jobs"]["drift"]["strategy"]["matrix"]["versions"]
-    assert tuple(versions) == load_tool("drift").WHICH
+    assert tuple(versions) == drift.WHICH
     bot = yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text())
     assert {update["package-ecosystem"] for update in bot["updates"]} == {"pip", "github-actions"}
 

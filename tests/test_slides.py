@@ -9,12 +9,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, load_tool
+from conftest import ROOT
 
-saved_notebooks = load_tool("saved_notebooks")
-slide_values = load_tool("slide_values")
-slide_pictures = load_tool("slide_pictures")
-slides = load_tool("slides")
+from tools import saved_notebooks, slide_pictures, slide_values, slides
 
 DECK = slides.DECK.read_text(encoding="utf-8")
 ALL = slides.read_deck()[1]

@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, load_tool
+from conftest import ROOT
 
-notebooks = load_tool("notebooks")
+from tools import notebooks
+
 SOURCES = sorted((ROOT / "notebooks" / "solutions").glob("*.py"))
 
 

@@ -10,7 +10,6 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from conftest import load_tool
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
@@ -18,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from course_utils.models import _packaged as embedded
 from course_utils.models._catalog import catalog
+from tools import notebooks
 
 CELL_TIMEOUT_S = 600
 
@@ -171,7 +171,7 @@ def run_twice(
     client = NotebookClient(
         new_notebook(cells=cells, metadata=notebook.metadata),
         timeout=CELL_TIMEOUT_S,
-        resources={"metadata": {"path": str(load_tool("notebooks").NOTEBOOKS)}},
+        resources={"metadata": {"path": str(notebooks.NOTEBOOKS)}},
         extra_arguments=["--log-level=40"],
     )
     ran = Ran()

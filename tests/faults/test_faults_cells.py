@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 
 import pytest
-from conftest import load_tool
 from nbformat.v4 import new_code_cell, new_notebook
 from twice import Ran, run_twice
 
-notebooks = load_tool("notebooks")
+from tools import notebooks
+
 NUMBERS = [source.stem.split("_")[0] for source in notebooks.sources()]
 # In a quiet minute on one core; `make test` leaves out what takes longer.
 SLOW = {"02", "03.1", "06", "07", "08"}

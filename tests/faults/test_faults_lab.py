@@ -16,12 +16,13 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from conftest import ROOT, load_tool
+from conftest import ROOT
 from devtools import family, running, tail, until
 from jupyter_server.auth import passwd
 from test_lab import Lab, own_environment
 
-notebooks = load_tool("notebooks")
+from tools import notebooks
+
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the Makefile is for Linux and macOS")
 slow = pytest.mark.slow
 FIRST = "notebooks/01_base_vs_chat.ipynb"
