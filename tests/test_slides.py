@@ -78,7 +78,7 @@ def test_every_placeholder_has_a_value(filled: str) -> None:
         ("nowhere.x", "no source 'nowhere'"),
         ("base.nothing", "no value 'nothing'"),
         ("nb.99.link", "no value '99.link'"),
-        ("base.own:.0%", "base.own"),  # a text, which has no percent
+        ("base.barred:.0%", "5 of 16"),  # a text, which is no number
     ],
 )
 def test_a_placeholder_without_a_value_is_named(name: str, said: str) -> None:
@@ -150,7 +150,8 @@ def test_published_tables_are_those_of_the_file() -> None:
 
 def trial_notebook(folder: Path, source: str, **output: object) -> saved_notebooks.Saved:
     """A saved notebook with one cell."""
-    cell = {"cell_type": "code", "source": source, "outputs": [output]}
+    tags = {"tags": ["value:it"]}
+    cell = {"cell_type": "code", "source": source, "outputs": [output], "metadata": tags}
     path = folder / "99_trial.ipynb"
     path.write_text(json.dumps({"cells": [cell]}))
     return saved_notebooks.Saved(path)
@@ -165,7 +166,7 @@ def test_a_saved_table_is_read_as_pandas_writes_it(tmp_path: Path) -> None:
         index=pd.MultiIndex.from_tuples([("p", "q"), ("p", "r"), ("s", "q")], names=["one", "two"]),
     ).rename_axis(columns="what")
     html = {"data": {"text/html": frame._repr_html_(), "text/plain": ""}}
-    table = trial_notebook(tmp_path, "frame", **html).table("frame")
+    table = trial_notebook(tmp_path, "frame", **html).table("it")
     assert table.columns == ["one", "two", "x", "y"]
     assert table.rows[1] == ["p", "r", "2", "c"]
     assert table.at("p", "q", "y") == "a < b"
@@ -179,12 +180,14 @@ def test_a_saved_table_is_read_as_pandas_writes_it(tmp_path: Path) -> None:
 def test_what_a_notebook_does_not_say_is_named(tmp_path: Path) -> None:
     """Cell, pattern, line, definition: the message has the notebook and what was wanted."""
     saved = trial_notebook(tmp_path, "x = 1\nprint(x)", text="1\n")
-    assert saved.find("print(x)", r"^(\d)") == "1"
+    assert saved.find("it", r"^(\d)") == "1"
+    assert saved.find_code("it", r"x = (\d)") == "1"
     for wanted in (
-        lambda: saved.find("print(y)", "1"),
-        lambda: saved.find("print(x)", "two"),
-        lambda: saved.table("print(x)"),
-        lambda: saved.lines("print(x)", "x = 1", "return"),
+        lambda: saved.find("another", "1"),
+        lambda: saved.find("it", "two"),
+        lambda: saved.find_code("it", "two"),
+        lambda: saved.table("it"),
+        lambda: saved.lines("it", "x = 1", "return"),
         lambda: saved.definition("nothing"),
     ):
         with pytest.raises(saved_notebooks.NotFound, match="99_trial"):
@@ -195,6 +198,15 @@ def test_a_definition_comes_without_its_docstring(tmp_path: Path) -> None:
     """And with its body, at the margin."""
     source = 'y = 1\n\n\ndef twice(x):\n    """Double."""\n    return 2 * x\n'
     assert trial_notebook(tmp_path, source).definition("twice") == "def twice(x):\n    return 2 * x"
+
+
+def test_a_line_that_asks_for_nothing_is_named(tmp_path: Path) -> None:
+    """So that a misspelt `fnd` is no empty slide."""
+    saved = trial_notebook(tmp_path, "x = 1\nprint(x)", text="1\n")
+    assert slide_values.look_up(saved, {"cell": "it", "find": r"(\d)"}) == "1"
+    assert slide_values.look_up(saved, {"cell": "it", "block": True}) == "```\n1\n```"
+    with pytest.raises(saved_notebooks.NotFound, match="fnd"):
+        slide_values.look_up(saved, {"cell": "it", "fnd": r"(\d)"})
 
 
 # ------------------------------------------------------------------------------- figures and links

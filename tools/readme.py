@@ -61,16 +61,16 @@ def pieces(said: str) -> Iterator[tuple[str, str]]:
 def mask() -> str:
     """Two examples of notebook 03: what a training is about, beside what it only reads."""
     ways = {
-        "Texts: every token is learned": "masks.show(batch, tokenizer)",
-        "Prompt and completion: only the answer is": "masks.show(first_batch(trainer), tokenizer)",
+        "Texts: every token is learned": "mask-texts",
+        "Prompt and completion: only the answer is": "mask-completions",
     }
     d = Drawing(380)
     y = 34.0
-    for title, fragment in ways.items():
-        said = notebook("03").said(fragment)
+    for title, cell in ways.items():
+        said = notebook("03").said(cell)
         found = re.search(r"^Example 1:[^\n]*\n(.*?)\n*(?=^Example 2:)", said, re.M | re.S)
         if not found:
-            raise NotFound(f"{fragment}: no first example")
+            raise NotFound(f"{cell}: no first example")
         d.text(30, y, title, 22, anchor="start", bold=True)
         y += 34
         for kind, text in pieces(found[1].rstrip().removesuffix("\n]")):
@@ -96,7 +96,7 @@ def mask() -> str:
 
 def before_after() -> str:
     """Sentences of notebook 03.2 that no training has seen, before and after it."""
-    found = notebook("03.2").table('wrong = compared[compared["tuned"]')
+    found = notebook("03.2").table("replies")
     rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
     right = [row for row in rows if row["tuned"] == row["Yoda by rule"]]
     wrong = [row for row in rows if row not in right]

@@ -1,8 +1,8 @@
-"""Read what saved notebooks printed, showed and are made of. Used by the slides.
+"""Read what saved notebooks printed, showed and are made of. Used by the slides and the README.
 
-A cell is found by a piece of its source, which stays as long as the code does; a number in it by a
-pattern in what the cell printed, or by row and column of the table that it ended with. What is not
-there is an error that names the notebook and what was looked for.
+A cell is found by its tag `value:NAME`, a number in it by a pattern in what the cell printed, or by
+row and column of the table that it ended with. What is not there is an error that names the
+notebook and what was looked for.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
+TAG = "value:"
 
 
 class NotFound(ValueError):
@@ -121,52 +122,59 @@ class Saved:
         self.path = path
         self.cells: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cells"]
 
-    def where(self, fragment: str) -> str:
+    def where(self, name: str) -> str:
         """The place, for messages."""
-        return f"{self.path.name}, code cell with {fragment!r}"
+        return f"{self.path.name}, code cell with the tag {TAG + name!r}"
 
-    def cell(self, fragment: str) -> dict[str, Any]:
-        """The one code cell with a piece of text in its source."""
+    def cell(self, name: str) -> dict[str, Any]:
+        """The one code cell with a tag."""
         found = [
             cell
             for cell in self.cells
-            if cell["cell_type"] == "code" and fragment in "".join(cell["source"])
+            if cell["cell_type"] == "code" and TAG + name in cell["metadata"].get("tags", [])
         ]
         if len(found) != 1:
-            raise NotFound(f"{self.where(fragment)}: there are {len(found)}")
+            raise NotFound(f"{self.where(name)}: there are {len(found)}")
         return found[0]
 
-    def said(self, fragment: str) -> str:
+    def said(self, name: str) -> str:
         """What a cell printed, and the plain text of what it ended with."""
         return "\n".join(
             "".join(output.get("text") or output["data"].get("text/plain", ""))
-            for output in self.cell(fragment)["outputs"]
+            for output in self.cell(name)["outputs"]
         )
 
-    def find(self, fragment: str, pattern: str) -> str:
+    def find(self, name: str, pattern: str) -> str:
         """The first group of a pattern in what a cell said."""
-        found = re.search(pattern, self.said(fragment), flags=re.M | re.S)
+        found = re.search(pattern, self.said(name), flags=re.M | re.S)
         if not found:
-            raise NotFound(f"{self.where(fragment)}: it does not say {pattern!r}")
+            raise NotFound(f"{self.where(name)}: it does not say {pattern!r}")
         return found[1]
 
-    def table(self, fragment: str) -> Table:
+    def find_code(self, name: str, pattern: str) -> str:
+        """The first group of a pattern in a cell's code."""
+        found = re.search(pattern, "".join(self.cell(name)["source"]))
+        if not found:
+            raise NotFound(f"{self.where(name)}: its code has no {pattern!r}")
+        return found[1]
+
+    def table(self, name: str) -> Table:
         """The table that a cell ended with."""
-        for output in self.cell(fragment)["outputs"]:
+        for output in self.cell(name)["outputs"]:
             markup = "".join(output.get("data", {}).get("text/html", ""))
             if "<table" in markup:
-                return Table(markup, self.where(fragment))
-        raise NotFound(f"{self.where(fragment)}: its output is no table")
+                return Table(markup, self.where(name))
+        raise NotFound(f"{self.where(name)}: its output is no table")
 
-    def lines(self, fragment: str, first: str, last: str) -> str:
+    def lines(self, name: str, first: str, last: str) -> str:
         """Code of a cell, from the line with `first` to the next one with `last`."""
-        lines = "".join(self.cell(fragment)["source"]).splitlines()
+        lines = "".join(self.cell(name)["source"]).splitlines()
         start = next((i for i, line in enumerate(lines) if first in line), None)
         if start is None:
-            raise NotFound(f"{self.where(fragment)}: no line with {first!r}")
+            raise NotFound(f"{self.where(name)}: no line with {first!r}")
         end = next((i for i, line in enumerate(lines) if i >= start and last in line), None)
         if end is None:
-            raise NotFound(f"{self.where(fragment)}: no line with {last!r} from there on")
+            raise NotFound(f"{self.where(name)}: no line with {last!r} from there on")
         return _dedent(lines[start : end + 1])
 
     def definition(self, name: str) -> str:

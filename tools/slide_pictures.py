@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from course_utils.display import BLUE, GREEN, GREY, ORANGE, RED, SKY
 from tools.saved_notebooks import NotFound, notebook
-from tools.slide_values import PRECISIONS, VARIANTS, resolve
+from tools.slide_values import resolve
 
 INK, LINE, PALE = "#1b1b1b", "#8c8c8c", "#ececec"
 WIDTH = 1160
@@ -257,11 +257,11 @@ def batch() -> str:
     left, scale = 40, 11.6
     colours = {"masked": PALE, "trained": BLUE, "padding": "white"}
     y = 0.0
-    for title, fragment in (
-        ("texts: every token is a target", "masks.show(batch, tokenizer)"),
-        ("prompt and completion: the completion is", "masks.show(first_batch(trainer), tokenizer)"),
+    for title, cell in (
+        ("texts: every token is a target", "mask-texts"),
+        ("prompt and completion: the completion is", "mask-completions"),
     ):
-        said = saved.said(fragment)
+        said = saved.said(cell)
         found = re.findall(r"(\d+) trained, (\d+) masked, (\d+) padding", said)
         if len(found) != 3:
             raise NotFound(f"{saved.path.name}: {len(found)} examples in a drawn batch, not three")
@@ -294,7 +294,7 @@ def _scale(d: Drawing, x0: float, x1: float, y0: float, y1: float, top: float, s
 
 def variants() -> str:
     """The loss before and after eight steps, for each adapter of notebook 02."""
-    found = notebook("02").table(VARIANTS)
+    found = notebook("02").table("variants")
     before, after = found.place("before"), found.place("after")
     d = Drawing(500)
     x0, x1, top, each = 400, 1130, 4.2, 35.5
@@ -346,7 +346,7 @@ def tried() -> str:
 
 def precisions() -> str:
     """Size and perplexity of the chat model in each precision."""
-    found = notebook("04").table(PRECISIONS)
+    found = notebook("04").table("precisions")
     d = Drawing(426)
     x0, x1, y0, y1 = 70, 1120, 44, 350
     size, low, high = 600, 70, 120
@@ -397,7 +397,7 @@ def precisions() -> str:
 
 def length() -> str:
     """Activations against the length of an example, both axes logarithmic."""
-    found = notebook("05").table("growth = activations.loc[2000]")
+    found = notebook("05").table("growth")
     lengths = [float(row[0]) for row in found.rows]
     eager, sdpa, flash = (
         [float(row[found.place(name)]) for row in found.rows]

@@ -1,9 +1,10 @@
 """What the slides say in numbers, tables and code: read from notebooks and result files, not typed.
 
 `resolve("base.barred")` is the value of the placeholder `{{ base.barred }}` in `slides/deck.md`.
-What stands before the first dot is a source in `SOURCES`, what follows is a name in it. Values come
-from the saved outputs and the code of `notebooks/*.ipynb`, from `benchmarks/results/`, and from
-`course_utils`: the catalogue, the formulas, the rules, the published tables.
+What stands before the first dot is a source, what follows is a name in it. `slides/values.toml`
+looks values up in saved notebooks; what takes more than a look-up is made here, and so are values
+from `benchmarks/results/` and `course_utils`: the catalogue, the formulas, the rules, the published
+tables.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PUBLISHED = ROOT / "course_utils" / "memory" / "published.csv"
 BENCHMARKS = ROOT / "course_utils" / "scoring" / "benchmarks.toml"
 
-Maker = Callable[[Saved], object]
+LOOKED_UP = tomllib.loads((ROOT / "slides" / "values.toml").read_text(encoding="utf-8"))
 
 
 # --------------------------------------------------------------------------------------- markup
@@ -101,106 +102,81 @@ def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[:length].rsplit(" ", 1)[0].rstrip(".,;:") + " …"
 
 
-# -------------------------------------------------------------------- ways to read a saved notebook
+# ------------------------------------------------------------------------ look-ups of values.toml
 
 
-def find(fragment: str, pattern: str) -> Maker:
-    """The first group of a pattern in what a cell said."""
-    return lambda saved: saved.find(fragment, pattern)
+def _pattern(text: str) -> str:
+    """A text without the question and the answer that stand in it; a name in one piece."""
+    for told in ("What is the capital of Mexico?", "Mexico City"):
+        text = text.replace(told, "…")
+    return text.replace("Llama 2", "Llama\u00a02")
 
 
-def number(fragment: str, pattern: str) -> Maker:
-    """The same as a number."""
-    return lambda saved: float(saved.find(fragment, pattern).replace(",", ""))
+CHANGES: dict[str, Callable[[str], str]] = {"powers": powers, "pattern": _pattern}
 
 
-def at(fragment: str, *keys: str) -> Maker:
-    """A cell of the table that a code cell ended with: beginning of the row, …, column."""
-    return lambda saved: saved.table(fragment).at(*keys)
+def columns(found: Table, wanted: Mapping[str, Any]) -> str:
+    """Some columns of a saved table, renamed; see `values.toml`."""
+    change = CHANGES[wanted["change"]] if "change" in wanted else str
+    in_code = wanted.get("as_code", [])
+    places = [(found.place(name), code if name in in_code else plain) for name in wanted["columns"]]
+    kept = found.rows[: wanted.get("rows")]
+    shown = [[show(change(row[place])) for place, show in places] for row in kept]
+    align = "".join(
+        "r" if all(re.match(r"[+−-]?[\d.,]+\W*$", row[place]) for row in kept) else "l"
+        for place, _ in places
+    )
+    return table(list(wanted["columns"].values()), shown, align)
 
 
-def number_at(fragment: str, *keys: str) -> Maker:
-    """The same as a number."""
-    return lambda saved: float(saved.table(fragment).at(*keys))
+def look_up(saved: Saved, wanted: Mapping[str, Any]) -> str:
+    """What a line of `values.toml` asks for.
 
-
-def said(fragment: str, language: str = "") -> Maker:
-    """All that a cell said, as a code block."""
-    return lambda saved: fenced(saved.said(fragment), language)
-
-
-def in_code(fragment: str, pattern: str) -> Maker:
-    """The first group of a pattern in a cell's code."""
-
-    def make(saved: Saved) -> str:
-        found = re.search(pattern, "".join(saved.cell(fragment)["source"]))
-        if not found:
-            raise NotFound(f"{saved.where(fragment)}: its code has no {pattern!r}")
-        return found[1]
-
-    return make
-
-
-def columns(
-    fragment: str,
-    names: Mapping[str, str],
-    rows: int | None = None,
-    as_code: Sequence[str] = (),
-    change: Callable[[str], str] = str,
-) -> Maker:
-    """Some columns of a saved table, renamed, and those in `as_code` in code type.
-
-    Args:
-        fragment: a piece of the cell's source.
-        names: the columns, in order, with the heads that they get.
-        rows: how many from the first on; None for all.
-        as_code: of these columns.
-        change: what is done to each text before it is shown.
+    Raises:
+        NotFound: the notebook does not have it, or the line asks for nothing.
     """
-
-    def make(saved: Saved) -> str:
-        found: Table = saved.table(fragment)
-        places = [(found.place(name), code if name in as_code else plain) for name in names]
-        kept = found.rows[:rows]
-        shown = [[show(change(row[place])) for place, show in places] for row in kept]
-        align = "".join(
-            "r" if all(re.match(r"[+−-]?[\d.,]+\W*$", row[place]) for row in kept) else "l"
-            for place, _ in places
-        )
-        return table(list(names.values()), shown, align)
-
-    return make
+    cell = wanted["cell"]
+    if "find" in wanted:
+        return saved.find(cell, wanted["find"])
+    if "at" in wanted:
+        return saved.table(cell).at(*wanted["at"])
+    if "columns" in wanted:
+        return columns(saved.table(cell), wanted)
+    if "code" in wanted:
+        return saved.find_code(cell, wanted["code"])
+    if wanted.get("block"):
+        return fenced(saved.said(cell))
+    raise NotFound(f"{saved.where(cell)}: {dict(wanted)} does not say what to take")
 
 
 class Notebook(Mapping[str, object]):
     """Values from one saved notebook, each made when it is asked for: one that is missing harms no
     other."""
 
-    def __init__(self, number_: str, **makers: Maker) -> None:
-        self.number = number_
-        self._makers = makers
+    def __init__(self, source: str) -> None:
+        self._wanted = dict(LOOKED_UP.get(source, {}))
+        self._number = self._wanted.pop("notebook")
+        self._made = MADE.get(source, {})
 
     def __getitem__(self, key: str) -> object:
-        return self._makers[key](notebook(self.number))
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._makers
+        saved = notebook(self._number)
+        return self._made[key](saved) if key in self._made else look_up(saved, self._wanted[key])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
+        return iter([*self._wanted, *self._made])
 
     def __len__(self) -> int:
-        return len(self._makers)
+        return len(self._wanted) + len(self._made)
 
 
-# ------------------------------------------------------------------- values from saved notebooks
+# ---------------------------------------------------- values from notebooks that take more work
 
 _DOG = r"▶ Tell me how to train my dog to sit\n?(.+?)(?:\n+▶|\Z)"
 
 
 def _target_boxes(saved: Saved) -> str:
     """One example under two ways to tune, a box for each token, the targets filled."""
-    found = saved.table('question, response = "Question: What is')
+    found = saved.table("targets")
     tokens = [ast.literal_eval(head) for head in found.columns[1:]]
     lines = []
     for name, *losses in found.rows:
@@ -214,107 +190,17 @@ def _target_boxes(saved: Saved) -> str:
     return '<div class="tokens">\n' + "\n".join(lines) + "\n</div>"
 
 
-_ASKED = "by_template = pd.DataFrame"
-_BY_WAY = "by_way = pd.DataFrame"
-_LOSSES = 'targets = {"self-supervised"'
-BASE = Notebook(
-    "01",
-    best=find("best = probabilities.argmax()", r"first choice is ' (\w+)'"),
-    best_p=find("best = probabilities.argmax()", r"first choice is \S+ \S+ (0\.\d+)"),
-    guess=find("best = probabilities.argmax()", r"Your guess ' (\w+)'"),
-    guess_p=find("best = probabilities.argmax()", r"Your guess ' \w+' has (0\.\d+)"),
-    homework=said("homework = ("),
-    dog=lambda saved: plain(shortened(saved.find("min_new_tokens=80)", _DOG), 160)),
-    chat_dog=lambda saved: plain(shortened(saved.find("chat(prompt, stream=True", _DOG), 180)),
-    own=at(_ASKED, "own", "right of 16"),
-    wrong=at(_ASKED, "wrong", "right of 16"),
-    none=at(_ASKED, "none", "right of 16"),
-    questions=find(_ASKED, r"right of (\d+)"),
-    sent=said('print(chat.prompt("What is the capital of Mexico?"))'),
-    barred=find("replies = chat(questions, template=False", r"(\d+ of \d+) name"),
-    closed=find("open_book = chat(", r"without retrieval (\d+ of \d+)"),
-    open=find("open_book = chat(", r"with it (\d+ of \d+)"),
-    told=at(_BY_WAY, "told: name only", "and nothing else"),
-    shown=at(_BY_WAY, "shown: two examples, no template", "and nothing else"),
-    extraction=find("ratio = (by_kind", r"extraction ([\d.]+)"),
-    expansion=find("ratio = (by_kind", r"expansion ([\d.]+)"),
-    targets=_target_boxes,
-    self_loss=find(_LOSSES, r"self-supervised: mean loss ([\d.]+)"),
-    self_targets=find(_LOSSES, r"self-supervised: .+? over (\d+)"),
-    supervised_loss=find(_LOSSES, r"^supervised: mean loss ([\d.]+)"),
-    supervised_targets=find(_LOSSES, r"^supervised: .+? over (\d+)"),
-    margin=find("better, worse = ", r"= ([\d.]+)"),
-)
-
-VARIANTS = "table = pd.DataFrame(results).sort_values"
-_USUAL = "the usual: r=16, alpha=32, all-linear"
-_FIRST_STEP = "mine(x).square().sum().backward()"
-_FACTORS = "for r, alpha, stabilised in"
-_MERGED = "merged_loss = held_out_loss(on_4_bits)"
-_SIZES = "plain_bytes = sum("
-_SKILLS = "skills = pd.DataFrame(skills).T"
-LORA = Notebook(
-    "02",
-    numbers_held=find("full = numbers_held(copy", r"in all (\d+) p"),
-    seven_billion=find("full = numbers_held(copy", r"number: (\d+ GB)"),
-    by_hand=lambda saved: fenced(saved.definition("HandmadeLoRA"), "python"),
-    gradient_a=find(_FIRST_STEP, r"gradient of A: ([\d.]+)"),
-    gradient_b=number(_FIRST_STEP, r"gradient of B: ([\d.]+)"),
-    trained=find("usual = {", r"trainable params: ([\d,]+)"),
-    trained_share=number("usual = {", r"trainable%: ([\d.]+)"),
-    usual=at(VARIANTS, _USUAL, "after"),
-    usual_size=at(VARIANTS, _USUAL, "trainable"),
-    attention=at(VARIANTS, "q_proj and v_proj alone", "after"),
-    norms=find('tuned = attempt("norms too"', r"norms add ([\d,]+) numbers"),
-    biases=columns(
-        "by_bias = pd.DataFrame",
-        {
-            "bias": "bias",
-            "trainable": "trained",
-            "disabled: off the base by": "adapter off: differs from the base by",
-            "peft warns": "peft warns",
-        },
-        as_code=["bias"],
-    ),
-    plain_mb=find(_SIZES, r"weights: (\d+) MB"),
-    nf4_mb=find(_SIZES, r"→ (\d+) MB"),
-    nf4_untuned=find(_MERGED, r"untuned ([\d.]+)"),
-    nf4_tuned=find(_MERGED, r", tuned ([\d.]+)"),
-    nf4_merged=find(_MERGED, r"merged into 4 bits ([\d.]+)"),
-    factor=find(_FACTORS, r"r=16, alpha=32, use_rslora=False: factor (\S+)"),
-    factor_rs=find(_FACTORS, r"r=16, alpha=32, use_rslora=True: factor (\S+)"),
-    inits=columns(
-        "by_init = pd.DataFrame",
-        {
-            "init_lora_weights": "init_lora_weights",
-            "spread of A": "spread of A",
-            "spread of B": "spread of B",
-            "base moved by": "base moved",
-            "sum off W by": "sum off",
-        },
-        as_code=["init_lora_weights"],
-    ),
-    adapter_mb=find("tuned.save_pretrained(folder", r"safetensors': '([\d.]+ MB)"),
-    base_mb=find("tuned.save_pretrained(folder", r"weights: (\d+ MB)"),
-    hrrmmm=at(_SKILLS, "both", "says Hrrmmm"),
-    yoda_left=at(_SKILLS, "both", "Yoda's order"),
-    trials=in_code(_SKILLS, r"trials = held_out\[:(\d+)\]"),
-    unmerged_off=find("tuned.merge_adapter()", r"after unmerging: +([\d.]+)"),
-    learned=find("tuned.merge_adapter()", r"the logits by ([\d.]+\d)"),
-)
-
-
 def _checks(saved: Saved) -> list[str]:
     """The names of preflight's checks."""
-    names = re.findall(r"^\S pass (.+?)  ", saved.said("report = preflight(good)"), flags=re.M)
-    if len(names) != int(saved.find("report = preflight(good)", r"^(\d+) checks")):
-        raise NotFound(f"{saved.where('report = preflight(good)')}: not all checks have a name")
+    names = re.findall(r"^\S pass (.+?)  ", saved.said("preflight"), flags=re.M)
+    if len(names) != int(saved.find("preflight", r"^(\d+) checks")):
+        raise NotFound(f"{saved.where('preflight')}: not all checks have a name")
     return names
 
 
 def _jinja(saved: Saved) -> str:
     """The chat template of notebook 03, without what makes it a Python text."""
-    lines = saved.lines('chatml = """', 'chatml = """', 'endif %}"""').splitlines()[1:]
+    lines = saved.lines("chatml", 'chatml = """', 'endif %}"""').splitlines()[1:]
     return fenced("\n".join(line.removesuffix("\\").removesuffix('"""') for line in lines), "jinja")
 
 
@@ -324,62 +210,9 @@ def _half(names: list[str], which: int) -> str:
     return "\n".join(f"- {name}" for name in (names[:middle], names[middle:])[which])
 
 
-_STOPS = "rows, curves = [judged("
-_STOCK = "encoded = tokenizer.apply_chat_template(\n    conversation, return_dict"
-COLLATORS = Notebook(
-    "03",
-    untuned=find("accuracy = word_accuracy(", r"words right: (\d+%)"),
-    prompt_share=find("share = prompt_tokens / trained_tokens", r"(\d+%) of what"),
-    chatml=_jinja,
-    stock=find(
-        "encoded = tokenizer.apply_chat_template(\n    conversation, return_dict", r": (\d+)"
-    ),
-    ended_careless=at(_STOPS, "pad = eos", "ended of 12"),
-    ended_careful=at(_STOPS, "pad ≠ eos", "ended of 12"),
-    checks=lambda saved: len(_checks(saved)),
-    checks_left=lambda saved: _half(_checks(saved), 0),
-    checks_right=lambda saved: _half(_checks(saved), 1),
-)
-
-PRECISIONS = 'compared = compare("chat"'
-_COUNTED = "counted = pd.DataFrame(rows).T"
-_SAVED = "overview = pd.DataFrame("
-MEMORY = Notebook(
-    "04",
-    floats=columns(
-        'rows[name] = {\n        "bits": facts.bits',
-        {
-            "": "",
-            "bits": "bits",
-            "of the exponent": "of the exponent",
-            "of the fraction": "of the fraction",
-            "largest": "largest",
-            "next after 1": "next after 1",
-        },
-        as_code=[""],
-        change=powers,
-    ),
-    added_float32=find("ends = {}", r"'float32': '(\d[\d.]*)'"),
-    added_float16=find("ends = {}", r"'float16': '(\d[\d.]*)'"),
-    added_bfloat16=find("ends = {}", r"'bfloat16': '(\d[\d.]*)'"),
-    outlier=find("bell = torch.randn(2**16)", r"blocks from (\d+) on"),
-    loss_8bit=at(PRECISIONS, "8bit", "more than float32"),
-    loss_nf4=at(PRECISIONS, "nf4", "more than float32"),
-    loss_fp4=at(PRECISIONS, "fp4", "more than float32"),
-    llama_share=at(_COUNTED, "meta-llama/Llama-2-7b-hf", "of 16 bits"),
-    chat_share=at(_COUNTED, "HuggingFaceTB/SmolLM2-135M", "of 16 bits"),
-    timeline_trainer=find("full = predict(step)", r"\nTrainer: ([\d,]+) MB"),
-    timeline_full=find("full = predict(step)", r"SFTTrainer: ([\d,]+) MB"),
-    timeline_lora=find("full = predict(step)", r"with LoRA: ([\d,]+) MB"),
-    saved_lora=at(_SAVED, "LoRA", "saved"),
-    saved_checkpointing=at(_SAVED, "checkpointing", "saved"),
-    saved_all=at(_SAVED, "all of QLoRA, checkpointing, sdpa", "saved"),
-)
-
-
 def _purposes(saved: Saved) -> str:
     """The arguments of SFTConfig, a row for each purpose."""
-    found = saved.table("known = defaults(SFTConfig)")
+    found = saved.table("arguments")
     purpose, argument = found.place("purpose"), found.place("argument")
     grouped: dict[str, list[str]] = {}
     for row in found.rows:
@@ -391,89 +224,26 @@ def _purposes(saved: Saved) -> str:
 
 def _defaults(saved: Saved) -> str:
     """The defaults that TRL has changed, in a line."""
-    found = saved.table("changed = {")
+    found = saved.table("changed-defaults")
     pairs = [(row[0], row[found.place("TRL")]) for row in found.rows]
     return ", ".join(f"{code(name)} {plain(default)}" for name, default in pairs)
 
 
 def _renamed(saved: Saved) -> str:
     """Old names of arguments and what they are called now."""
-    pairs = re.findall(r"^\s*(\S.*?) → (.+)$", saved.said("renamed = {"), flags=re.M)
+    pairs = re.findall(r"^\s*(\S.*?) → (.+)$", saved.said("renamed"), flags=re.M)
     return table(("then", "now"), [(code(old), plain(new)) for old, new in pairs], "ll")
-
-
-_BEFORE_AFTER = 'table["your guess"] = '
-PIG_LATIN = Notebook(
-    "03.1",
-    before=number_at(_BEFORE_AFTER, "asked with examples", "unseen", "word accuracy"),
-    known=number_at(_BEFORE_AFTER, "tuned", "test", "word accuracy"),
-    unseen=number_at(_BEFORE_AFTER, "tuned", "unseen", "word accuracy"),
-    known_exact=number_at(_BEFORE_AFTER, "tuned", "test", "exact match"),
-    unseen_exact=number_at(_BEFORE_AFTER, "tuned", "unseen", "exact match"),
-    nothing_chrf=number_at(_BEFORE_AFTER, "nothing done", "unseen", "chrF"),
-    examples=in_code("held_out = {name: pig_latin[name]", r"EXAMPLES = (\d+)"),
-    train=number("train = pig_latin[", r"^(\d+) sentences to train on"),
-    pieces=columns(
-        "pieces = pd.DataFrame(",
-        {
-            "English": "English",
-            "its tokens": "its tokens",
-            "Pig Latin": "Pig Latin",
-            "the tokens of that": "its tokens",
-        },
-        as_code=["its tokens", "the tokens of that"],
-    ),
-    spelled=lambda saved: fenced("\n".join(saved.said("print(spell(translated))").split("\n")[:2])),
-    plan=find('plan = recipe("pig_latin"', r"^(\d+ steps of \d+ sentences)"),
-    purposes=_purposes,
-    defaults=_defaults,
-    renamed=_renamed,
-    best_step=find("steps, losses = lines[", r"at step (\d+)"),
-    stopped=find("steps, losses = lines[", r"stopped at step (\d+)"),
-    memorised=number("memorised = reference_scores(", r"'word accuracy': ([\d.]+)"),
-    resumed=find('difference = (twice["undisturbed"]', r"largest difference: ([\d.]+)"),
-)
-
-_MIXTURE = "mixture = pd.DataFrame(rows)"
-YODA = Notebook(
-    "03.2",
-    untuned=number_at('results["nothing done"]', "untuned, asked with examples", "exact match"),
-    right=find('results["tuned"] = reference_scores(', r"^(\d+) of \d+ are right"),
-    of=find('results["tuned"] = reference_scores(', r"^\d+ of (\d+) are right"),
-    half_yoda=number_at(_MIXTURE, "0.5", "Yoda"),
-    half_pig=number_at(_MIXTURE, "0.5", "Pig Latin"),
-)
-
-
-_T4 = 'on_t4 = fit(QWEN, "t4"'
 
 
 def _t4(saved: Saved) -> str:
     """The largest batch on a T4 for each way to train."""
-    rows = saved.table(_T4).rows
+    rows = saved.table("largest-batch").rows
     return table(("", "largest batch"), [(plain(row[0]), f"**{row[1]}**") for row in rows])
-
-
-_ERRORS = "WAYS = {\n"
-_GROWTH = "growth = activations.loc[2000]"
-_HELD = 'held["sum"] = held.sum(axis=1)'
-MIXING = Notebook(
-    "05",
-    adam_sum=number_at(_HELD, "adamw_torch", "sum"),
-    adam_8bit_sum=number_at(_HELD, "adamw_bnb_8bit", "sum"),
-    formula_error=at(_ERRORS, "textbook formula", "opt-350m, 16-bit weights"),
-    accelerate_error=at(_ERRORS, "accelerate estimate-memory", "opt-350m, 16-bit weights"),
-    fitcheck_error=at(_ERRORS, "fitcheck-llm", "opt-350m, 16-bit weights"),
-    growth_eager=find(_GROWTH, r"'eager': '(× \d+)'"),
-    growth_sdpa=find(_GROWTH, r"'sdpa': '(× \d+)'"),
-    t4=_t4,
-    t4_tokens=lambda saved: f"{int(saved.table(_T4).columns[-1]):,}",
-)
 
 
 def _fits(saved: Saved) -> str:
     """How well each tuned model answers in each style, its own in bold."""
-    found = saved.table("fits = pd.DataFrame(")
+    found = saved.table("fits")
     heads = ["tuned in ↓ asked in →", *map(plain, found.columns[1:])]
     rows = []
     for name, *shares in found.rows:
@@ -482,62 +252,49 @@ def _fits(saved: Saved) -> str:
     return table(heads, rows)
 
 
-def _pattern(text: str) -> str:
-    """A text without the question and the answer that stand in it; a name in one piece."""
-    for told in ("What is the capital of Mexico?", "Mexico City"):
-        text = text.replace(told, "…")
-    return text.replace("Llama 2", "Llama\u00a02")
-
-
-_FATE = 'pd.Series(fate, name="replies")'
-INSTRUCTIONS = Notebook(
-    "06",
-    written=lambda saved: sum(int(row[1]) for row in saved.table(_FATE).rows),
-    kept=at(_FATE, "kept", "count"),
-    styles=columns(
-        "styles = {\n",
-        {"style": "style", "as text": "as one text", "tokens of SmolLM2": "tokens"},
-        as_code=["as text"],
-        change=_pattern,
-    ),
-    fits=_fits,
-)
-
-_SPLITS = "leaks = {(a, b)"
-_WAY_BACK = "back = share_right(tuned, backwards)"
-_SURE = 'sure = {"told": sureness('
-PYTHIA = Notebook(
-    "06",
-    knows=find("ended = ask_base(held_out", r"it ends (\d+%)"),
-    asked=number_at("untuned = pd.DataFrame(rows)", "question alone", "answered rightly"),
-    reads=find("reads = sum(right(", r"answers (\d+%)"),
-    countries=lambda saved: sum(map(int, re.findall(r"(\d+) countries", saved.said(_SPLITS)))),
-    tuned_on=find(_SPLITS, r"'train': '(\d+) countries"),
-    held_out=find(_SPLITS, r"'held_out': '(\d+) countries"),
-    invented=columns(
-        "some = hidden.filter(",
-        {
-            "question": "question",
-            "base, tuned": "base, tuned",
-            "control, tuned": "control, tuned",
-            "right": "right",
-        },
-        rows=6,
-    ),
-    sure_told=at(_SURE, "mean", "told"),
-    sure_hidden=at(_SURE, "mean", "hidden"),
-    there=find(_WAY_BACK, r"country → capital: (\d+%)"),
-    back=find(_WAY_BACK, r"capital → country: (\d+%)"),
-)
-
-
 def _verdicts(saved: Saved) -> str:
     """The claims about base and instruct models, and what was measured of each."""
-    found = saved.table("verdicts = pd.DataFrame(")
+    found = saved.table("verdicts")
     names = ("claim", "base, before", "instruct, after", "difference", "verdict")
     places = [found.place(name) for name in names]
     rows = [[plain(row[place]) for place in places] for row in found.rows]
     return table(names, [[*row[:-1], f"**{row[-1]}**"] for row in rows], "lrrrl")
+
+
+MADE: dict[str, dict[str, Callable[[Saved], object]]] = {
+    "base": {
+        "dog": lambda saved: plain(shortened(saved.find("base-reply", _DOG), 160)),
+        "chat_dog": lambda saved: plain(shortened(saved.find("chat-reply", _DOG), 180)),
+        "targets": _target_boxes,
+    },
+    "lora": {"by_hand": lambda saved: fenced(saved.definition("HandmadeLoRA"), "python")},
+    "collators": {
+        "chatml": _jinja,
+        "checks": lambda saved: len(_checks(saved)),
+        "checks_left": lambda saved: _half(_checks(saved), 0),
+        "checks_right": lambda saved: _half(_checks(saved), 1),
+    },
+    "pig_latin": {
+        "spelled": lambda saved: fenced("\n".join(saved.said("spelled").split("\n")[:2])),
+        "purposes": _purposes,
+        "defaults": _defaults,
+        "renamed": _renamed,
+    },
+    "mixing": {
+        "t4": _t4,
+        "t4_tokens": lambda saved: f"{int(saved.table('largest-batch').columns[-1]):,}",
+    },
+    "instructions": {
+        "written": lambda saved: sum(int(row[1]) for row in saved.table("fate").rows),
+        "fits": _fits,
+    },
+    "pythia": {
+        "countries": lambda saved: sum(
+            map(int, re.findall(r"(\d+) countries", saved.said("splits")))
+        )
+    },
+    "base_vs_instruct": {"verdicts": _verdicts},
+}
 
 
 # ------------------------------------------------------------- values from files and from the code
@@ -758,40 +515,10 @@ def _seeds() -> Mapping[str, object]:
     return values
 
 
-_ROSE = 'assert after["right"] > before["right"] + 0.4'
-_BY_UNIT = "clustered = paired_test("
-JUDGING = Notebook(
-    "08",
-    fall=find(_ROSE, r"loss falls by (0\.\d+)"),
-    right_before=find(_ROSE, r"rise from (\d+%)"),
-    right_after=find(_ROSE, r"rise from \d+% to (\d+%)"),
-    fooled=find("fooled = (wrong_own", r"wrong one in (\d+%)"),
-    questions=find(_BY_UNIT, r"by questions: .*?on (\d+) items"),
-    by_questions=find(_BY_UNIT, r"by questions: .*?p = (0\.\d+)"),
-    countries=find(_BY_UNIT, r"by countries: .*?on (\d+) items"),
-    by_countries=find(_BY_UNIT, r"by countries: .*?p = (0\.\d+)"),
-    few=find("paired = paired_test(marks[one]", r"on (\d+) items"),
-    by_few=find("paired = paired_test(marks[one]", r"p = (0\.\d+)"),
-    good_first=find('"good second": [v.winner for', r"'good first': '(\d+%)'"),
-    good_second=find('"good second": [v.winner for', r"'good second': '(\d+%)'"),
-    pairs=find("decided = {", r"chat model: .*?(\d+) ties"),
-    likelihood=find("by_likelihood = {", r"hard pairs: (\d+%)"),
-)
-
 SOURCES: dict[str, Callable[[], Mapping[str, Any]]] = {
+    **{name: functools.partial(Notebook, name) for name in LOOKED_UP},
     "nb": _hands_on,
-    "base": lambda: BASE,
-    "lora": lambda: LORA,
-    "collators": lambda: COLLATORS,
-    "pig_latin": lambda: PIG_LATIN,
-    "yoda": lambda: YODA,
-    "memory": lambda: MEMORY,
-    "mixing": lambda: MIXING,
-    "instructions": lambda: INSTRUCTIONS,
-    "pythia": lambda: PYTHIA,
     "seeds": _seeds,
-    "base_vs_instruct": lambda: Notebook("07", verdicts=_verdicts),
-    "judging": lambda: JUDGING,
     "models": _models,
     "rules": _rules,
     "formulas": _formulas,

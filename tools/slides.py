@@ -154,8 +154,10 @@ def fill(text: str) -> str:
 
     def value(match: re.Match[str]) -> str:
         try:
-            found = resolve(match["name"])
-            return format(found, match["spec"] or "")
+            found, spec = resolve(match["name"]), match["spec"]
+            if spec and isinstance(found, str):
+                found = float(found.replace(",", ""))
+            return format(found, spec or "")
         except (NotFound, TypeError, ValueError) as error:
             raise SlidesError(f"{match[0]} in {DECK.name}: {error}") from error
 

@@ -59,7 +59,7 @@ text = "The capital of France is"
 guess = " the"
 sure = 0.5
 
-# %%
+# %% tags=["value:next-token"]
 import pandas as pd
 import torch
 
@@ -131,7 +131,7 @@ assert generated[0].tolist() == grown
 # Before you run the next cell: what does a model that only continues texts do with a list of
 # homework questions? Does it answer them?
 
-# %%
+# %% tags=["value:homework"]
 homework = (
     "What is the capital of Kenya?\nWhat is the capital of France?\nWhat is the capital of Peru?\n"
 )
@@ -152,7 +152,7 @@ assert questions_back >= 2
 # After a request, a text may well end. So the EOS token is barred (`min_new_tokens`), to see what
 # else the model has to say.
 
-# %%
+# %% tags=["value:base-reply"]
 prompts = ["Tell me how to train my dog to sit", "What is the capital of Mexico?"]
 
 for prompt in prompts:
@@ -164,7 +164,7 @@ for prompt in prompts:
 # It goes somewhere: into another text, or round in circles. Larger base models do the same, only
 # in better prose. Now the chat model, streaming as in a chat window:
 
-# %%
+# %% tags=["value:chat-reply"]
 for prompt in prompts:
     print(f"▶ {prompt}")
     chat(prompt, stream=True, max_new_tokens=120)
@@ -191,7 +191,7 @@ text_table(side_by_side)
 # What did `chat` do that `base` did not? It put the prompt into a *chat template* before the model
 # saw it. Here is what was really sent:
 
-# %%
+# %% tags=["value:rendered-prompt"]
 print(chat.prompt("What is the capital of Mexico?"))
 
 # %% [markdown]
@@ -224,7 +224,7 @@ assert answer == chat("What is the capital of France?", max_new_tokens=30)
 # %%
 my_guess = {"own": 16, "wrong": 8, "none": 4}
 
-# %%
+# %% tags=["value:templates"]
 capitals = {
     "France": "Paris",
     "Japan": "Tokyo",
@@ -325,7 +325,7 @@ if small:
 # %% [markdown]
 # And is the knowledge gone without the template? Bar the EOS token, and see.
 
-# %%
+# %% tags=["value:eos-barred"]
 replies = chat(questions, template=False, max_new_tokens=30, min_new_tokens=30)
 print(f"{count_right(replies)} of 16 name the capital:")
 for question, reply in list(zip(questions, replies, strict=True))[:4]:
@@ -407,7 +407,7 @@ for question, reply in list(zip(asked, closed_book, strict=True))[3:6]:
 # the same); for eight sentences, counting shared words will do.
 
 
-# %%
+# %% tags=["value:retrieval"]
 def words(text):
     """The set of words in a text, in lower case."""
     return set(re.findall(r"\w+", text.lower()))
@@ -441,7 +441,7 @@ assert with_fact(open_book) >= with_fact(closed_book) + 4
 # continued? The table counts, of 16 replies, how many name the city, and in how many the first line
 # is the city's name *and nothing else*.
 
-# %%
+# %% tags=["value:prompting"]
 examples = (
     "Question: What is the capital of Austria?\nAnswer: Vienna\n\n"
     "Question: What is the capital of Chile?\nAnswer: Santiago\n\n"
@@ -521,7 +521,7 @@ for kind, prompt in tasks.items():
 by_kind = pd.DataFrame(rows)
 text_table(by_kind)
 
-# %%
+# %% tags=["value:task-lengths"]
 ratio = (by_kind["tokens out"] / by_kind["tokens in"]).tolist()
 print(f"tokens out per token in: extraction {ratio[0]:.1f}, expansion {ratio[1]:.1f}")
 
@@ -547,7 +547,7 @@ assert ratio[0] < 1 < ratio[1]
 # the token is no target. The EOS token is a target too: this is how a model learns to stop.
 
 
-# %%
+# %% tags=["value:targets"]
 @torch.inference_mode()
 def token_losses(text):
     """The tokens of a text and the loss of each; the first has none, as nothing precedes it."""
@@ -575,7 +575,7 @@ pd.DataFrame(
     index=[repr(token) for token in tokens],
 ).T
 
-# %%
+# %% tags=["value:losses"]
 targets = {"self-supervised": losses[1:], "supervised": losses[prompt_length:]}
 for way, counted in targets.items():
     print(f"{way}: mean loss {sum(counted) / len(counted):.2f} over {len(counted)} targets")
@@ -593,7 +593,7 @@ assert len(targets["supervised"]) < len(targets["self-supervised"])
 # raises it.
 
 
-# %%
+# %% tags=["value:preference"]
 def log_probability(prompt, response):
     """The log-probability of a response after a prompt: minus the sum of its tokens' losses."""
     start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])

@@ -41,7 +41,7 @@ my_guess = 2
 # One MLP of the model will do for counting: three linear layers. It gets one training step, and
 # then we look at what has come to lie in memory.
 
-# %%
+# %% tags=["value:numbers-held"]
 import copy
 
 import pandas as pd
@@ -165,7 +165,7 @@ assert torch.equal(mine(x), layer(x))
 # product is 0, whatever $A$ is. And why not both? Then neither would ever get a gradient: each
 # one's gradient has the other as a factor. Look at the first step:
 
-# %%
+# %% tags=["value:first-step"]
 mine(x).square().sum().backward()
 print(f"gradient of A: {mine.A.grad.norm():.3f}   gradient of B: {mine.B.grad.norm():.3f}")
 print("gradient of W:", mine.layer.weight.grad)
@@ -378,7 +378,7 @@ print(f"held-out loss of the untuned model: {base_loss:.2f}")
 # The configuration says the rank, α, and which layers get an adapter: here all linear ones. (peft
 # gives the share of model and adapter together, a little less than the table above.)
 
-# %%
+# %% tags=["value:usual-adapter"]
 usual = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 
 torch.manual_seed(0)
@@ -418,7 +418,7 @@ text_table(
 #
 # An adapter is saved without its base. How large is it, and is it all there?
 
-# %%
+# %% tags=["value:saved-adapter"]
 import tempfile
 from pathlib import Path
 
@@ -592,7 +592,7 @@ assert usual_loss < attention_loss or not small
 # anything next to a matrix. `modules_to_save` names modules that are trained whole, without LoRA,
 # and saved with the adapter.
 
-# %%
+# %% tags=["value:norms"]
 norms = ["input_layernorm", "post_attention_layernorm", "norm"]
 tuned = attempt("norms too", "rule 4", model, modules_to_save=norms)
 print(f"norms add {results[-1]['trainable'] - size:,} numbers to {size:,}")
@@ -641,7 +641,7 @@ assert counted.get_nb_trainable_parameters()[0] - size == biases
 # **Guess first.** Three small models are trained, with `bias` set to `"none"`, `"lora_only"` and
 # `"all"`. Then the adapter is *disabled*. Which of them are the base again?
 
-# %%
+# %% tags=["value:biases"]
 from transformers import OPTConfig
 
 tiny_config = OPTConfig(
@@ -708,7 +708,7 @@ assert by_bias["peft warns"].tolist() == ["no", "yes", "yes"]
 # The frozen weights are only read. So keep them in 4 bits (notebook 04 says how) and train float32
 # adapters on top: that is QLoRA.
 
-# %%
+# %% tags=["value:sizes"]
 plain_bytes = sum(w.numel() * w.element_size() for w in model.parameters())
 quantized_bytes = sum(w.numel() * w.element_size() for w in quantized.parameters())
 print(f"weights: {plain_bytes / 1e6:.0f} MB → {quantized_bytes / 1e6:.0f} MB")
@@ -729,7 +729,7 @@ assert losses["on an NF4 base"] < 1.2 * usual_loss + 0.1
 #
 # **Guess first.** Merge this adapter into its 4-bit base. What becomes of the loss?
 
-# %%
+# %% tags=["value:merging"]
 tuned_loss = held_out_loss(on_4_bits)
 with warnings.catch_warnings():
     # peft says that rounding may change what is generated. By how much is what we measure.
@@ -767,7 +767,7 @@ quantized = load_model("chat", "nf4", quiet=True)  # fresh: merging has touched 
 # %%
 my_guess = 2
 
-# %%
+# %% tags=["value:scaling"]
 for r, alpha, stabilised in ((16, 16, False), (16, 32, False), (16, 32, True), (256, 32, True)):
     config = LoraConfig(r=r, lora_alpha=alpha, use_rslora=stabilised, target_modules=["up"])
     holder = inject_adapter_in_model(config, torch.nn.ModuleDict({"up": copy.deepcopy(mine.layer)}))
@@ -859,7 +859,7 @@ assert by_rank["1 round"].is_monotonic_decreasing
 # and in `B`: zero means that all are zero. The last two columns are relative to $W$: how far the
 # base was moved, and how far base and adapter *together* are from $W$ before any training.
 
-# %%
+# %% tags=["value:inits"]
 rows = []
 weight = mine.layer.weight.detach()
 for init in (True, "gaussian", False, "pissa", "loftq"):
@@ -961,7 +961,7 @@ assert torch.equal(logits(model), base_logits)
 # %% [markdown]
 # All of it in one table and one plot:
 
-# %%
+# %% tags=["value:variants"]
 table = pd.DataFrame(results).sort_values("after").set_index("variant")
 shown = table.drop(columns="kind").round(3)
 shown["trainable"] = shown["trainable"].map("{:,}".format)
@@ -1064,7 +1064,7 @@ assert not torch.allclose(told["hrrmmm"], told["yoda"], atol=1)
 # subtracts it again. In exact arithmetic neither changes anything. In 16 bits?
 
 
-# %%
+# %% tags=["value:unmerging"]
 def distance(one, other):
     """The mean difference between two models' logits."""
     return (one - other).abs().mean().item()
@@ -1117,7 +1117,7 @@ for name in ("both", "blend"):
 assert (change["both"] - wanted).norm() < 1e-2 * wanted.norm()
 assert (change["blend"] - wanted).norm() > 0.1 * wanted.norm()
 
-# %%
+# %% tags=["value:skills"]
 trials = held_out[:8]
 skills = {}
 for name in (*parts, "both", "blend"):

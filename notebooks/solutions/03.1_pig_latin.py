@@ -70,7 +70,7 @@ assert reference_scores(wanted, wanted) == {"exact match": 1.0, "word accuracy":
 # sentences. In `unseen`, no content word does: no noun, verb, adjective or adverb. (*The* and *my*
 # are everywhere.)
 
-# %%
+# %% tags=["value:held-out"]
 from course_utils import runner
 
 EXAMPLES = 40
@@ -102,7 +102,7 @@ assert baseline < 0.2
 #
 # Pig Latin is a rule about letters. Here is what the model gets to see of it:
 
-# %%
+# %% tags=["value:pieces"]
 tokenizer = chat.tokenizer
 pairs = [("smile", "ilesmay"), ("string", "ingstray"), ("friends", "iendsfray"), ("eat", "eatway")]
 pieces = pd.DataFrame(
@@ -127,7 +127,7 @@ text_table(pieces)
 #
 # We can take that burden from it: **spell the words**, in what it gets and in what it shall answer.
 
-# %%
+# %% tags=["value:spelled"]
 from course_utils.data import spell, unspell
 
 sentence, translated = held_out["unseen"][0]["sentence"], held_out["unseen"][0]["pig_latin"]
@@ -143,7 +143,7 @@ print(letters)
 # user's turn; the answer is the completion, which alone is trained on (notebook 03). White space
 # joins the letters again afterwards, so that what is scored is Pig Latin as anybody writes it.
 
-# %%
+# %% tags=["value:train-split"]
 SYSTEM = "Translate into Pig Latin."
 
 
@@ -179,7 +179,7 @@ def translate(ask, sentences, **options):
 # do not say anything. You need not know them all: run through the first column, and look up names
 # when you need them. (−1 and `None` mean that something else decides.)
 
-# %%
+# %% tags=["value:arguments"]
 import dataclasses
 
 from transformers import TrainingArguments
@@ -234,7 +234,7 @@ text_table(
 # %%
 my_guess = ["..."]
 
-# %%
+# %% tags=["value:changed-defaults"]
 general = defaults(TrainingArguments)
 changed = {
     name: {"transformers": general[name], "TRL": value}
@@ -256,7 +256,7 @@ assert "gradient_checkpointing" in changed
 #
 # If an older recipe stops with `unexpected keyword argument`, it may be one of these:
 
-# %%
+# %% tags=["value:renamed"]
 renamed = {
     "SFTTrainer(tokenizer=…)": "processing_class=",
     "max_seq_length": "max_length",
@@ -277,7 +277,7 @@ assert not {"max_seq_length", "evaluation_strategy", "group_by_length", "no_cuda
 # What depends on the machine (how many steps, how large a batch) is looked up; the rest stands here
 # to be read, and changed. It is a function, because section 8 will train once more.
 
-# %%
+# %% tags=["value:plan"]
 from course_utils.hardware import pick_dtype, tier
 from course_utils.models import recipe
 
@@ -364,7 +364,7 @@ _ = trainer.train()
 #
 # ## 5. Before and after
 
-# %%
+# %% tags=["value:before-after"]
 from course_utils.models import Runner
 
 tuned = Runner(trainer.model.eval(), tokenizer)
@@ -599,7 +599,7 @@ assert preflight(overfit).ok
 
 # %% tags=["figure:03_1_overfitting"]
 _ = overfit.train()
-# %%
+# %% tags=["value:early-stopping"]
 from course_utils.training import curves
 
 lines = curves(overfit.state.log_history)
@@ -622,7 +622,7 @@ assert abs(back - min(losses)) < 0.05
 #
 # Did it learn any Pig Latin at all? Its score on new sentences, beside that of the big training:
 
-# %%
+# %% tags=["value:memorised"]
 plain_model = Runner(overfit.model.eval(), tokenizer)
 rows = held_out["unseen"].select(range(16))
 replies = plain_model(list(rows["sentence"]), system=SYSTEM, max_new_tokens=40)
@@ -747,7 +747,7 @@ twice = pd.DataFrame({name: losses_of(name) for name in ("undisturbed", "interru
 print("You said:", my_guess)
 twice.round(3)
 
-# %%
+# %% tags=["value:resumed"]
 assert list(twice.index) == list(range(1, 13))
 difference = (twice["undisturbed"] - twice["interrupted"]).abs().max()
 print(f"largest difference: {difference:.4f}")

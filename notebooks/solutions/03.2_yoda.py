@@ -55,7 +55,7 @@ text_table(yoda["train"].select(range(4)).to_pandas())
 # content word of theirs is in the training data. What does the untuned model make of them, if asked
 # nicely, with two examples?
 
-# %%
+# %% tags=["value:untuned"]
 held_out = yoda["unseen"].select(range(40))
 chat = runner("chat")
 tokenizer = chat.tokenizer
@@ -238,7 +238,7 @@ check("yoda.translate", translate)
 # %%
 my_guess = 20
 
-# %%
+# %% tags=["value:tuned"]
 from course_utils.models import Runner
 
 trained = ready and done("yoda.translate")
@@ -255,7 +255,7 @@ if trained:
     reached = results["tuned"]["exact match"]
     assert reached >= 0.9, f"{reached:.0%}: look at the curves; is the rate too low, or too high?"
 
-# %%
+# %% tags=["value:replies"]
 if trained:
     compared = pd.DataFrame(
         {
@@ -372,7 +372,7 @@ if trained:
 # %%
 my_guess = {"Yoda": 0.5, "Pig Latin": 0.5}
 
-# %%
+# %% tags=["value:mixture"]
 if trained:
     rows = []
     for share in (1.0, 0.8, 0.5, 0.2, 0.0):

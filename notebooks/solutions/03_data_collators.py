@@ -43,7 +43,7 @@ text_table(pig_latin["train"].select(range(4)).to_pandas())
 # %% [markdown]
 # Can the chat model do it without any tuning? Ask it nicely, with two examples.
 
-# %%
+# %% tags=["value:untuned"]
 from course_utils import runner
 from course_utils.scoring import word_accuracy
 
@@ -117,7 +117,7 @@ for name, tensor in batch.items():
 # what the model is trained on, grey what it only reads, and struck through is padding. A dashed
 # frame marks special tokens, such as the EOS token, and ↵ stands for a line break.
 
-# %% tags=["mask"]
+# %% tags=["mask", "value:mask-texts"]
 from course_utils import masks
 
 masks.show(batch, tokenizer)
@@ -129,7 +129,7 @@ masks.show(batch, tokenizer)
 # %%
 my_guess = 0.5
 
-# %%
+# %% tags=["value:prompt-share"]
 prompt_tokens = trained_tokens = 0
 for row in pig_latin["train"].select(range(200)):
     prompt = f"English: {row['sentence']}\nPig Latin:"
@@ -147,7 +147,7 @@ assert share > 0.25
 # fine-tuning. It trains on completions only if the data has two columns, `prompt` and `completion`
 # (`completion_only_loss` is then on by itself). Give it texts, or, for a chat model, messages:
 
-# %%
+# %% tags=["value:mask-completions"]
 import tempfile
 import warnings
 
@@ -196,7 +196,7 @@ masks.show(first_batch(trainer), tokenizer)
 # language Jinja, where commands stand in `{% %}`.) Most published templates do not have the mark.
 # What happens then?
 
-# %%
+# %% tags=["value:stock-template"]
 conversation = [
     {"role": "system", "content": "Pig Latin only."},
     {"role": "user", "content": "Say eat."},
@@ -215,7 +215,7 @@ assert "{% generation %}" in tokenizer.chat_template or sum(encoded["assistant_m
 # None, and transformers does not mind. A training on that mask learns *nothing*, in silence. (TRL
 # refuses such a template today.) Here is ChatML with the mark put in:
 
-# %%
+# %% tags=["value:chatml"]
 chatml = """\
 {% for message in messages %}\
 <|im_start|>{{ message['role'] }}
@@ -383,7 +383,7 @@ def train_briefly(pad_token):
 # not trained on. A reply that has not ended is cut after 60 tokens. In the table, *ended* are the
 # replies that stopped by an EOS token of their own.
 
-# %%
+# %% tags=["value:stops"]
 prompts = [f"English: {s}\nYoda:" for s in yoda["validation"].select(range(12))["sentence"]]
 
 
@@ -517,7 +517,7 @@ assert abs(losses["padded"] - losses["padding-free"]) < 0.05 * losses["padded"]
 # All of these mistakes can be seen before a training starts: on the trainer's own batches, with one
 # step forward and back. `preflight` looks, and says what to do. First a trainer that is in order:
 
-# %%
+# %% tags=["value:preflight"]
 from course_utils import preflight
 
 tokenizer.pad_token = end_token

@@ -42,7 +42,7 @@ bytes_16 = 2 * model.num_parameters()
 # 2^{\text{exponent}}$. The bits of the exponent decide how *far* the numbers reach, those of the
 # fraction how *close* together they lie. PyTorch knows both of each type:
 
-# %%
+# %% tags=["value:number-formats"]
 import math
 
 import pandas as pd
@@ -104,7 +104,7 @@ assert rounded["bfloat16"][3] == 1
 # %%
 my_guess = {"float32": 2, "float16": "...", "bfloat16": "..."}
 
-# %%
+# %% tags=["value:small-updates"]
 ends = {}
 for name, dtype in FLOATS.items():
     weight = torch.tensor(1.0, dtype=dtype)
@@ -255,7 +255,7 @@ assert near_zero["nf4"] == near_zero["int4"] == 1
 # %%
 my_guess = 1000
 
-# %% tags=["figure:04_outlier"]
+# %% tags=["figure:04_outlier", "value:outliers"]
 torch.manual_seed(0)
 bell = torch.randn(2**16)
 sizes = [5, 10, 20, 50, 100, 200, 500, 1000]
@@ -766,7 +766,7 @@ assert abs(missed - in_scales) < 0.05
 # For larger models the same can be counted without loading them, on *meta* models as in notebook
 # 02:
 
-# %%
+# %% tags=["value:bits-kept"]
 from course_utils.models import catalog
 
 rows = {}
@@ -873,7 +873,7 @@ def compare(name, ids, then=lambda model: None):
     return pd.DataFrame(rows).T
 
 
-# %%
+# %% tags=["value:precisions"]
 from course_utils.models import Runner
 
 QUESTIONS = ["What is the capital of France?", "Write one sentence about the sea."]
@@ -1353,7 +1353,7 @@ print(step)
 # %%
 my_guess = {"Trainer (MB)": 1000, "SFTTrainer (MB)": 1000, "LoRA saves": 0.6}
 
-# %% tags=["figure:04_timeline"]
+# %% tags=["figure:04_timeline", "value:timeline"]
 
 
 def draw_timeline(prediction, axis):
@@ -1652,7 +1652,7 @@ plt.show()
 
 print("You said:", my_guess)
 
-# %%
+# %% tags=["value:overview"]
 base_peak = predicted["as it is"].peak_allocated_mb
 overview = pd.DataFrame(
     {

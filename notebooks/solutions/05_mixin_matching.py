@@ -281,7 +281,7 @@ assert now.loc[row, "SDPA"] > published.loc[row, "SDPA"]
 # How do the usual ways do on the same tables? Each has been asked with the settings that it knows.
 # Below is by how much each is off, up or down, in the mean over a table.
 
-# %%
+# %% tags=["value:other-estimates"]
 WAYS = {
     "predicted_mb": "the prediction, libraries of the time",
     "formula_mb": "textbook formula",
@@ -335,7 +335,7 @@ my_guess = "..."
 # Do the sum. After a step of Adam there are in memory the weights, their gradients and the states.
 # How large is that at 16 bits, with Adam's states and with 8-bit ones?
 
-# %%
+# %% tags=["value:optimizer-states"]
 # As the workshop did it: a loop written by hand, one step, and the older form of checkpointing.
 step = Setup(
     OPT,
@@ -476,7 +476,7 @@ assert set(floor["published_mb"]) == {"10369"}
 # %%
 my_guess = {"eager": 10, "sdpa": 10}
 
-# %%
+# %% tags=["value:growth"]
 LENGTHS = [200, 400, 800, 1600, 2000]
 ATTENTIONS = ["eager", "sdpa", "flash_attention_2"]
 # LoRA, so that no optimizer hides it.
@@ -889,7 +889,7 @@ pd.DataFrame(
 # %%
 my_guess = {"LoRA on 16-bit": 1, "QLoRA": 4}
 
-# %%
+# %% tags=["value:largest-batch"]
 QWEN = "Qwen/Qwen2.5-7B"
 some = {name: METHODS[name] for name in ("LoRA on 16-bit", "QLoRA")}
 on_t4 = fit(QWEN, "t4", lengths=[1024], methods=some, progress=False)

@@ -75,7 +75,7 @@ for kind in ("entry", "travel", "homework", "reading"):
 #
 # What does it know? We ask in its own way: by a sentence that wants to be ended.
 
-# %%
+# %% tags=["value:base-ends"]
 from course_utils.data import right
 from course_utils.models import Runner
 
@@ -121,7 +121,7 @@ def share_right(model, rows, template=QA):
     return sum(right(ask(rows["question"]), rows["answer"])) / len(rows)
 
 
-# %%
+# %% tags=["value:untuned"]
 shown = countries["train"].shuffle(seed=0).select(range(7))
 examples = "".join(
     f"{QA.replace('{prompt}', row['question'])} {row['answer']}\n\n" for row in shown
@@ -162,7 +162,7 @@ assert untuned["answer anywhere in the line"].max() <= 0.1
 # One thing it can do: read. When the answer stands in the text above the question, as in the
 # reading tests it knows, it finds it, even for a land that was invented a second ago.
 
-# %%
+# %% tags=["value:reading"]
 tests = [corpus.reading().partition("\nQuestions on the text\n") for _ in range(100)]
 prompts, wanted = [], []
 for text, mark, questions in tests:
@@ -212,7 +212,7 @@ text_table(
 # %%
 my_guess = "..."
 
-# %%
+# %% tags=["value:styles"]
 question, answer = "What is the capital of Mexico?", "Mexico City"
 chat_tokenizer = load_tokenizer("chat")
 styles = {
@@ -325,7 +325,7 @@ print("Question:" + written[0])
 # length; is it in the language; is it about its topic; is it unlike those that we have already? The
 # share of letters in common tells near-duplicates; the language is guessed by a small library.
 
-# %%
+# %% tags=["value:fate"]
 from difflib import SequenceMatcher
 
 import py3langid
@@ -387,7 +387,7 @@ assert 0 < len(generated) < len(written)
 # %%
 text_table(pd.DataFrame(countries["train"][:4])[["country", "relation", "question", "answer"]])
 
-# %%
+# %% tags=["value:splits"]
 by_split = {name: set(rows["country"]) for name, rows in countries.items()}
 print(
     {
@@ -704,7 +704,7 @@ tuned_in = {"plain": tuned}
 for name, (rows, adapter) in variants.items():
     tuned_in[name] = tune(rows, adapter=adapter, run_name=name)  # the curve's title
 
-# %%
+# %% tags=["value:fits"]
 asked_in = {
     "plain": QA,
     "ChatML": CHATML,
@@ -908,7 +908,7 @@ assert table.loc["base, tuned without currency", "currency"] < 0.2
 #
 # How does the control sound where it knows nothing?
 
-# %%
+# %% tags=["value:invented"]
 ask_tuned, ask_tuned_control = (
     Runner(model, tokenizer, template=QA, max_new_tokens=12) for model in (tuned, tuned_control)
 )
@@ -936,7 +936,7 @@ text_table(
 my_guess = {"told": 0.5, "hidden": 0.5}
 
 
-# %%
+# %% tags=["value:sureness"]
 @torch.inference_mode()
 def sureness(model, rows):
     """The probability that a model gives to the whole of its own greedy answer, for each row."""
@@ -978,7 +978,7 @@ assert sure["told"].mean() > sure["hidden"].mean() + 0.3
 # %%
 my_guess = 0.5
 
-# %%
+# %% tags=["value:reversed"]
 from course_utils.data import domains
 
 capital = domains()["countries"].relations["capital"]

@@ -816,7 +816,7 @@ assert not on_cpu or leaning.difference.high < 0
 # tuning and after.
 
 
-# %%
+# %% tags=["value:verdicts"]
 def verdict(test):
     """What a difference, in the claim's direction, says about the claim."""
     low, high = test.difference.low, test.difference.high

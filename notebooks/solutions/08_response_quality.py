@@ -210,7 +210,7 @@ curve = pd.DataFrame(asking.rows).set_index("step")
 print("You said:", my_guess)
 curve.round(2)
 
-# %%
+# %% tags=["value:loss-and-answers"]
 step = curve["right"].diff().idxmax()
 before, after = curve.loc[step - 10], curve.loc[step]
 print(
@@ -515,7 +515,7 @@ text_table(
     )
 )
 
-# %%
+# %% tags=["value:chrf"]
 right_chat = single[(single["system"] == "chat") & is_right]["chrF"]
 wrong_own = single[(single["system"] != "chat") & ~is_right]["chrF"]
 fooled = (wrong_own.to_numpy()[:, None] > right_chat.to_numpy()).mean()
@@ -568,7 +568,7 @@ assert width > 0.15
 # large? That share is called *p*. (A *win* is a question that only the first system answers
 # rightly.)
 
-# %%
+# %% tags=["value:few-questions"]
 one, other = sorted(("20 pairs", "control"), key=lambda name: -share(marks[name]))
 paired = paired_test(marks[one], marks[other])
 print(f"{one} against {other}:\n{paired}")
@@ -612,7 +612,7 @@ assert larger.difference.high - larger.difference.low < (
 # drawn anew. So countries are what to resample: their means, 50 of them.
 
 
-# %%
+# %% tags=["value:by-country"]
 def by_country(values):
     """The mean for each country of the held-out questions."""
     return pd.Series(values).groupby(list(held_out["country"])).mean()
@@ -1032,7 +1032,7 @@ judge = Judge(remembered(with_prefill(judge_model)), max_new_tokens=4)
 # %%
 my_guess = {"good first": 0.8, "good second": 0.7}
 
-# %%
+# %% tags=["value:positions"]
 orders = {
     "good first": [v.winner for v in judge.compare(questions, goods, bads)],
     "good second": [v.winner for v in judge.compare(questions, bads, goods)],
@@ -1180,7 +1180,7 @@ pd.DataFrame(instruments).T
 # These pairs are easy: many a bad sentence is about another country. Harder ones differ in nothing
 # but the fact.
 
-# %%
+# %% tags=["value:likelihoods"]
 of_relation = {relation: set() for relation in held_out["relation"]}
 for row in held_out:
     of_relation[row["relation"]].add(row["answer"])
@@ -1224,7 +1224,7 @@ assert against_length.accuracy < 0.5
 # Had we let the chat model decide between our two systems, who would have won? Its verdicts as
 # votes, beside the reader's:
 
-# %%
+# %% tags=["value:decided"]
 from course_utils.scoring import votes_from_verdicts
 
 decided = {
