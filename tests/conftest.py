@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -49,6 +51,10 @@ from hub_stand_in import HubStandIn  # noqa: E402
 from course_utils import hardware  # noqa: E402
 from course_utils.models import _loading as loading  # noqa: E402
 from course_utils.models import _packaged as packaged  # noqa: E402
+from tools import slides  # noqa: E402
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 # What a file's tests cost; what stands in none, and is no fault, takes seconds: `make check`.
 COSTS = {
@@ -112,6 +118,31 @@ def _cpu_tier(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     hardware._fixed_facts.cache_clear()
     yield
     hardware._fixed_facts.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """The system's Chromium: Playwright brings none. Where there is none, its tests are skipped."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    program = slides.browser()
+    if not program:
+        pytest.skip("needs Chromium, Chrome or Edge")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(
+            executable_path=program,
+            chromium_sandbox=False,  # containers run as root, where it does not start
+            args=["--disable-dev-shm-usage"],  # 64 MB in a container: too little for a page
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(chromium: Browser) -> Iterator[Page]:
+    """A page of it, which waits two minutes for what is asked: other tests keep the cores busy."""
+    with contextlib.closing(chromium.new_context(viewport={"width": 1280, "height": 1600})) as own:
+        own.set_default_timeout(120_000)
+        yield own.new_page()
 
 
 @pytest.fixture(scope="session")

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import ROOT
-from devtools import BROWSERS, Page, chromium, until
 
 from benchmarks import atlas
 from course_utils.memory import GPUS, fits, predict
 from course_utils.results import whole_rows
 from tools import calculator, site
 
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+
 MOST_BYTES = 2 * 10**6
 
 # The order in which Python frees what refers to itself moves a peak by some MB.
@@ -175,24 +177,23 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made / "calculator.html"
 
 
-_WATCH = """
-window.failures = [];
-addEventListener('error', (e) => failures.push(String(e.message || e.target.src)), true);
-addEventListener('unhandledrejection', (event) => failures.push(String(event.reason)));
-const said = console.error;
-console.error = (...all) => { failures.push(all.join(' ')); said(...all); };
-"""
-
-
-@pytest.fixture(scope="module")
-def page(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """A browser that notes what goes wrong in a page."""
-    if not BROWSER:
-        pytest.skip(f"needs a browser: {', '.join(BROWSERS)}")
-    with chromium(BROWSER, tmp_path_factory.mktemp("browser") / "browser.log") as opened:
-        opened.call("Page.enable")
-        opened.call("Page.addScriptToEvaluateOnNewDocument", source=_WATCH)
-        yield opened
+@pytest.fixture
+def failures(page: Page) -> Iterator[list[str]]:
+    """What went wrong in the page meanwhile: errors of its script, of the console, of loading."""
+    found: list[str] = []
+    first_visit = "Got invalid theme mode: . Resetting to auto."  # said by the site's theme
+    listeners = {
+        "pageerror": lambda error: found.append(str(error)),
+        "requestfailed": lambda request: found.append(request.url),
+        "console": lambda said: (
+            said.type == "error" and said.text != first_visit and found.append(said.text)
+        ),
+    }
+    for event, listener in listeners.items():
+        page.on(event, listener)
+    yield found
+    for event, listener in listeners.items():
+        page.remove_listener(event, listener)
 
 
 _VISITS = itertools.count()
@@ -200,24 +201,14 @@ _VISITS = itertools.count()
 
 def visit(page: Page, built: Path, choice: str = "") -> None:
     """Open the page afresh, with the choice of a link."""
-    query = f"?visit={next(_VISITS)}"  # another hash alone would load nothing
-    page.call("Page.navigate", url=f"{built.as_uri()}{query}{choice}")
-    ready = """query => location.search == query && Boolean(window.gpuCalculator)
-        && document.readyState == 'complete'"""
-    until(lambda: page.evaluate(ready, query), "the page", page.text)
+    # Another hash alone would load nothing.
+    page.goto(f"{built.as_uri()}?visit={next(_VISITS)}{choice}")
+    page.wait_for_function("() => Boolean(window.gpuCalculator)")
 
 
 def pick(page: Page, name: str, value: str) -> None:
     """Choose in one of the page's lists, as a person does."""
-    page.evaluate(
-        """(name, value) => {
-            const list = document.querySelector(`#calculator [name=${name}]`);
-            list.value = value;
-            list.dispatchEvent(new Event('change', { bubbles: true }));
-        }""",
-        name,
-        value,
-    )
+    page.locator(f"#calculator [name={name}]").select_option(value)
 
 
 def shown(page: Page) -> list[list[str]]:
@@ -233,26 +224,23 @@ def chosen(page: Page) -> dict[str, Any]:
     return page.evaluate("() => window.gpuCalculator.chosen()")
 
 
-def test_choosing_changes_the_table_and_the_link(page: Page, built: Path) -> None:
+def test_choosing_changes_the_table_and_the_link(
+    page: Page, built: Path, failures: list[str]
+) -> None:
     """A larger GPU trains more; a click on a model shows its bars; the link restores it all."""
     visit(page, built)
     assert chosen(page)["gpu"] == "t4"
-    assert not page.evaluate("() => document.getElementById('calculator-table').checkVisibility()")
+    assert not page.locator("#calculator-table").is_visible()
     before = shown(page)
     pick(page, "gpu", "rtx4090")
     after = shown(page)
     assert len(before) == len(after) == len(atlas.MODELS)
     assert before != after
-    assert "RTX 4090" in page.evaluate("() => document.querySelector('.calc-summary').innerText")
+    assert "RTX 4090" in page.locator(".calc-summary").inner_text()
     pick(page, "method", "lora")
     pick(page, "length", "2048")
     pick(page, "batch", "4")
-    page.evaluate(
-        """() => {
-            const button = document.querySelector('[data-model="Qwen/Qwen3-4B"] button');
-            button.focus(); button.click();
-        }"""
-    )
+    page.locator('[data-model="Qwen/Qwen3-4B"] button').click()
     assert page.evaluate("() => document.activeElement.title") == "Qwen/Qwen3-4B"
     pick(page, "model", "Qwen/Qwen3-8B")
     wanted = {
@@ -267,19 +255,19 @@ def test_choosing_changes_the_table_and_the_link(page: Page, built: Path) -> Non
     assert shown(page) == told
     # A link that is pasted into the open page, and back.
     page.evaluate("() => { location.hash = '#gpu=h100&model=facebook/opt-350m'; }")
-    until(lambda: chosen(page)["gpu"] == "h100", "the other choice", page.text)
+    page.wait_for_function("() => window.gpuCalculator.chosen().gpu == 'h100'")
     assert chosen(page)["model"] == "facebook/opt-350m"
-    assert page.evaluate("() => window.failures") == []
+    assert failures == []
 
 
-def test_a_link_with_nonsense_is_harmless(page: Page, built: Path) -> None:
+def test_a_link_with_nonsense_is_harmless(page: Page, built: Path, failures: list[str]) -> None:
     """What is not known falls back to the first choice, what is impossible to a batch of one."""
     visit(page, built, "#gpu=abacus&model=<b>&method=toString&length=7&batch=-1")
     first = {"gpu": "t4", "model": "Qwen/Qwen3-0.6B", "method": "auto", "length": 512, "batch": 1}
     assert chosen(page) == first
     visit(page, built, "#gpu=constructor&length=4096&batch=4&method=full-16")
     assert chosen(page) == {**first, "length": 4096}
-    assert page.evaluate("() => window.failures") == []
+    assert failures == []
 
 
 def test_the_page_says_what_the_atlas_says(page: Page, built: Path, rows: dict[Any, Any]) -> None:
@@ -301,13 +289,12 @@ def test_the_page_says_what_the_atlas_says(page: Page, built: Path, rows: dict[A
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
-def test_bars_and_narrow_screens(page: Page, built: Path, mode: str) -> None:
+def test_bars_and_narrow_screens(chromium: Browser, built: Path, mode: str) -> None:
     """Bars stop where their numbers say, the limit is drawn, and nothing is wider than a phone."""
-    scheme = {"name": "prefers-color-scheme", "value": mode}
-    page.call("Emulation.setEmulatedMedia", features=[scheme])
-    size = {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
-    page.call("Emulation.setDeviceMetricsOverride", **size)
-    try:
+    size = {"width": 360, "height": 800}
+    phone = chromium.new_context(viewport=size, is_mobile=True, color_scheme=mode)
+    with contextlib.closing(phone):
+        page = phone.new_page()
         visit(page, built, "#gpu=t4&model=Qwen/Qwen3-0.6B&method=full-32")
         wide = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert page.evaluate(wide) == 0
@@ -320,11 +307,8 @@ def test_bars_and_narrow_screens(page: Page, built: Path, mode: str) -> None:
                 return [bar.dataset.method, width, end / 100, limit, bar.innerText];
             })"""
         )
-        methods = [method for method, *_ in bars]
-        assert methods == [m for m in calculator.METHODS if m in atlas.CLASSES["older"][1]]
-        for _, width, end, limit, text in bars:
-            assert width > 250
-            assert (end <= limit) == ("does not fit" not in text)
-        assert page.evaluate("() => window.failures") == []
-    finally:
-        page.call("Emulation.clearDeviceMetricsOverride")
+    methods = [method for method, *_ in bars]
+    assert methods == [m for m in calculator.METHODS if m in atlas.CLASSES["older"][1]]
+    for _, width, end, limit, text in bars:
+        assert width > 250
+        assert (end <= limit) == ("does not fit" not in text)

@@ -11,30 +11,33 @@ import shutil
 import subprocess
 import sys
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import psutil
 import pytest
 from conftest import ROOT
-from devtools import BROWSERS, Page, alive, chromium, family, running, tail, until
+from processes import alive, family, running, tail, until
 
 from tools import bootstrap
 from tools import lab as lab_tool
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
 
 NOTEBOOK = next((ROOT / "notebooks").glob("01_*.ipynb"))
 TITLE = "Base or chat?"
 IMPORT_LINE = "from course_utils import describe"
 OUTPUT_LINE = "Machine:"
 SCREENSHOT = ROOT / "build" / "test_lab.png"
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 needs_sessions = pytest.mark.skipif(os.name == "nt", reason="needs Linux's or macOS's processes")
 needs_make = pytest.mark.skipif(not shutil.which("make") or os.name == "nt", reason="needs make")
-needs_browser = pytest.mark.skipif(not BROWSER, reason=f"needs a browser: {', '.join(BROWSERS)}")
 
 
 @dataclass
@@ -139,19 +142,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
-def page(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """A browser at the address that was printed."""
-    with chromium(BROWSER, tmp_path_factory.mktemp("browser") / "browser.log") as opened:
-        opened.call("Page.navigate", url=lab.address)
-        yield opened
-
-
-@pytest.fixture
-def wait(lab: Lab, page: Page) -> Callable:
-    """`until`, with the server's log and the page's text as evidence."""
-    return lambda condition, what: until(
-        condition, what, lambda: f"{tail(lab.log)}\n--- the page's text\n{page.text()}"
-    )
+def notebook(lab: Lab, page: Page) -> Page:
+    """A browser at the address that was printed, when it shows the notebook's title."""
+    page.goto(lab.address)
+    page.locator(".jp-MarkdownCell h1", has_text=TITLE).first.wait_for()
+    return page
 
 
 def test_the_server_listens_on_loopback_and_asks_for_its_token() -> None:
@@ -249,39 +244,34 @@ def test_with_the_token_the_page_is_answered(lab: Lab) -> None:
 
 
 @needs_make
-@needs_browser
-def test_the_browser_shows_the_notebook(page: Page, wait: Callable) -> None:
+def test_the_browser_shows_the_notebook(notebook: Page) -> None:
     """The address that was printed, opened as it is, shows the notebook's text and code."""
-    wait(lambda: page.where(".jp-MarkdownCell h1", TITLE), "the notebook's title")
-    wait(lambda: page.where(".jp-CodeCell .cm-content", IMPORT_LINE), "a cell's code")
-    count = "() => document.querySelectorAll('.jp-Notebook .jp-Cell').length"
-    wait(lambda: page.evaluate(count) > 10, "more than ten cells")
-    page.screenshot(SCREENSHOT)
+    notebook.locator(".jp-CodeCell .cm-content", has_text=IMPORT_LINE).first.wait_for()
+    count = "() => document.querySelectorAll('.jp-Notebook .jp-Cell').length > 10"
+    notebook.wait_for_function(count)
+    notebook.screenshot(path=SCREENSHOT)
 
 
 @needs_make
-@needs_browser
-def test_cells_run_in_the_page(lab: Lab, page: Page, wait: Callable) -> None:
+def test_cells_run_in_the_page(lab: Lab, notebook: Page) -> None:
     """With the saved outputs cleared, Shift+Enter down to `describe()` brings its output."""
-    wait(lambda: page.where(".jp-MarkdownCell h1", TITLE), "the notebook's title")
-    idle = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
-    wait(lambda: page.where(idle), "an idle kernel")
+    idle = notebook.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first
+    idle.wait_for(state="attached")
 
-    page.click(wait(lambda: page.where(".lm-MenuBar-item", "Edit"), "the Edit menu"))
-    clear = ".lm-Menu-item[data-command='editmenu:clear-all']"
-    page.click(wait(lambda: page.where(clear), "its item that clears all outputs"))
+    notebook.locator(".lm-MenuBar-item", has_text="Edit").click()
+    notebook.locator(".lm-Menu-item[data-command='editmenu:clear-all']").click()
     outputs = "() => document.querySelectorAll('.jp-OutputArea-output').length"
-    wait(lambda: page.evaluate(outputs) == 0, "a notebook without outputs")
+    notebook.wait_for_function(f"{outputs} == 0")
 
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     last = next(i for i, cell in enumerate(cells) if IMPORT_LINE in "".join(cell["source"]))
-    page.click(wait(lambda: page.where(".jp-MarkdownCell h1", TITLE), "the title again"))
-    active = "() => document.querySelector('.jp-Cell.jp-mod-active')?.dataset.windowedListIndex"
+    notebook.locator(".jp-MarkdownCell h1", has_text=TITLE).first.click()
     for index in range(last + 1):
-        wait(lambda i=index: page.evaluate(active) == str(i), f"cell {index} as the active one")
-        assert page.evaluate(outputs) == 0, page.text()
-        page.press_shift_enter()
-    wait(lambda: page.where(".jp-OutputArea-output", OUTPUT_LINE), "the output of `describe()`")
+        active = f".jp-Cell.jp-mod-active[data-windowed-list-index='{index}']"
+        notebook.locator(active).wait_for(state="attached")
+        assert notebook.evaluate(outputs) == 0
+        notebook.keyboard.press("Shift+Enter")
+    notebook.locator(".jp-OutputArea-output", has_text=OUTPUT_LINE).first.wait_for()
 
     assert lab.kernels() == 1, tail(lab.log)
     assert {address for address, _ in lab.listening()} == {"127.0.0.1"}

@@ -10,24 +10,26 @@ import http.server
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nbformat
 import pytest
 import yaml
 from conftest import ROOT
-from devtools import BROWSERS, Page, chromium, until
 
 from docs import conf
 from tools import drift, notebooks, site
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 LEAST_TERMS = 60
 
 # What the course does not write, and what it writes instead. Quotations and titles of others stand
@@ -395,22 +397,10 @@ def address(built: Path) -> Iterator[str]:
     server.server_close()
 
 
-@pytest.fixture(scope="module")
-def page(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """A page of a browser."""
-    if not BROWSER:
-        pytest.skip(f"needs a browser: {', '.join(BROWSERS)}")
-    with chromium(BROWSER, tmp_path_factory.mktemp("browser") / "browser.log") as opened:
-        yield opened
-
-
 def visit(page: Page, url: str, mode: str) -> None:
     """Open an address as a system in light or dark mode does."""
-    scheme = {"name": "prefers-color-scheme", "value": mode}
-    page.call("Emulation.setEmulatedMedia", features=[scheme])
-    page.call("Page.navigate", url=url)
-    ready = "url => location.href.startsWith(url) && document.readyState == 'complete'"
-    until(lambda: page.evaluate(ready, url), url, page.text)
+    page.emulate_media(color_scheme=mode)
+    page.goto(url)
 
 
 # The contrast of an element's text with what is behind it, as WCAG defines it.
@@ -483,16 +473,14 @@ def test_pages_in_a_browser(page: Page, address: str, mode: str) -> None:
     assert page.evaluate("() => document.documentElement.dataset.theme") == mode
     assert page.evaluate(_CONTRAST, "article p") > _READABLE
     assert page.evaluate(_CONTRAST, "article td") > _READABLE
-    links = "() => [...document.querySelectorAll('article td a')].map(a => a.getAttribute('href'))"
-    assert len(page.evaluate(links)) >= len(NOTEBOOKS)
+    assert page.locator("article td a").count() >= len(NOTEBOOKS)
 
     visit(page, f"{address}/notebooks/{NOTEBOOKS[0].stem}.html", mode)
-    pictures = """() => [...document.querySelectorAll('article img')].map(
-        image => [image.getAttribute('alt'), image.naturalWidth])"""
-    until(lambda: all(width for _, width in page.evaluate(pictures)), "all pictures", page.text)
-    shown = page.evaluate(pictures)
-    assert shown
-    assert all(alt and len(alt) > 10 for alt, _ in shown)
+    pictures = "[...document.querySelectorAll('article img')]"
+    page.wait_for_function(f"() => {pictures}.every(image => image.naturalWidth)")
+    told = page.evaluate(f"() => {pictures}.map(image => image.getAttribute('alt'))")
+    assert told
+    assert all(alt and len(alt) > 10 for alt in told)
     for part in (".cell_input pre", ".cell_output pre", "table.dataframe td", "article p code"):
         assert page.evaluate(_CONTRAST, part) > _READABLE, part
     hosts = (
@@ -511,27 +499,20 @@ def test_pages_in_a_browser(page: Page, address: str, mode: str) -> None:
 def test_the_search_finds(page: Page, address: str, query: str, found: str, mode: str) -> None:
     """A word of a notebook, a name of the package, and a term of the glossary."""
     visit(page, f"{address}/search.html?q={query}", mode)
-    results = """() => [...document.querySelectorAll('#search-results li a')]
-        .map(link => link.getAttribute('href'))"""
-    until(
-        lambda: any(found in link for link in page.evaluate(results)),
-        f"{query} in {found}",
-        page.text,
-    )
+    page.locator(f"#search-results li a[href*='{found}']").first.wait_for()
     assert page.evaluate(_CONTRAST, "#search-results li a") > _READABLE
 
 
 def test_clicking_through(page: Page, address: str) -> None:
     """Start page, a notebook by its link, the glossary by the side bar, a term's notebook."""
     visit(page, f"{address}/index.html", "light")
-    arrived = "path => location.pathname.includes(path) && document.readyState == 'complete'"
     for selector, path in (
         (f"article a[href*='{NOTEBOOKS[0].stem}']", NOTEBOOKS[0].stem),
         (".bd-sidebar-primary a[href*='glossary']", "glossary"),
         ("article a[href*='02_peft_lora']", "02_peft_lora"),
     ):
-        page.evaluate("selector => document.querySelector(selector).click()", selector)
-        until(lambda p=path: page.evaluate(arrived, p), path, page.text)
+        page.locator(selector).first.click()
+        page.wait_for_url(f"**/*{path}*")
 
 
 def test_make_site_is_this(built: Path) -> None:

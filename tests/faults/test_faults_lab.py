@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from conftest import ROOT
-from devtools import family, running, tail, until
 from jupyter_server.auth import passwd
+from processes import family, running, tail, until
 from test_lab import Lab, own_environment
 
 from tools import notebooks
