@@ -307,9 +307,10 @@ def _models(fetch: bool = False) -> list[Finding]:
         item = entry.stands_for.split("/")[-1]
         value = f"not fetched yet ({entry.download_mb} MB)"
         fix = f"{interpreter()} -m course_utils prepare"
-        if fetch and not embedded.is_ready(name):
+        if fetch:
             try:
                 embedded.ensure(name)
+                embedded.link(name)
             except (CourseError, OSError) as error:
                 value, fix = "could not be fetched", str(error)
         if embedded.is_ready(name):

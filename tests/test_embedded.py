@@ -135,6 +135,31 @@ def test_unknown_embedded_model() -> None:
         embedded.ensure("smollm2-135m")
 
 
+def test_a_model_lies_beside_the_notebooks(
+    tmp_path: Path, chat_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a link, made anew when its cache has gone; by a copy where the system allows no links."""
+    path = embedded.link(NAME, tmp_path)
+    assert path == tmp_path / "models" / "SmolLM2-135M-Instruct"
+    assert path.resolve() == chat_folder
+    path.unlink()
+    path.symlink_to(tmp_path / "gone")
+    assert embedded.link(NAME, tmp_path).resolve() == chat_folder
+    path.unlink()
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(1314, "A required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    assert embedded.link(NAME, tmp_path) == path
+    assert not path.is_symlink()
+    assert (path / "config.json").read_bytes() == (chat_folder / "config.json").read_bytes()
+    (path / "config.json").write_text("{}")  # now the learner's own
+    assert embedded.link(NAME, tmp_path) == path
+    assert (path / "config.json").read_text() == "{}"
+    assert embedded.link(NAME, tmp_path / "nowhere") is None
+
+
 def test_prepare_command(capsys: pytest.CaptureFixture, chat_folder: Path) -> None:
     """`prepare` ends at once where all is ready; a file that is not there is an error."""
     assert main(["prepare"]) == 0

