@@ -5,7 +5,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 endif
 RUN := "$(PYTHON)" -I tools/bootstrap.py run
-NB ?= 01
+NB ?= 00
 NEED_PYTHON = $(if $(PYTHON),,echo "No Python 3.11 or later was found. Get one from https://www.python.org/downloads/ and name it: make lab PYTHON=/path/to/python3" >&2; exit 1)
 export NB
 .DEFAULT_GOAL := help
@@ -22,7 +22,7 @@ ready:
 	@$(NEED_PYTHON)
 	@"$(PYTHON)" -I tools/bootstrap.py
 
-lab: ready ## open JupyterLab at a notebook: NB=01
+lab: ready ## open JupyterLab at a notebook: NB=00
 	@notebook="$$($(RUN) -m tools.notebooks path "$$NB")" && \
 	$(RUN) -m course_utils doctor --fetch && \
 	$(RUN) -m tools.lab "$$notebook" $(LAB_OPTIONS)

@@ -22,6 +22,9 @@ from tools import notebooks
 SOURCES = notebooks.sources()
 NAMES = [source.stem for source in SOURCES]
 each_source = pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+# The first one is plain: it does without the course's package, and so without its exercises.
+FIRST = SOURCES[0]
+each_lesson = pytest.mark.parametrize("source", SOURCES[1:], ids=NAMES[1:])
 
 
 def read(source: Path) -> nbformat.NotebookNode:
@@ -160,6 +163,15 @@ def test_figures_outside_are_those_of_the_notebooks() -> None:
     assert kept == made
 
 
+def test_the_first_notebook_is_what_a_learner_writes_without_us() -> None:
+    """No line of the course's package, and few lines."""
+    text = FIRST.read_text(encoding="utf-8")
+    assert not re.search(r"^\s*(import|from) course_utils", text, flags=re.M)
+    cells = notebooks.jupytext.read(FIRST).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    assert len([line for line in code.splitlines() if line.strip()]) < 120
+
+
 @each_source
 def test_notebook_begins_and_ends_as_all_do(source: Path) -> None:
     """What is learned, needed and how long it takes; at the end the gist, exercises, reading."""
@@ -168,12 +180,12 @@ def test_notebook_begins_and_ends_as_all_do(source: Path) -> None:
     for phrase in ("**You will learn**", "**You need**", "**It takes**"):
         assert phrase in texts[0]
     headings = re.findall(r"^## (.+)$", "\n\n".join(texts), flags=re.M)
-    assert headings[0] == "The machine at hand"
+    assert (headings[0] == "The machine at hand") == (source != FIRST)
     assert headings[-3:] == ["Take away", "Exercises", "To read"]
     assert "](../docs/glossary.md)" in texts[-1]
 
 
-@each_source
+@each_lesson
 def test_solutions_are_cut(source: Path) -> None:
     """A learner's notebook holds `...` where the source holds a solution, and valid Python."""
     solved = source.read_text().count("### BEGIN SOLUTION")

@@ -16,8 +16,8 @@ _OPTION = re.compile(r"^# - \*\*([A-D])\*\* (.+)", re.M)
 
 
 def sources() -> dict[str, str]:
-    """Each notebook's number and source."""
-    return {path.stem.split("_")[0]: path.read_text() for path in notebooks.sources()}
+    """The number and source of each notebook that has a quiz: all but the first."""
+    return {path.stem.split("_")[0]: path.read_text() for path in notebooks.sources()[1:]}
 
 
 def asked(text: str) -> dict[str, dict[str, str]]:

@@ -57,17 +57,20 @@ _SOLUTION = re.compile(
 _BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 _COLAB_CELL = """\
 # On Colab, this cell fetches and installs the course. Anywhere else it does nothing.
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 course = "{repository}"
 folder = Path(course).name
-if "google.colab" in sys.modules and not Path(folder).exists():
-    subprocess.run(["git", "clone", "--quiet", "--depth=1", course], check=True)
-    install = [sys.executable, "-m", "pip", "install", "-q", f"./{{folder}}[course]"]
-    subprocess.run(install, check=True)
-    sys.path.insert(0, str(Path(folder).resolve()))  # the clone itself, with its datasets"""
+if "google.colab" in sys.modules and Path.cwd().name != "notebooks":
+    if not Path(folder).exists():
+        subprocess.run(["git", "clone", "--quiet", "--depth=1", course], check=True)
+        install = [sys.executable, "-m", "pip", "install", "-q", f"./{{folder}}[course]"]
+        subprocess.run(install, check=True)
+    sys.path.insert(0, str(Path(folder).resolve()))  # the clone itself, with its datasets
+    os.chdir(Path(folder) / "notebooks")"""
 
 
 def repository() -> str:
