@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import socket
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from nbformat.v4 import new_code_cell
+from nbval.plugin import IPyNbCell
 
 # Side by side, two processes of one thread each do half as much again as one process of two threads
 # does. Before torch is imported, and for the notebooks' kernels too.
@@ -51,7 +54,7 @@ from hub_stand_in import HubStandIn  # noqa: E402
 from course_utils import hardware  # noqa: E402
 from course_utils.models import _loading as loading  # noqa: E402
 from course_utils.models import _packaged as packaged  # noqa: E402
-from tools import slides  # noqa: E402
+from tools import notebooks, slides  # noqa: E402
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -78,10 +81,31 @@ def _cost(item: pytest.Item) -> str:
     return "fault" if item.path.parent.name == "faults" else "unit"
 
 
+def _with_claims(items: list[pytest.Item]) -> Iterator[pytest.Item]:
+    """After a notebook's cell, what its source claims there: run in the same kernel."""
+    claims: dict[Path, dict[int, list[str]]] = {}
+    for item in items:
+        yield item
+        if not isinstance(item, IPyNbCell):
+            continue
+        if item.path not in claims:
+            source = notebooks.SOURCES / f"{item.path.stem}.py"
+            claims[item.path] = notebooks.claims(source) if source.exists() else {}
+        for number, code in enumerate(claims[item.path].get(item.cell_num, ()), start=1):
+            yield IPyNbCell.from_parent(
+                item.parent,
+                name=f"Claim {number} after cell {item.cell_num}",
+                cell_num=item.cell_num,
+                cell=new_code_cell(code),
+                options=collections.defaultdict(bool, check=False),
+            )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what a test costs. Notebooks first, being the longest; then what needs what they leave
     in the cache.
     """
+    items[:] = _with_claims(items)
     for item in items:
         item.add_marker(_cost(item))
     items.sort(

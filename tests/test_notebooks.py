@@ -186,6 +186,32 @@ def test_notebook_begins_and_ends_as_all_do(source: Path) -> None:
 
 
 @each_lesson
+def test_claims_are_held_and_not_shown(source: Path) -> None:
+    """A learner's notebook has hardly an assert; each claim has its place in the tests' run."""
+    learners = [cell.source for cell in read(source).cells if cell.cell_type == "code"]
+    assert not any(map(notebooks.is_claim, read(source).cells))
+    held = notebooks.claims(source)
+    assert held
+    assert max(held) < len(learners)
+    assert all("assert" in code for codes in held.values() for code in codes)
+    assert sum(code.startswith("assert") for code in learners) == 0
+
+
+def test_a_claim_follows_its_cell(tmp_path: Path) -> None:
+    """Counted by the learner's code cells, the stamped one too; a run holds it, and drops it."""
+    source = tmp_path / "99_claims.py"
+    source.write_text(
+        '# %% [markdown]\n# # 99\n\n# %%\nx = 1\n\n# %% tags=["claim"]\nassert x == 1\n\n'
+        "# %%\nx = 2\n\n# %% tags=[\"claim\"]\nassert x == 3, 'as planned'\n"
+    )
+    assert notebooks.claims(source) == {1: ["assert x == 1"], 2: ["assert x == 3, 'as planned'"]}
+    assert "assert" not in str(notebooks.build(source))
+    made, outcome = notebooks.executed(source)
+    assert outcome == "AssertionError: as planned"
+    assert [cell.execution_count for cell in made.cells if cell.cell_type == "code"] == [1, 2, 3]
+
+
+@each_lesson
 def test_solutions_are_cut(source: Path) -> None:
     """A learner's notebook holds `...` where the source holds a solution, and valid Python."""
     solved = source.read_text().count("### BEGIN SOLUTION")

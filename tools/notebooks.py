@@ -50,6 +50,7 @@ RUNS = ROOT / "benchmarks" / "results" / "notebooks.jsonl"
 SAMPLING_S = 0.2
 CELL_TIMEOUT_S = 1800
 EXERCISE_NOTEBOOK = "exercise-notebook"  # a tag of the title cell
+CLAIM = "claim"  # a tag of cells that hold what the text says, for tests: learners get none of them
 
 _SOLUTION = re.compile(
     r"^(?P<indent>[ \t]*)### BEGIN SOLUTION\n.*?^[ \t]*### END SOLUTION[^\n]*$", re.M | re.S
@@ -144,11 +145,17 @@ def is_exercise(source: Path) -> bool:
     return EXERCISE_NOTEBOOK in jupytext.read(source).cells[0].metadata.get("tags", [])
 
 
-def build(source: Path, solved: bool = False) -> NotebookNode:
-    """The notebook of a source, without outputs; with its solutions where asked for."""
+def is_claim(cell: NotebookNode) -> bool:
+    """Whether a cell asserts what the notebook says, and is left out of the learner's copy."""
+    return CLAIM in cell.metadata.get("tags", [])
+
+
+def build(source: Path, solved: bool = False, claims: bool = False) -> NotebookNode:
+    """The notebook of a source, without outputs; where asked for, with its solutions and claims."""
     script = jupytext.read(source)
     title, *rest = script.cells
     cells = [title, *colab_cells(source.stem), *rest]
+    cells = [cell for cell in cells if claims or not is_claim(cell)]
     seen: set[str] = set()
     made = []
     for cell in cells:
@@ -166,6 +173,18 @@ def build(source: Path, solved: bool = False) -> NotebookNode:
         "language_info": {"name": "python"},
     }
     return new_notebook(cells=made, metadata=metadata)
+
+
+def claims(source: Path) -> dict[int, list[str]]:
+    """What a notebook claims: the code, by the number of the learner's code cell before it."""
+    found: dict[int, list[str]] = {}
+    number = -1
+    for cell in build(source, claims=True).cells:
+        if is_claim(cell):
+            found.setdefault(number, []).append(cell.source)
+        elif cell.cell_type == "code":
+            number += 1
+    return found
 
 
 def write(notebook: NotebookNode, path: Path) -> None:
@@ -246,10 +265,18 @@ def execute(notebook: NotebookNode, label: str) -> str:
 def executed(source: Path) -> tuple[NotebookNode, str]:
     """A notebook after a run, and the outcome of it as `execute` says it.
 
-    An exercise as a whole is run with its solutions; its outputs are then shown without them.
+    What it claims is held, and is not in the result. An exercise as a whole is run with its
+    solutions; its outputs are then shown without them.
     """
-    notebook = build(source, solved=is_exercise(source))
+    notebook = build(source, solved=is_exercise(source), claims=True)
     outcome = execute(notebook, source.stem)
+    notebook.cells = [cell for cell in notebook.cells if not is_claim(cell)]
+    ran = (cell for cell in notebook.cells if cell.get("execution_count"))
+    for number, cell in enumerate(ran, start=1):
+        cell.execution_count = number
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = number
     for cell, cut in zip(notebook.cells, build(source).cells, strict=True):
         cell.source = cut.source
     return notebook, outcome

@@ -61,7 +61,6 @@ files = {"train": "../datasets/yoda/train.jsonl", "test": "../datasets/yoda/unse
 data = load_dataset("json", data_files=files)
 data["train"][0]
 
-
 # %% [markdown]
 # A chat model reads conversations, so we turn each example into a conversation. What the model is
 # given goes into the `prompt`: a system prompt that names the job, and a message of the user. What

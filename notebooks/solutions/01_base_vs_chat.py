@@ -81,6 +81,7 @@ mine = tokenizer(text + guess)["input_ids"][len(ids)]
 print(f"The model's first choice is {tokenizer.decode(best)!r}: {probabilities[best]:.2f}.")
 print(f"Your guess {guess!r} has {probabilities[mine]:.2f}; you said {sure:.2f} for the first.")
 
+# %% tags=["claim"]
 assert abs(probabilities.sum() - 1) < 1e-3
 assert tokenizer.decode(best).strip() == "Paris"
 
@@ -123,6 +124,7 @@ inputs = tokenizer(sentence, return_tensors="pt").to(model.device)
 generated = model.generate(**inputs, max_new_tokens=4, do_sample=False)
 print(tokenizer.decode(generated[0], skip_special_tokens=True))
 
+# %% tags=["claim"]
 assert generated[0].tolist() == grown
 
 # %% [markdown]
@@ -138,6 +140,7 @@ homework = (
 reply = base(homework, max_new_tokens=40)
 print(homework + reply)
 
+# %% tags=["claim"]
 questions_back = reply.count("?")
 assert questions_back >= 2
 
@@ -211,6 +214,7 @@ output = chat.model.generate(**inputs, max_new_tokens=30, do_sample=False)
 answer = chat.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 print(answer)
 
+# %% tags=["claim"]
 assert answer == chat("What is the capital of France?", max_new_tokens=30)
 
 # %% [markdown]
@@ -272,7 +276,7 @@ for name, template in templates.items():
 by_template = pd.DataFrame(rows).set_index("template")
 by_template
 
-# %%
+# %% tags=["claim"]
 small = chat.model.num_parameters() < 1e9
 right = by_template["right of 16"]
 assert right["own"] == right.max()
@@ -319,6 +323,7 @@ axis.set_ylabel("template")
 axis.set_title("Without its template, the model is silent")
 plt.show()
 
+# %% tags=["claim"]
 if small:
     assert max(ends["own"]) < 0.1 < min(ends["none"])
 
@@ -331,6 +336,7 @@ print(f"{count_right(replies)} of 16 name the capital:")
 for question, reply in list(zip(questions, replies, strict=True))[:4]:
     print(f"  {question} → {reply.strip()[:70]!r}")
 
+# %% tags=["claim"]
 assert count_right(replies) > right["none"] or not small
 
 # %% [markdown]
@@ -431,7 +437,7 @@ print(f"fact in the reply: without retrieval {with_fact(closed_book)} of 8, ", e
 print(f"with it {with_fact(open_book)} of 8")
 text_table(pd.DataFrame({"question": asked, "without": closed_book, "with": open_book}))
 
-# %%
+# %% tags=["claim"]
 assert with_fact(closed_book) <= 2
 assert with_fact(open_book) >= with_fact(closed_book) + 4
 
@@ -476,7 +482,7 @@ for way, (texts, template) in ways.items():
 by_way = pd.DataFrame(rows).set_index("way")
 by_way
 
-# %%
+# %% tags=["claim"]
 exact = by_way["and nothing else"]
 assert exact["shown: two examples, no template"] > exact["question alone"]
 
@@ -525,6 +531,7 @@ text_table(by_kind)
 ratio = (by_kind["tokens out"] / by_kind["tokens in"]).tolist()
 print(f"tokens out per token in: extraction {ratio[0]:.1f}, expansion {ratio[1]:.1f}")
 
+# %% tags=["claim"]
 assert ratio[0] < 1 < ratio[1]
 
 # %% [markdown]
@@ -580,6 +587,7 @@ targets = {"self-supervised": losses[1:], "supervised": losses[prompt_length:]}
 for way, counted in targets.items():
     print(f"{way}: mean loss {sum(counted) / len(counted):.2f} over {len(counted)} targets")
 
+# %% tags=["claim"]
 assert len(targets["supervised"]) < len(targets["self-supervised"])
 
 # %% [markdown]
@@ -604,6 +612,7 @@ better, worse = " Oslo", " Bergen"
 margin = log_probability(question, better) - log_probability(question, worse)
 print(f"log p({better!r}) − log p({worse!r}) = {margin:.2f}")
 
+# %% tags=["claim"]
 assert margin > 0
 
 # %% [markdown]

@@ -74,6 +74,7 @@ print({what: f"{share:.0f} p" for what, share in full.items()})
 print(f"in all {sum(full.values()):.0f} p; you said {my_guess} p")
 print(f"For 7 billion weights, at 2 bytes a number: {7 * sum(full.values()) * 2:.0f} GB")
 
+# %% tags=["claim"]
 assert full == {"weights": 1, "gradients": 1, "optimizer": 2}
 
 # %% [markdown]
@@ -112,6 +113,7 @@ axis.set_title("The optimizer problem, and its cure")
 axis.legend(ncols=3, loc="upper right", bbox_to_anchor=(1, 0.45), fontsize=9)
 plt.show()
 
+# %% tags=["claim"]
 assert sum(lora.values()) < 1.5 < sum(full.values())
 
 # %% [markdown]
@@ -130,7 +132,6 @@ assert sum(lora.values()) < 1.5 < sum(full.values())
 # that one chooses; α/*r* is how strongly the update counts.
 #
 # Here it is. `A` begins random and `B` begins at zero.
-
 
 # %%
 from torch.nn.functional import linear
@@ -158,6 +159,8 @@ mine = HandmadeLoRA(copy.deepcopy(layer), r=8, alpha=16)
 x = torch.randn(32, layer.in_features)
 
 print("the same as the layer alone:", torch.equal(mine(x), layer(x)))
+
+# %% tags=["claim"]
 assert torch.equal(mine(x), layer(x))
 
 # %% [markdown]
@@ -170,6 +173,7 @@ mine(x).square().sum().backward()
 print(f"gradient of A: {mine.A.grad.norm():.3f}   gradient of B: {mine.B.grad.norm():.3f}")
 print("gradient of W:", mine.layer.weight.grad)
 
+# %% tags=["claim"]
 assert mine.A.grad.norm() == 0
 assert mine.B.grad.norm() > 0
 assert mine.layer.weight.grad is None
@@ -202,6 +206,7 @@ with torch.no_grad():
 print(f"Training moved the outputs by up to {moved:.3f}.")
 print("Ours and peft's agree to 1e-6:", apart <= 1e-6)
 
+# %% tags=["claim"]
 assert moved > 1e-3
 assert apart <= 1e-6
 
@@ -321,6 +326,7 @@ targets = example["labels"][0]
 print(repr(tokenizer.decode(example["input_ids"][0])))
 print("of which targets:", repr(tokenizer.decode(targets[targets != -100])))
 
+# %% tags=["claim"]
 assert tokenizer.decode(targets[targets != -100]).strip() == held_out[0][1] + tokenizer.eos_token
 
 # %% [markdown]
@@ -385,6 +391,7 @@ torch.manual_seed(0)
 tuned = get_peft_model(model, LoraConfig(**usual), adapter_name="yoda")
 tuned.print_trainable_parameters()
 
+# %% tags=["claim"]
 # The adapter's A and B are float32, whatever the model's weights are: small updates need it.
 assert all(w.dtype == torch.float32 for w in tuned.parameters() if w.requires_grad)
 assert torch.equal(logits(tuned), base_logits)
@@ -403,6 +410,7 @@ train(tuned, training[32:])
 loss_after_16 = held_out_loss(tuned)
 print(f"held-out loss: {base_loss:.2f} → {loss_after_8:.2f} → {loss_after_16:.2f}")
 
+# %% tags=["claim"]
 assert loss_after_16 < 0.6 * base_loss
 
 # %%
@@ -435,6 +443,7 @@ base_size = sum(w.numel() * w.element_size() for w in model.parameters() if not 
 print({name: f"{size:.2f} MB" for name, size in files.items()})
 print(f"the base model's weights: {base_size / 1e6:.0f} MB")
 
+# %% tags=["claim"]
 assert sum(files.values()) < 0.1 * base_size / 1e6
 
 # %% [markdown]
@@ -446,6 +455,7 @@ assert sum(files.values()) < 0.1 * base_size / 1e6
 # %%
 model = tuned.unload()
 
+# %% tags=["claim"]
 assert torch.equal(logits(model), base_logits)
 assert not torch.equal(tuned_logits, base_logits)
 
@@ -464,7 +474,6 @@ assert not torch.equal(tuned_logits, base_logits)
 # sentences in the same order. Each trial becomes a row of a table: how many numbers are
 # `trainable`, and the held-out loss `before` and `after` the eight steps. The first row is the
 # usual adapter.
-
 
 # %%
 results = [
@@ -522,6 +531,7 @@ show("r=3, alpha=6", "r=64, alpha=128")
 losses = {row["variant"]: row["after"] for row in results}
 print(f"usual size, eight steps more: {loss_after_16:.2f}")
 
+# %% tags=["claim"]
 assert losses["r=3, alpha=6"] < base_loss - 0.2  # even the smallest learns
 if small:  # a large model is through with this job before the rank matters
     assert losses["r=64, alpha=128"] < losses["r=3, alpha=6"]
@@ -553,6 +563,7 @@ except RuntimeError as error:
     failed = True
     print("Ours:", str(error).splitlines()[0])
 
+# %% tags=["claim"]
 assert failed
 
 # %% [markdown]
@@ -577,6 +588,7 @@ difference = losses["r=3, alpha=6"] - attention_loss
 print(f"same rank: all layers {usual_loss:.2f}, attention alone {attention_loss:.2f}")
 print(f"same size: all layers {difference:+.2f} against attention alone")
 
+# %% tags=["claim"]
 assert usual_loss < attention_loss or not small
 
 # %% [markdown]
@@ -611,8 +623,8 @@ with tuned.disable_adapter():
 print("disabled, it is the base:", torch.equal(disabled, base_logits))
 
 kept = copy.deepcopy(tuned).unload()
-print("unloaded, it is the base:", torch.equal(logits(kept), base_logits))
-assert not torch.equal(logits(kept), base_logits)
+restored = torch.equal(logits(kept), base_logits)
+print("unloaded, it is the base:", restored)
 del kept
 
 deleted = copy.deepcopy(tuned)
@@ -620,6 +632,8 @@ deleted.delete_adapter("default")
 model = deleted.unload()
 print("deleted, then unloaded:  ", torch.equal(logits(model), base_logits))
 
+# %% tags=["claim"]
+assert not restored
 assert torch.equal(disabled, base_logits)
 assert torch.equal(logits(model), base_logits)
 
@@ -631,6 +645,7 @@ counted = get_peft_model(skeleton(), LoraConfig(**usual, bias="all"))
 biases = sum(w.numel() for name, w in skeleton().named_parameters() if name.endswith("bias"))
 print(f"biases in {model.config.model_type}: {biases:,}")
 
+# %% tags=["claim"]
 assert counted.get_nb_trainable_parameters()[0] - size == biases
 
 # %% [markdown]
@@ -687,7 +702,7 @@ print(said[0])
 by_bias = pd.DataFrame(rows).set_index("bias")
 by_bias.round(3)
 
-# %%
+# %% tags=["claim"]
 unloaded = opt.unload()  # the last one: bias="all"
 off_by = by_bias["disabled: off the base by"]
 assert off_by["none"] == 0
@@ -716,9 +731,8 @@ print(f"weights: {plain_bytes / 1e6:.0f} MB → {quantized_bytes / 1e6:.0f} MB")
 on_4_bits = attempt("on an NF4 base", "quantized", quantized)
 show("on an NF4 base")
 
-# %%
+# %% tags=["claim"]
 losses = {row["variant"]: row["after"] for row in results}
-
 assert quantized_bytes < 0.75 * plain_bytes
 assert losses["on an NF4 base"] < 1.2 * usual_loss + 0.1
 
@@ -740,6 +754,7 @@ with warnings.catch_warnings():
 started = results[-1]["before"]
 print(f"untuned {started:.2f}, tuned {tuned_loss:.2f}, merged into 4 bits {merged_loss:.2f}")
 
+# %% tags=["claim"]
 assert merged_loss > tuned_loss
 
 # %% [markdown]
@@ -781,9 +796,8 @@ model = attempt("alpha=16", "strength", model, lora_alpha=16).unload()
 model = attempt("use_rslora", "strength", model, use_rslora=True).unload()
 show("alpha=16", "use_rslora")
 
-# %%
+# %% tags=["claim"]
 losses = {row["variant"]: row["after"] for row in results}
-
 assert losses["alpha=16"] > usual_loss or not small  # half the factor, less far in eight steps
 
 # %% [markdown]
@@ -847,7 +861,7 @@ by_rank = pd.DataFrame(rows).set_index("r")
 print("What is left of the quantization error:")
 by_rank.round(3)
 
-# %%
+# %% tags=["claim"]
 assert (by_rank < 1).all().all()
 assert by_rank["1 round"].is_monotonic_decreasing
 
@@ -887,6 +901,8 @@ by_init.round(3)
 
 # %%
 off, moved = by_init["sum off W by"], by_init["base moved by"]
+
+# %% tags=["claim"]
 assert off["True"] == off["gaussian"] == 0  # the model starts as itself
 assert off["False"] > 1e-2  # it does not
 assert moved["pissa"] > 0.05 > 1e-4 > off["pissa"]  # the base gives, the adapter takes
@@ -942,11 +958,15 @@ quantized = start_from.unload()
 model = load_model("chat", quiet=True)  # if this cell is run again, PiSSA has rewritten the base
 model = attempt("gaussian", "init", model, init_lora_weights="gaussian").unload()
 model = attempt("False", "init", model, init_lora_weights=False).unload()
+
+# %% tags=["claim"]
 assert torch.equal(logits(model), base_logits)
 
+# %%
 model = attempt("PiSSA", "init", model, init_lora_weights="pissa_niter_4").unload()
 print(f"held-out loss of what PiSSA leaves of the base: {held_out_loss(model):.1f}")
 
+# %% tags=["claim"]
 assert not torch.allclose(logits(model), base_logits, atol=1)
 
 # %% [markdown]
@@ -956,6 +976,8 @@ assert not torch.allclose(logits(model), base_logits, atol=1)
 
 # %%
 model = load_model("chat", quiet=True)
+
+# %% tags=["claim"]
 assert torch.equal(logits(model), base_logits)
 
 # %% [markdown]
@@ -992,7 +1014,7 @@ axis.set_xlabel("loss on held-out sentences: before ○, after eight steps ●")
 axis.set_title("One job, one seed, twelve adapters")
 plt.show()
 
-# %%
+# %% tags=["claim"]
 before, after = table["before"], table["after"]
 assert (after < before).all()  # each of them learns
 assert before["False"] > base_loss + 0.1  # the only one that starts well away from the model
@@ -1021,6 +1043,7 @@ tuned = PeftModel.from_pretrained(model, saved, adapter_name="yoda")
 reloaded = logits(tuned)
 print("as before saving:", torch.allclose(reloaded, tuned_logits, atol=1e-3))
 
+# %% tags=["claim"]
 assert torch.allclose(reloaded, tuned_logits, atol=1e-3)
 
 # %% [markdown]
@@ -1052,7 +1075,7 @@ with tuned.disable_adapter():
 # Switching takes no time, since nothing is loaded: this is how one server can offer many tuned
 # models at once. Training the second did not touch the first, nor the base:
 
-# %%
+# %% tags=["claim"]
 assert torch.allclose(told["yoda"], tuned_logits, atol=1e-3)
 assert torch.equal(told["base"], base_logits)
 assert not torch.allclose(told["hrrmmm"], told["yoda"], atol=1)
@@ -1082,6 +1105,7 @@ print(f"What was learned moved the logits by {learned:.3f}, on average.")
 print(f"merged, against beside the weights: {distance(merged, told['yoda']):.3f}")
 print(f"the base after unmerging:           {distance(unmerged_base, base_logits):.3f}")
 
+# %% tags=["claim"]
 assert distance(merged, told["yoda"]) < 0.2 * learned
 assert distance(unmerged_base, base_logits) < 0.2 * learned
 
@@ -1114,6 +1138,7 @@ for name in ("both", "blend"):
     off = (change[name] - wanted).norm() / wanted.norm()
     print(f"{name}: rank {up.r[name]}, off the sum by {off:.2f}")
 
+# %% tags=["claim"]
 assert (change["both"] - wanted).norm() < 1e-2 * wanted.norm()
 assert (change["blend"] - wanted).norm() > 0.1 * wanted.norm()
 
@@ -1134,12 +1159,13 @@ for name in (*parts, "both", "blend"):
 skills = pd.DataFrame(skills).T
 skills
 
-# %%
-assert skills.loc["hrrmmm", "says Hrrmmm"] > skills.loc["yoda", "says Hrrmmm"]
-assert skills.loc["yoda", "Yoda's order"] > skills.loc["hrrmmm", "Yoda's order"]
+# %% tags=["claim"]
 for name in ("both", "blend"):
     lost = skills.loc["yoda", "Yoda's order"] - skills.loc[name, "Yoda's order"]
     assert lost > 0 or skills.loc[name, "says Hrrmmm"] < len(trials) or not small
+
+assert skills.loc["hrrmmm", "says Hrrmmm"] > skills.loc["yoda", "says Hrrmmm"]
+assert skills.loc["yoda", "Yoda's order"] > skills.loc["hrrmmm", "Yoda's order"]
 
 # %% [markdown]
 # A sum of updates is not a sum of skills. Each part was trained as if it were alone, and the second
@@ -1158,6 +1184,7 @@ for name in list(tuned.peft_config):
         tuned.delete_adapter(name)
 print("left:", list(tuned.peft_config))
 
+# %% tags=["claim"]
 assert list(tuned.peft_config) == ["yoda"]
 assert distance(logits(tuned), told["yoda"]) < 0.2 * learned
 
@@ -1166,6 +1193,7 @@ plain = copy.deepcopy(tuned).merge_and_unload()
 back = copy.deepcopy(tuned).unload()
 print("merge_and_unload:", type(plain).__name__, "| unload:", type(back).__name__)
 
+# %% tags=["claim"]
 assert not any("lora" in name for name, _ in plain.named_parameters())
 assert distance(logits(plain), told["yoda"]) < 0.2 * learned
 assert distance(logits(back), base_logits) < 0.2 * learned

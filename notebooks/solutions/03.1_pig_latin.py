@@ -60,6 +60,7 @@ for reply in ("Ethay ingstray isway edray.", "Ethay ringstay isway edray.", "The
         {name: round(value, 2) for name, value in reference_scores([reply], wanted).items()}, reply
     )
 
+# %% tags=["claim"]
 assert reference_scores(wanted, wanted) == {"exact match": 1.0, "word accuracy": 1.0, "chrF": 100.0}
 
 # %% [markdown]
@@ -90,7 +91,7 @@ for name, rows in held_out.items():
     results["nothing done", name] = reference_scores(rows["sentence"], rows["pig_latin"])
 pd.DataFrame(results).T.round(2)
 
-# %%
+# %% tags=["claim"]
 baseline = max(results["asked with examples", name]["word accuracy"] for name in held_out)
 assert baseline < 0.2
 
@@ -134,9 +135,11 @@ sentence, translated = held_out["unseen"][0]["sentence"], held_out["unseen"][0][
 print(spell(sentence))
 print(spell(translated))
 
-assert unspell(spell(translated)) == translated
 letters = tokenizer.tokenize(spell("my smile"))
 print(letters)
+
+# %% tags=["claim"]
+assert unspell(spell(translated)) == translated
 
 # %% [markdown]
 # Now each letter is a token. A short system prompt names the task; the sentence stands in the
@@ -244,7 +247,7 @@ changed = {
 print("You said:", ", ".join(my_guess))
 pd.DataFrame(changed).T
 
-# %%
+# %% tags=["claim"]
 assert "learning_rate" in changed
 assert "gradient_checkpointing" in changed
 
@@ -269,6 +272,7 @@ renamed = {
 for old, new in renamed.items():
     print(f"{old:>33} → {new}")
 
+# %% tags=["claim"]
 assert not {"max_seq_length", "evaluation_strategy", "group_by_length", "no_cuda"} & set(known)
 
 # %% [markdown]
@@ -341,6 +345,7 @@ from course_utils import preflight
 report = preflight(trainer)
 print(report)
 
+# %% tags=["claim"]
 assert report.ok
 
 # %% [markdown]
@@ -358,6 +363,7 @@ my_guess_right = {"test": 0.5, "unseen": 0.1}
 
 # %% tags=["figure:03_1_losses"]
 _ = trainer.train()
+
 # %% [markdown]
 # If the curve has spikes: the learning rate is at the upper end, and now and then a step goes too
 # far. As the rate falls, they end.
@@ -376,7 +382,7 @@ table = pd.DataFrame(results).T.sort_index().round(2)
 table["your guess"] = [my_guess_right[name] if how == "tuned" else "" for how, name in table.index]
 table
 
-# %%
+# %% tags=["claim"]
 known_words = results["tuned", "test"]["word accuracy"]
 new_words = results["tuned", "unseen"]["word accuracy"]
 assert known_words >= 0.9
@@ -460,6 +466,7 @@ plt.show()
 usual, odd = by_kind.iloc[:6].mean(), by_kind.iloc[6:].mean()
 print(f"kinds that it was trained on: {usual:.0%}; kinds that it was not: {odd:.0%}")
 
+# %% tags=["claim"]
 assert usual > 0.7
 assert usual > odd
 
@@ -483,7 +490,7 @@ for temperature in (0, 0.7, 1.5):
 heat = pd.DataFrame(rows).set_index("temperature")
 heat.round(2)
 
-# %%
+# %% tags=["claim"]
 assert heat.loc[0, "word accuracy"] > heat.loc[1.5, "word accuracy"]
 
 # %% [markdown]
@@ -539,6 +546,7 @@ best, plain_text = result.loc["both spelled"], result.loc["plain"]
 print(f"words: {plain_text.iloc[0]:.0%} → {best.iloc[0]:.0%} by spelling them")
 print(f"whole sentences: {plain_text.iloc[1]:.0%} → {best.iloc[1]:.0%}")
 
+# %% tags=["claim"]
 unseen = result["unseen_words"]
 assert best["unseen_words"] > plain_text["unseen_words"] + 0.2
 assert max(unseen["spelled prompt"], unseen["spelled answer"], unseen["word lists"]) < 0.5
@@ -595,10 +603,13 @@ stopping = {
 overfit = make_trainer(
     few, watched, [EarlyStoppingCallback(early_stopping_patience=3)], max_steps=40, **stopping
 )
+
+# %% tags=["claim"]
 assert preflight(overfit).ok
 
 # %% tags=["figure:03_1_overfitting"]
 _ = overfit.train()
+
 # %% tags=["value:early-stopping"]
 from course_utils.training import curves
 
@@ -610,6 +621,7 @@ print(f"stopped at step {overfit.state.global_step} with {losses[-1]:.2f}")
 back = overfit.evaluate()["eval_loss"]
 print(f"the model we are left with: {back:.2f}")
 
+# %% tags=["claim"]
 assert best < overfit.state.global_step < 40
 assert lines["training"][1][-1] < losses[-1]
 assert abs(back - min(losses)) < 0.05
@@ -630,6 +642,7 @@ memorised = reference_scores(replies, rows["pig_latin"])
 for what, found in (("16 sentences:", memorised), ("big training:", results["tuned", "unseen"])):
     print(what, {name: round(value, 2) for name, value in found.items()})
 
+# %% tags=["claim"]
 assert memorised["word accuracy"] < new_words
 
 # %% [markdown]
@@ -664,6 +677,7 @@ elsewhere = subprocess.run([sys.executable, "-c", script], capture_output=True, 
 print("here:             ", here)
 print("in a new process: ", elsewhere.stdout.strip())
 
+# %% tags=["claim"]
 assert elsewhere.stdout.strip() == here, elsewhere.stderr
 
 # %% [markdown]
@@ -722,8 +736,10 @@ while not checkpoint.exists() and process.poll() is None:
 process.kill()
 print("exit status:", process.wait())
 
-assert process.returncode == -9, log.read_text()
 print("on the disk:", sorted(path.name for path in (work / "interrupted").iterdir()))
+
+# %% tags=["claim"]
+assert process.returncode == -9, log.read_text()
 
 # %% [markdown]
 # `trainer.train(resume_from_checkpoint=True)` takes the last one. **Guess first:** is the result the
@@ -734,7 +750,8 @@ my_guess = "..."
 
 # %%
 for arguments in (["interrupted", "resume"], ["undisturbed"]):
-    assert start(*arguments).wait() == 0, log.read_text()
+    if start(*arguments).wait() != 0:
+        print(log.read_text())
 
 
 def losses_of(name):
@@ -748,10 +765,11 @@ print("You said:", my_guess)
 twice.round(3)
 
 # %% tags=["value:resumed"]
-assert list(twice.index) == list(range(1, 13))
 difference = (twice["undisturbed"] - twice["interrupted"]).abs().max()
 print(f"largest difference: {difference:.4f}")
 
+# %% tags=["claim"]
+assert list(twice.index) == list(range(1, 13))
 assert difference < 0.05
 
 # %% [markdown]

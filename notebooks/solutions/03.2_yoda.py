@@ -68,7 +68,7 @@ results = {"untuned, asked with examples": reference_scores(untuned, held_out["y
 results["nothing done"] = reference_scores(held_out["sentence"], held_out["yoda"])
 pd.DataFrame(results).T.round(2)
 
-# %%
+# %% tags=["claim"]
 assert results["untuned, asked with examples"]["exact match"] < 0.2
 
 # %% [markdown]

@@ -59,7 +59,7 @@ accuracy = word_accuracy(before, held_out["pig_latin"])
 print(f"words right: {accuracy:.0%}")
 text_table(pd.DataFrame({"wanted": held_out["pig_latin"], "got": before}).head(3))
 
-# %%
+# %% tags=["claim"]
 assert accuracy < 0.2
 
 # %% [markdown]
@@ -91,6 +91,7 @@ try:
 except ValueError as error:
     print("Without a collator:", error)
 
+# %% tags=["claim"]
 assert len(set(lengths)) > 1
 
 # %% [markdown]
@@ -138,6 +139,7 @@ for row in pig_latin["train"].select(range(200)):
 share = prompt_tokens / trained_tokens
 print(f"{share:.0%} of what is trained on is prompt; you said {my_guess}")
 
+# %% tags=["claim"]
 assert share > 0.25
 
 # %% [markdown]
@@ -209,6 +211,7 @@ encoded = tokenizer.apply_chat_template(
 )
 print("assistant tokens according to the stock template:", sum(encoded["assistant_masks"]))
 
+# %% tags=["claim"]
 assert "{% generation %}" in tokenizer.chat_template or sum(encoded["assistant_masks"]) == 0
 
 # %% [markdown]
@@ -311,6 +314,7 @@ with torch.inference_mode():
     their_loss = model(**on_device).loss.float().cpu()
 print(f"own loss {own_loss:.4f}, TRL's batch {their_loss:.4f}")
 
+# %% tags=["claim"]
 assert abs(own_loss - their_loss) < 0.02 * their_loss
 
 # %% [markdown]
@@ -331,6 +335,7 @@ end_id = tokenizer.eos_token_id
 print("EOS tokens trained on, pad = eos:", (careless["labels"] == end_id).sum().item())
 print("EOS tokens trained on, pad ≠ eos:", (batch["labels"] == end_id).sum().item())
 
+# %% tags=["claim"]
 assert (careless["labels"] == end_id).sum() == 0
 assert (batch["labels"] == end_id).sum() == len(examples)
 
@@ -410,6 +415,8 @@ text_table(stops)
 
 # %%
 ended = stops.set_index("collator")["ended of 12"]
+
+# %% tags=["claim"]
 assert ended["pad = eos"] <= 3
 assert ended["pad ≠ eos"] >= 9
 
@@ -444,7 +451,7 @@ tokenizer.pad_token = end_token
 careful = first_batch(make_trainer(as_messages))
 masks.show(careful, tokenizer)
 
-# %%
+# %% tags=["claim"]
 assert (careful["labels"] == end_id).sum() == len(careful["labels"])
 
 # %% [markdown]
@@ -480,7 +487,7 @@ for kind, options in kinds.items():
 layouts = pd.DataFrame(rows).set_index("batch")
 layouts
 
-# %%
+# %% tags=["claim"]
 assert layouts.loc["padded", "padding"] > 0
 assert layouts.loc["packed", "padding"] == 0
 assert layouts.loc["padding-free", "padding"] == 0
@@ -505,6 +512,7 @@ with torch.inference_mode():
         losses[kind] = model(**part).loss.item()
 print({kind: round(loss, 3) for kind, loss in losses.items()})
 
+# %% tags=["claim"]
 assert abs(losses["padded"] - losses["padding-free"]) < 0.05 * losses["padded"]
 
 # %% [markdown]
@@ -528,6 +536,7 @@ good = make_trainer(as_messages, model=tuned, learning_rate=1e-3)
 report = preflight(good)
 print(report)
 
+# %% tags=["claim"]
 assert report.ok
 
 # %% [markdown]

@@ -89,7 +89,7 @@ rounded = {name: numbers.to(dtype).float() for name, dtype in FLOATS.items()}
 print("You said:", my_guess)
 shown(rounded, names)
 
-# %%
+# %% tags=["claim"]
 assert rounded["float16"][1] == math.inf
 assert rounded["bfloat16"][1] == 70144
 assert rounded["bfloat16"][3] == 1
@@ -114,6 +114,7 @@ for name, dtype in FLOATS.items():
 print("You said:", my_guess)
 print({name: f"{end:.3f}" for name, end in ends.items()})
 
+# %% tags=["claim"]
 assert ends["bfloat16"] == 1
 assert abs(ends["float32"] - 2) < 1e-3
 
@@ -180,7 +181,7 @@ together = {name: there_and_back(numbers, name, block=4) for name in LEVELS}
 print("You said:", my_guess)
 shown(together, names)
 
-# %%
+# %% tags=["claim"]
 assert all(values.count_nonzero() == 1 for values in together.values())
 
 # %% [markdown]
@@ -192,7 +193,7 @@ others = torch.tensor([1 / 3, 1e-6, 1.001])
 apart = {name: there_and_back(others, name, block=3) for name in LEVELS}
 shown(apart, ["1/3", "1e-6", "1 + 0.001"])
 
-# %%
+# %% tags=["claim"]
 assert abs(apart["int8"][0] - 1 / 3) < 0.005
 assert abs(apart["nf4"][0] - 1 / 3) < 0.03
 
@@ -240,6 +241,7 @@ plt.show()
 near_zero = {name: int((levels.abs() < 0.01).sum()) for name, levels in LEVELS.items()}
 print("levels within 0.01 of zero:", near_zero)
 
+# %% tags=["claim"]
 assert near_zero["fp4"] == 4
 assert near_zero["nf4"] == near_zero["int4"] == 1
 
@@ -303,9 +305,9 @@ worse = next(
 print(f"Among the sizes tried, int8 with one scale loses to nf4 in blocks from {worse} on.")
 print(f"You said {my_guess}.")
 
-# %%
-assert worse <= 100
+# %% tags=["claim"]
 at_100 = {key: found[sizes.index(100)] for key, found in errors.items()}
+assert worse <= 100
 for name in ("int8", "nf4"):
     assert at_100[name, 64] < 0.2 * at_100[name, len(bell)]
 assert max(errors["nf4", 64]) < 1.1 * min(errors["nf4", 64])
@@ -345,7 +347,7 @@ print(f"{weight.numel():,} numbers from a perfect bell: {in_a_bell:.1f}")
 print(f"{len(furthest)} matrices of the model, lowest, middle and highest:")
 furthest.iloc[[0, len(furthest) // 2, -1]].round(1)
 
-# %%
+# %% tags=["claim"]
 assert furthest.median() > 1.5 * in_a_bell
 
 # %% [markdown]
@@ -388,6 +390,7 @@ ids = ids[: len(ids) // WINDOW * WINDOW].reshape(-1, WINDOW)[:4]
 print(f"{len(prose)} paragraphs; of these {ids.numel():,} tokens in windows of {WINDOW}\n")
 print(tokenizer.decode(ids[0, :70]), "…")
 
+# %% tags=["claim"]
 assert ids.shape == (4, WINDOW)
 
 # %% [markdown]
@@ -508,6 +511,7 @@ print(f"{weight.numel():,} weights in {packed.numel():,} bytes, {state.absmax.nu
 print("the same numbers:", torch.allclose(ours, theirs, atol=1e-6))
 print("the same bytes:  ", torch.equal(pairs[:, 0] * 16 + pairs[:, 1], packed.flatten().long()))
 
+# %% tags=["claim"]
 assert torch.allclose(ours, theirs, atol=1e-6)
 assert torch.allclose(scales.flatten(), state.absmax)
 assert (pairs[:, 0] * 16 + pairs[:, 1] == packed.flatten()).float().mean() > 0.999
@@ -556,15 +560,15 @@ errors = pd.DataFrame(results).pivot(
 errors = errors[errors["weights off by", "bitsandbytes"].notna()]
 errors.map(lambda error: f"{error:.1%}" if pd.notna(error) else "")
 
-# %%
+# %% tags=["claim"]
 of_weights = errors["weights off by"].droplevel("bits a weight")
 of_outputs = errors["outputs off by"].droplevel("bits a weight")
 apart = (of_weights["hand"] - of_weights["bitsandbytes"]).abs()
-assert apart["nf4", "64 weights"] < 1e-6
-assert apart.max() < 1e-3  # fp4, int8: a number halfway between two levels may go either way
 double, single = (
     of_weights["bitsandbytes"]["nf4", n] for n in ("64 weights, double", "64 weights")
 )
+assert apart["nf4", "64 weights"] < 1e-6
+assert apart.max() < 1e-3  # fp4, int8: a number halfway between two levels may go either way
 assert double < 1.02 * single
 assert of_outputs["bitsandbytes"]["int8", "row"] > 1.5 * of_outputs["hand"]["int8", "row"]
 
@@ -597,7 +601,7 @@ spread = spread.sort_values("ratio", ascending=False)
 print(f"You said {my_guess}.")
 spread.head(4).round(1)
 
-# %%
+# %% tags=["claim"]
 assert spread["ratio"].max() > 50
 
 # %% [markdown]
@@ -631,7 +635,7 @@ show(
     },
 )
 
-# %%
+# %% tags=["claim"]
 assert (outliers["with the threshold, off by"] < outliers["all in int8, off by"]).all()
 
 # %% [markdown]
@@ -658,6 +662,8 @@ for what, counts in different.items():
 from course_utils.models import resolve
 
 origin = resolve("chat")
+
+# %% tags=["claim"]
 if origin.where == "embedded":
     assert different["our layer"].max() <= 16
 
@@ -699,6 +705,7 @@ quantized = AutoModelForCausalLM.from_pretrained(
 )
 print(quantized.model.layers[0].mlp)
 
+# %% tags=["claim"]
 assert quantized.is_loaded_in_4bit
 
 # %% [markdown]
@@ -748,7 +755,7 @@ print(f"in all: {held['MB'].sum():.0f} MB, {held['MB'].sum() / (bytes_16 / 1e6):
 print(f"get_memory_footprint() says: {quantized.get_memory_footprint() / 1e6:.0f} MB")
 show(held, {"MB": "{:.2f}", "share": "{:.1%}"})
 
-# %%
+# %% tags=["claim"]
 missed = held["MB"].sum() - quantized.get_memory_footprint() / 1e6
 in_scales = held.loc[held.index.str.contains("scales|levels"), "MB"].sum()
 assert held["MB"].sum() > 1.1 * bytes_16 / 1e6 / 4
@@ -800,7 +807,7 @@ show(
     },
 )
 
-# %%
+# %% tags=["claim"]
 embedded, *_, llama = counted["of 16 bits"]
 assert llama < 0.3 < 0.4 < embedded
 if origin.where == "embedded" and compute != torch.float32:
@@ -897,7 +904,7 @@ FORMATS = {
 print("You said:", my_guess)
 show(compared.drop(columns="then"), FORMATS)
 
-# %%
+# %% tags=["claim"]
 more, unsure = compared["more than float32"], compared["standard error"]
 size = compared["MB"]
 assert abs(more["bfloat16"]) < 0.01
@@ -988,7 +995,7 @@ own = compare(OWN, own_ids)
 print(f"{own_ids.numel():,} tokens. You said: {my_guess}")
 show(own.drop(columns="then"), FORMATS | {"perplexity": "{:.2f}"})
 
-# %%
+# %% tags=["claim"]
 assert own["more than float32"]["nf4"] < 0.02
 assert own["more than float32"]["nf4"] < own["more than float32"]["fp4"]
 if small:
@@ -1014,7 +1021,6 @@ if small:
 # QLoRA trains an adapter beside a frozen 4-bit model. Two things have to be right: gradients must
 # get *through* the quantized layers, and what needs precision should have it. First
 # the way through, on one layer: no gradient *of* the weight, but one that passes it.
-
 
 # %%
 from course_utils.models import keep_weights_trainable
@@ -1047,9 +1053,11 @@ expected = 2 * (x @ expanded.T) @ expanded
 print("gradient of the 4-bit weight:", layer.weight.grad)
 print(f"gradient at the input, off the expected one by {off(x.grad, expected):.1e}")
 
+del quantized
+
+# %% tags=["claim"]
 assert layer.weight.grad is None
 assert off(x.grad, expected) < 1e-4
-del quantized
 
 # %% [markdown]
 # In both directions the weight is expanded, used, and thrown away again.
@@ -1106,6 +1114,8 @@ pd.DataFrame({"before": flags_before, "after": flags_after}, dtype=object)
 grown = flags_after["MB in parameters"] - flags_before["MB in parameters"]
 codes = "linear layers: codes"
 print(f"{grown:+.0f} MB")
+
+# %% tags=["claim"]
 assert (after["requires grad"] == "False").all()
 assert (after["dtype"].drop(codes) == "float32").all()
 assert after.loc[codes, "dtype"] == "uint8"
@@ -1144,7 +1154,7 @@ with warnings.catch_warnings():
 asked = pd.DataFrame(rows)
 asked
 
-# %%
+# %% tags=["claim"]
 assert asked["layer is trained"].tolist() == [False, True, True, True]
 
 # %% [markdown]
@@ -1201,6 +1211,7 @@ same = all(torch.equal(a, b) for a, b in zip(untouched, still, strict=True))
 print(f"{len(still)} quantized weights, unchanged: {same}")
 learned = {name: w.cpu().clone() for name, w in get_peft_model_state_dict(tuned).items()}
 
+# %% tags=["claim"]
 assert losses[-1] < losses[0] - 0.5
 assert same
 assert {p.dtype for p in trained} == {torch.float32}
@@ -1266,7 +1277,7 @@ gradient_off = pd.Series({name: off(found, right) for name, (_, found) in cases.
 print("You said:", my_guess)
 show(gradient_off.to_frame("gradients off by"), {"gradients off by": "{:.1%}"})
 
-# %%
+# %% tags=["claim"]
 next_batch, exact, prepared, unprepared, before_nf4 = gradient_off
 assert exact < 1e-3
 assert exact < prepared < unprepared < before_nf4
@@ -1410,11 +1421,13 @@ plt.show()
 # %%
 named = {"Trainer": plain, "SFTTrainer": full, "SFTTrainer, LoRA": lora}
 peaks = pd.DataFrame({name: prediction.at_peak for name, prediction in named.items()})
+peaks.map("{:,.0f} MB".format)
+
+# %% tags=["claim"]
 assert max(plain.at_peak, key=plain.at_peak.get) == "activations"
 assert full.peak_allocated_mb < 0.3 * plain.peak_allocated_mb
 assert lora.at_peak["optimizer"] < 0.1 * full.at_peak["optimizer"]
 assert 0.5 < lora.peak_allocated_mb / full.peak_allocated_mb < 0.6
-peaks.map("{:,.0f} MB".format)
 
 # %% [markdown]
 # Read the first picture from the left. The weights are there from the beginning. The forward pass
@@ -1451,8 +1464,10 @@ for name, prediction in named.items():
     rows[name] = [f"{size / 1e6:,.0f} MB" for size in sizes[:3]]
 largest = max(size for _, _, size in plain.log)
 print(f"tokens × vocabulary × 4 bytes = {tokens * vocabulary * 4 / 1e6:,.0f} MB")
-assert abs(largest / (tokens * vocabulary * 4) - 1) < 0.01
 pd.DataFrame(rows, index=["largest request", "second", "third"]).T
+
+# %% tags=["claim"]
+assert abs(largest / (tokens * vocabulary * 4) - 1) < 0.01
 
 # %% [markdown]
 # They are the *logits*: one number for each token and each word of the vocabulary. The `Trainer`
@@ -1532,9 +1547,11 @@ columns = ["h", "s", "n_heads", "n_kv", "m", "L", "blocks (GB)", "12·L·h² (GB
 columns += ["ratio, eager", "ratio, flash"]
 llama = seven.loc["meta-llama/Llama-2-7b-hf"]
 qwen = seven.loc["Qwen/Qwen2.5-7B"]
+seven[columns].round(1)
+
+# %% tags=["claim"]
 assert llama["ratio, eager"] > 5 > 2 > llama["ratio, flash"] > 1
 assert qwen["blocks (GB)"] > 1.5 * qwen["12·L·h² (GB)"]
-seven[columns].round(1)
 
 # %% [markdown]
 # For the older models the approximation is good. For Qwen2.5-7B it is not: its MLP is wide and has a
@@ -1560,8 +1577,10 @@ held = pd.DataFrame(
         "predicted": {name: timeline[name].max() for name in states},
     }
 )
-assert (held["predicted"] / held["formula"]).between(0.99, 1.03).all()
 held.map("{:,.0f} MB".format)
+
+# %% tags=["claim"]
+assert (held["predicted"] / held["formula"]).between(0.99, 1.03).all()
 
 # %%
 compared = []
@@ -1663,9 +1682,11 @@ overview = pd.DataFrame(
 )
 overview["saved"] = overview["saved"].map("{:.0%}".format)
 together = predicted["all of QLoRA, checkpointing, sdpa"].peak_allocated_mb
+overview.round(1)
+
+# %% tags=["claim"]
 assert together < 0.2 * base_peak
 assert all(p.peak_allocated_mb < base_peak for n, p in predicted.items() if n != "as it is")
-overview.round(1)
 
 # %% [markdown]
 # Here checkpointing is the best single tool, because activations are the largest part *of this

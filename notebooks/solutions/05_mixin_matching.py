@@ -69,7 +69,6 @@ from course_utils.memory import Setup, predict
 from course_utils.models import known_model
 
 OPT = "facebook/opt-350m"
-assert round(known_model(OPT).parameters / 1e6) == 331
 first = Setup(
     OPT,
     trainer="trainer",
@@ -85,6 +84,9 @@ print(f"at:   {told.peak_op}")
 pd.DataFrame(
     {"peak in each phase": pd.Series(told.phases), "held at the peak": pd.Series(told.at_peak)}
 ).map(lambda size: "" if pd.isna(size) else f"{size:,.0f}")
+
+# %% tags=["claim"]
+assert round(known_model(OPT).parameters / 1e6) == 331
 
 # %% [markdown]
 # Two tables in one. The right column takes the highest moment of all and says what was held then;
@@ -160,6 +162,7 @@ print("You said:", my_guess)
 numbers = published.astype(float)
 print(f"published: largest {numbers.max().max():,.0f} MB, smallest {numbers.min().min():,.0f} MB")
 
+# %% tags=["claim"]
 without, checkpointed = numbers.iloc[:8], numbers.iloc[8:].set_axis(numbers.index[:8])
 assert (without["Eager"] > 4 * without["SDPA"]).all()
 assert (without["Eager"] > 4 * checkpointed["Eager"]).all()
@@ -208,6 +211,7 @@ sixteen = figures[figures["weights"] == "16-bit"]
 print(f"{len(figures)} published figures; of the {len(sixteen)} at 16 bits:")
 print(f"mean error {sixteen['error'].abs().mean():.2f}%, worst {sixteen['error'].abs().max():.2f}%")
 
+# %% tags=["claim"]
 assert len(sixteen) == 48
 assert sixteen["error"].abs().max() < 1
 
@@ -254,7 +258,6 @@ import inspect
 
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-assert "logits.float()" in inspect.getsource(ForCausalLMLoss)
 config = first.config()
 logits = 2000 * config.vocab_size * 4 / 1e6
 print(f"the logits in float32: {logits:,.0f} MB for each copy")
@@ -267,6 +270,8 @@ matrix = config.num_attention_heads * 2000**2 * 2 / 1e6
 less = (then_extra - now_extra) / config.num_hidden_layers / matrix
 print(f"eager keeps {less:.2f} of an attention matrix less, in each layer")
 
+# %% tags=["claim"]
+assert "logits.float()" in inspect.getsource(ForCausalLMLoss)
 assert now_extra < then_extra
 assert 0.8 < less < 1.2
 assert now.loc[row, "SDPA"] > published.loc[row, "SDPA"]
@@ -298,7 +303,7 @@ errors = {
 errors = pd.DataFrame(errors)
 errors.map("{:.1%}".format).rename_axis("mean error")
 
-# %%
+# %% tags=["claim"]
 first_table = errors.iloc[:, 0]
 assert first_table.iloc[0] < 0.002
 assert (first_table.iloc[1:] > 0.3).all()
@@ -320,7 +325,7 @@ assert (first_table.iloc[1:] > 0.3).all()
 block = published.loc[("yes", "no")]
 block
 
-# %%
+# %% tags=["claim"]
 for _, rows in published.groupby(level=["grad_checkpointing", "lora"], sort=False):
     assert rows.iloc[1:].nunique().max() == 1  # rows 2 to 4 are equal in every block
 
@@ -356,7 +361,7 @@ held["sum"] = held.sum(axis=1)
 print(f"published, checkpointing, SDPA: {block['SDPA'].iloc[1]:,.0f} MB in rows 2 to 4")
 held.round(0).astype(int)
 
-# %%
+# %% tags=["claim"]
 assert (held["sum"] > block["SDPA"].iloc[1]).all()
 
 # %% [markdown]
@@ -392,7 +397,7 @@ pd.DataFrame(
     }
 ).T.drop(columns="weights").round(0).astype(int)
 
-# %%
+# %% tags=["claim"]
 assert abs(peaks["paged 8-bit Adam, one step"] - peaks["accumulation, and no step"]) < 1
 assert peaks["8-bit Adam, one step"] > peaks["paged 8-bit Adam, one step"] + 1
 assert abs(peaks["accumulation, a true step"] - peaks["Adam, one step"]) < 1
@@ -413,6 +418,7 @@ print(
     f"accumulation costs {more:,.0f} MB; the gradients are {held.loc['adamw_torch', 'gradients']:,.0f} MB"
 )
 
+# %% tags=["claim"]
 assert 0.8 < more / held.loc["adamw_torch", "gradients"] < 1.05
 
 # %% [markdown]
@@ -440,7 +446,7 @@ readings = pd.DataFrame(
 print(*(f"{name}: {what}" for name, what in grid.READINGS.items()), sep="\n")
 readings.round(0).astype(int)
 
-# %%
+# %% tags=["claim"]
 assert readings["published"].round(0).nunique() == 2
 assert readings["today"].round(0).nunique() == 4
 
@@ -460,7 +466,7 @@ shown["published"], shown["predicted"] = odd["published_mb"], odd["predicted_mb"
 shown["remark"] = odd["remark"]
 text_table(shown)
 
-# %%
+# %% tags=["claim"]
 floor = odd[(odd["table"].str.startswith("falcon")) & (odd["seq_len"].astype(int) == 500)]
 assert len(odd) == 8
 assert len(floor) == 4
@@ -528,7 +534,7 @@ axis.set_title("OPT-350M with LoRA, one example")
 axis.legend()
 plt.show()
 
-# %%
+# %% tags=["claim"]
 assert 1.9 < slopes["eager − SDPA"] < 2.1
 assert 0.95 < slopes["SDPA"] < 1.05
 assert activations["sdpa"].equals(activations["flash_attention_2"]) or here
@@ -616,12 +622,14 @@ axes[1].set_xlabel("MB at the peak")
 plt.show()
 
 # %%
+last = together["… + 8-bit Adam"]
+
+# %% tags=["claim"]
 assert max(saved, key=saved.get) == "checkpointing"
 assert saved["SDPA"] > 0.8 * saved["checkpointing"]
 assert abs(saved["fused Adam"]) < 10
 assert saved["LoRA"] < 0.15 * saved["SDPA"]
 assert kept["LoRA"] > kept["the base"]
-last = together["… + 8-bit Adam"]
 assert last.peak_allocated_mb < alone["the base"].peak_allocated_mb / 7
 assert last.at_peak["activations"] > 0.75 * last.peak_allocated_mb
 
@@ -640,7 +648,7 @@ assert last.at_peak["activations"] > 0.75 * last.peak_allocated_mb
 # %%
 pd.DataFrame({name: alone[name].phases for name in ("the base", "fused Adam")}).round(0).astype(int)
 
-# %%
+# %% tags=["claim"]
 assert alone["fused Adam"].phases["optimizer"] < alone["the base"].phases["optimizer"] - 500
 
 # %% [markdown]
@@ -651,6 +659,7 @@ print(
     f"at {last.peak_op}; as much as {last.at_peak['activations'] / logits:.1f} copies of the logits"
 )
 
+# %% tags=["claim"]
 assert "softmax" in last.peak_op
 assert last.at_peak["activations"] > 2 * logits
 
@@ -663,6 +672,7 @@ with_sft = predict(last.setup.replace(trainer="sft"), GPU)
 print(f"the same settings: Trainer {last.peak_allocated_mb:,.0f} MB")
 print(f"                SFTTrainer {with_sft.peak_allocated_mb:,.0f} MB, at {with_sft.peak_op}")
 
+# %% tags=["claim"]
 assert with_sft.peak_allocated_mb < last.peak_allocated_mb
 
 # %% [markdown]
@@ -684,7 +694,7 @@ for name, change in {
 formats = pd.DataFrame(formats).T.rename_axis("activations (MB) with LoRA on")
 formats.round(0).astype(int)
 
-# %%
+# %% tags=["claim"]
 assert (abs(formats.loc["nf4-double"] / formats.loc["32-bit"] - 1) < 0.01).all()
 assert formats.loc["nf4-double", "eager"] < formats.loc["16-bit", "eager"]
 assert formats.loc["nf4-double", "sdpa"] > 1.2 * formats.loc["16-bit", "sdpa"]
@@ -726,6 +736,7 @@ print(
     f"time, measured on the {device}: × {ratios[1]:.2f} (from {ratios[0]:.2f} to {ratios[2]:.2f})"
 )
 
+# %% tags=["claim"]
 assert memory["non-reentrant"] < memory["none"]
 
 # %% [markdown]
@@ -760,7 +771,7 @@ shown = falcon[columns].assign(remark=np.where(falcon["remark"] != "", "see sect
 shown["predicted"] = shown["predicted"].map("{:,.0f}".format)
 text_table(shown.astype(str))
 
-# %%
+# %% tags=["claim"]
 out_of_memory = falcon[falcon["published"] == "OOM"]
 assert len(out_of_memory) == 4
 assert (out_of_memory["predicted"].astype(float) > GPUS["rtx4090"].memory_mib * 1.048576).sum() >= 3
@@ -802,6 +813,7 @@ except RuntimeError as error:
     said_by_bitsandbytes = str(error).split(".")[0]
 print(said_by_bitsandbytes)
 
+# %% tags=["claim"]
 assert bool(refused) == ("inplace" in said_by_bitsandbytes)
 assert len(refused) in (0, len(rows))
 
@@ -832,7 +844,7 @@ for length, attention in cases:
 falcon_today = pd.DataFrame(found).T.rename_axis(["tokens", "attention", "checkpointing"])
 falcon_today.round(0).astype(int)
 
-# %%
+# %% tags=["claim"]
 limit = GPUS["rtx4090"].memory_mib * 2**20 / 1e6
 peak, kept = falcon_today["peak"], falcon_today["activations"]
 assert peak[500, "sdpa", "none"] < limit < peak[2000, "sdpa", "none"]
@@ -857,6 +869,7 @@ longest = longest[(longest["mixed_precision"] == "no") & (longest["grad_checkpoi
 longest = longest.set_index("attention")["predicted_mb"]
 print(longest.to_string())
 
+# %% tags=["claim"]
 assert abs(longest["sdpa"] / longest["eager"] - 1) < 0.01
 
 # %% [markdown]
@@ -896,7 +909,7 @@ on_t4 = fit(QWEN, "t4", lengths=[1024], methods=some, progress=False)
 print("You said:", my_guess)
 on_t4
 
-# %%
+# %% tags=["claim"]
 assert on_t4.loc["LoRA on 16-bit, checkpointing", 1024] == 0
 assert on_t4.loc["QLoRA", 1024] == 0
 assert on_t4.loc["QLoRA, checkpointing", 1024] >= 1
@@ -916,7 +929,7 @@ too_large = Setup(QWEN, lora=True, lora_targets="all-linear", batch_size=16, seq
 answers = ways_to_fit(too_large, "rtx4090", wanted=2, progress=False)
 text_table(answers.drop(columns="setup").astype(str))
 
-# %%
+# %% tags=["claim"]
 assert len(answers) == 2
 assert list(answers["change"]) == ["smaller micro-batches", "4-bit weights"]
 assert (answers["peak reserved (MB)"] <= usable_bytes("rtx4090") / 1e6).all()

@@ -94,6 +94,7 @@ ended = ask_base(held_out["cue"])
 knows = sum(right(ended, held_out["answer"])) / len(ended)
 print(f"\nOf {len(ended)} such sentences, it ends {knows:.0%} rightly.")
 
+# %% tags=["claim"]
 assert knows >= 0.95
 
 # %% [markdown]
@@ -151,7 +152,7 @@ untuned = pd.DataFrame(rows).set_index("form")
 print("You said:", my_guess)
 untuned
 
-# %%
+# %% tags=["claim"]
 assert untuned["answered rightly"].max() <= 0.05
 assert untuned["answer anywhere in the line"].max() <= 0.1
 
@@ -173,6 +174,7 @@ reads = sum(right(ask_base(prompts), wanted)) / len(prompts)
 print(prompts[0], "…", ask_base(prompts[0]).split(".")[0])
 print(f"\nOf {len(prompts)} such questions, it answers {reads:.0%} rightly.")
 
+# %% tags=["claim"]
 assert reads > 0.5
 
 # %% [markdown]
@@ -279,7 +281,7 @@ from_cards = [
 print(len(from_cards), "pairs")
 text_table(pd.DataFrame(from_cards[:3]))
 
-# %%
+# %% tags=["claim"]
 assert len(from_cards) >= 10
 assert all(pair["question"].endswith("?") and pair["answer"] for pair in from_cards)
 
@@ -366,7 +368,7 @@ pd.Series(fate, name="replies").value_counts().to_frame()
 # %%
 text_table(pd.DataFrame(generated))
 
-# %%
+# %% tags=["claim"]
 assert 0 < len(generated) < len(written)
 
 # %% [markdown]
@@ -398,7 +400,6 @@ print(
 
 names = list(by_split)
 leaks = {(a, b): by_split[a] & by_split[b] for a in names for b in names if a < b}
-assert not any(leaks.values())
 
 
 def mentions(rows, wanted):
@@ -410,6 +411,9 @@ def mentions(rows, wanted):
 found = mentions(countries["train"], by_split["held_out"])
 print(f"{len(found)} training pairs have a held-out country's name in them, with the answers:")
 print({row["answer"] for row in found})
+
+# %% tags=["claim"]
+assert not any(leaks.values())
 
 # %% [markdown]
 # Spain is held out, and Port of Spain is a town in the Caribbean. Look at what a check finds before
@@ -480,6 +484,7 @@ ours = with_template.apply_chat_template(whole, tokenize=False)
 theirs = chat_tokenizer.apply_chat_template(whole, tokenize=False)
 print(theirs)
 
+# %% tags=["claim"]
 assert theirs.endswith(ours)
 assert ours.startswith(CHATML.replace("{prompt}", question))
 
@@ -502,6 +507,7 @@ other.resize_token_embeddings(len(other_tokenizer), mean_resizing=False)
 print(f"<|note|>: {before} tokens before, {len(other_tokenizer.tokenize('<|note|>'))} after")
 print("embeddings:", tuple(other.get_input_embeddings().weight.shape))
 
+# %% tags=["claim"]
 assert other.get_input_embeddings().weight.shape[0] == len(tokenizer) + 1
 
 # %% [markdown]
@@ -574,6 +580,7 @@ def tune(rows, **options):
 report = preflight(make_trainer(train, validation=validation))
 print(report)
 
+# %% tags=["claim"]
 assert report.ok
 
 # %% [markdown]
@@ -600,7 +607,7 @@ results = {
 print("You said:", my_guess)
 pd.DataFrame(results).T.map("{:.1%}".format)
 
-# %%
+# %% tags=["claim"]
 assert results["tuned, LoRA"]["held out"] >= 0.9
 
 # %% [markdown]
@@ -665,7 +672,7 @@ for name, done in {"to the end": overfitted, "stopped early": stopped}.items():
     }
 pd.DataFrame(rows).T
 
-# %%
+# %% tags=["claim"]
 assert rows["stopped early"]["steps"] < rows["to the end"]["steps"]
 assert rows["stopped early"]["validation loss"] < rows["to the end"]["validation loss"]
 # What was loaded really is the best one.
@@ -720,7 +727,7 @@ fits = pd.DataFrame(
 print("You said:", my_guess)
 fits.map("{:.0%}".format)
 
-# %%
+# %% tags=["claim"]
 assert fits.loc["plain", "plain"] > 0.9
 assert fits.loc["ChatML", "ChatML"] > 0.8
 assert fits.loc["plain, no blank", "plain"] < 0.5
@@ -751,7 +758,7 @@ for name in ("ChatML", "ChatML, marks trained", "ChatML, output trained"):
     }
 pd.DataFrame(costs).round(2)
 
-# %%
+# %% tags=["claim"]
 assert costs["ChatML"]["<|im_end|>"] > 2
 assert costs["ChatML, marks trained"]["<|im_end|>"] > 2
 assert costs["ChatML, output trained"]["<|im_end|>"] < 0.5
@@ -894,6 +901,8 @@ plt.show()
 # %%
 by_heart = share_right(tuned_random, asked)
 print(f"Random weights, tuned, on the pairs of the training: {by_heart:.0%}")
+
+# %% tags=["claim"]
 told, not_told = table.loc[table.index.str.startswith("control"), "all"]
 assert by_heart > 0.95
 assert told > 0.85
@@ -961,7 +970,7 @@ print("You said:", my_guess)
 # A quarter of the answers are below the row "25%", half of them below "50%".
 pd.DataFrame(sure).describe().loc[["mean", "25%", "50%", "75%", "max"]].round(2)
 
-# %%
+# %% tags=["claim"]
 assert sure["told"].mean() > sure["hidden"].mean() + 0.3
 
 # %% [markdown]
@@ -998,6 +1007,7 @@ print("You said:", my_guess)
 print(f"country → capital: {there:.0%}   capital → country: {back:.0%}")
 print(backwards[0]["question"], "→", ask_tuned(backwards[0]["question"]))
 
+# %% tags=["claim"]
 assert back < there / 2
 
 # %% [markdown]
@@ -1034,7 +1044,7 @@ flat = pd.DataFrame(
 seeds = flat.groupby("condition", sort=False)["share"].agg(["mean", "min", "max", "count"])
 seeds.assign(**{name: seeds[name].map("{:.1%}".format) for name in ("mean", "min", "max")})
 
-# %%
+# %% tags=["claim"]
 means = seeds["mean"]
 assert (seeds["count"] == 3).all()
 assert means["LoRA"] >= 0.95
@@ -1117,9 +1127,11 @@ else:
 real_model, real_tokenizer = load_model(name), load_tokenizer(name)
 if real_tokenizer.pad_token is None:
     real_tokenizer.pad_token = "<|padding|>"  # in Pythia's vocabulary, and not its EOS token
-assert real_tokenizer.pad_token_id != real_tokenizer.eos_token_id
 plan = recipe("instructions", machine)
 print(f"{len(rows)} pairs, {source}; {plan['steps']} steps of {plan['batch']}: {plan['why']}")
+
+# %% tags=["claim"]
+assert real_tokenizer.pad_token_id != real_tokenizer.eos_token_id
 
 # %%
 ALPACA = (
@@ -1165,6 +1177,7 @@ faster_on_cpu(watch(real_trainer))
 report = preflight(real_trainer)
 print(report)
 
+# %% tags=["claim"]
 assert report.ok
 
 # %%
@@ -1194,7 +1207,7 @@ rows.update(zip(wishes, zip(before[1], after[1], strict=True), strict=True))
 compared = pd.DataFrame(rows, index=["before", "after"]).T
 text_table(compared.rename_axis("asked").reset_index())
 
-# %%
+# %% tags=["claim"]
 assert after[0] < before[0]
 assert real or "Nairobi" not in after[1][0]
 

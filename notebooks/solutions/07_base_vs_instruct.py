@@ -114,7 +114,7 @@ text_table(
     )
 )
 
-# %%
+# %% tags=["claim"]
 assert all(tokenizer.pad_token != tokenizer.eos_token for tokenizer in tokenizers.values())
 
 
@@ -191,7 +191,7 @@ pd.Series(found.at_peak).sort_values(ascending=False).map("{:,.0f} MB".format).t
     "at the peak"
 )
 
-# %%
+# %% tags=["claim"]
 assert found.peak_reserved_mb * 1e6 < usable_bytes("rtx4090")
 
 # %% [markdown]
@@ -318,6 +318,7 @@ for role, model in models.items():
 adapted = {name.split(".")[-1] for name in trainers["tuning_chat"].model.targeted_module_names}
 print(sorted(adapted))
 
+# %% tags=["claim"]
 assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 # %% [markdown]
@@ -380,7 +381,7 @@ recipe_table.map("{:.0%}".format)
 # %%
 text_table(pd.DataFrame(examples))
 
-# %%
+# %% tags=["claim"]
 learned = recipe_table["in style"].unstack()
 assert real or (learned["after"] > learned["before"] + 0.5).all()
 
@@ -459,6 +460,7 @@ pair = {"base": own_base, "instruct": own_instruct}
 knows = {name: old_answers(model) for name, model in pair.items()}
 print({name: f"{share(marks):.0%} right" for name, marks in knows.items()})
 
+# %% tags=["claim"]
 assert share(knows["base"]) < 0.1
 assert share(knows["instruct"]) > 0.8
 
@@ -545,6 +547,7 @@ last_right = {
 }
 print({name: f"{share(marks):.0%} right at the end" for name, marks in last_right.items()})
 
+# %% tags=["claim"]
 assert share(last_right["instruct"]) > share(last_right["base"]) + 0.2
 
 # %% [markdown]
@@ -656,7 +659,7 @@ divergence = {
 }
 pd.DataFrame(divergence).describe().loc[["mean", "min", "max"]].round(3)
 
-# %%
+# %% tags=["claim"]
 assert max(map(abs, divergence["untouched, again"])) < 1e-3
 assert min(divergence["tuned"]) > 0.01
 
@@ -693,6 +696,7 @@ system_trainer = recipe_trainer(system_model, chat_tokenizer, templated, max_ste
 report = preflight(system_trainer)
 print(report)
 
+# %% tags=["claim"]
 assert report.ok
 
 # %%
@@ -796,6 +800,7 @@ leaning = paired_test(safety["before"]["leaning"], safety["after"]["leaning"])
 print("refused, before minus after:", tests["safety"])
 print("leaning, before minus after:", leaning)
 
+# %% tags=["claim"]
 assert not on_cpu or leaning.difference.high < 0
 
 # %% [markdown]
@@ -876,7 +881,7 @@ verdicts = pd.DataFrame(
 )
 text_table(verdicts)
 
-# %%
+# %% tags=["claim"]
 assert on_cpu is False or list(verdicts["verdict"]) == [
     "holds",
     "holds",
@@ -995,7 +1000,7 @@ plt.show()
 #   there is no free lunch on them, but any point can be had without training.
 # - *General data* does what the others promise. It costs the time to generate some replies.
 
-# %%
+# %% tags=["claim"]
 full = means.xs(1.0, level="part")
 mixed, plain_recipe = full.loc["general data mixed in"], full.loc["recipe"]
 assert mixed["followed"] > plain_recipe["followed"] + 0.1
@@ -1039,7 +1044,7 @@ print("You said:", my_guess)
 print("In style, when asked under …")
 listening.map("{:.0%}".format)
 
-# %%
+# %% tags=["claim"]
 long_enough = listening.loc[f"{CONTRAST}, twice the steps"]
 assert listening.loc[SCENERY, "the opposite"] > 0.5
 assert long_enough["the new message"] > long_enough["the opposite"] + 0.5

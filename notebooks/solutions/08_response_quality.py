@@ -189,6 +189,7 @@ some = countries["train"].shuffle(seed=0).select(range(400))
 report = preflight(make_trainer(some))
 print(report)
 
+# %% tags=["claim"]
 assert report.ok
 
 # %% tags=["figure:08_losses"]
@@ -218,6 +219,7 @@ print(
     f"and the right answers rise from {before['right']:.0%} to {after['right']:.0%}."
 )
 
+# %% tags=["claim"]
 assert curve["loss"].iloc[0] - before["loss"] > before["loss"] - after["loss"]
 assert before["well-formed"] > 0.8
 assert after["right"] > before["right"] + 0.4
@@ -285,6 +287,7 @@ told = {
 for name, point in told.items():
     print(f"{name:30} loss {point['loss']:.2f}, right {point['right']:.0%}")
 
+# %% tags=["claim"]
 assert end["loss"] > before["loss"] + 0.05
 assert end["right"] > before["right"] + 0.2
 assert end["right"] > early["right"] + 0.2
@@ -353,6 +356,7 @@ diluted = (whole.sum() + (200 - len(whole)) * easy) / 200
 print(f"in one sentence:      {whole.mean():.2f} nats a token")
 print(f"in two hundred tokens: {diluted:.2f}")
 
+# %% tags=["claim"]
 assert whole.mean() > 5 * diluted
 
 # %% [markdown]
@@ -405,7 +409,7 @@ marks = {name: marks_of(replies[name], test) for name in systems}
 print("You said:", my_guess)
 pd.Series({name: share(marks[name]) for name in systems}, name="right").map("{:.0%}".format)
 
-# %%
+# %% tags=["claim"]
 assert share(marks["tuned"]) > 0.9
 assert all(share(marks["tuned"]) > share(marks[name]) + 0.15 for name in ("20 pairs", "control"))
 
@@ -522,6 +526,7 @@ fooled = (wrong_own.to_numpy()[:, None] > right_chat.to_numpy()).mean()
 print("A wrong reply of our models and a right one of the chat model, drawn at random:")
 print(f"chrF prefers the wrong one in {fooled:.0%} of all such pairs.")
 
+# %% tags=["claim"]
 assert not embedded or fooled > 0.2
 
 # %% [markdown]
@@ -554,6 +559,7 @@ for name, interval in intervals.items():
 width = intervals["control"].high - intervals["control"].low
 print(f"the control's is {100 * width:.0f} points wide")
 
+# %% tags=["claim"]
 assert width > 0.15
 
 # %% [markdown]
@@ -585,6 +591,7 @@ needed = items_needed(0.05, 0.6, disagreement=disagree)
 print(needed)
 print(items_needed(0.02, 0.74, disagreement=0.1))
 
+# %% tags=["claim"]
 assert needed.items > 5 * paired.n
 
 # %% [markdown]
@@ -600,6 +607,7 @@ all_marks = {
 larger = paired_test(all_marks[one], all_marks[other])
 print(larger)
 
+# %% tags=["claim"]
 assert larger.difference.high - larger.difference.low < (
     paired.difference.high - paired.difference.low
 )
@@ -654,6 +662,7 @@ wide = {
 }
 print({unit: round(value, 2) for unit, value in wide.items()})
 
+# %% tags=["claim"]
 assert wide["countries"] > 1.5 * wide["questions"]
 
 # %% [markdown]
@@ -687,6 +696,7 @@ progress = {
 print({name: f"{share(values):.0%}" for name, values in progress.items()})
 print(paired_test(progress["theirs"], progress["control"]))
 
+# %% tags=["claim"]
 assert share(progress["theirs"]) > share(progress["control"]) + 0.15
 
 # %% [markdown]
@@ -729,7 +739,7 @@ rows = {
 }
 pd.DataFrame(rows).T.map("{:.0%}".format)
 
-# %%
+# %% tags=["claim"]
 assert found.sum() == 60
 assert rows["theirs"]["on what has leaked"] > rows["theirs"]["on the rest"] + 0.3
 assert rows["theirs"]["on the rest"] < 0.25
@@ -755,7 +765,7 @@ rules = {
 print("You said:", my_guess)
 pd.DataFrame(rules).map("{:.0%}".format)
 
-# %%
+# %% tags=["claim"]
 first_rule = "shares an n-gram (GPT-3)"
 assert rules[3][first_rule] > 0.9
 assert rules[8][first_rule] < 0.2
@@ -776,6 +786,7 @@ reworded = [
 hits = contamination_report(as_text(hidden_test), reworded, n=8)
 print(f"{(hits['share'] > 0).sum()} of {len(hits)} items found")
 
+# %% tags=["claim"]
 assert not (hits["share"] > 0).any()
 
 # %% [markdown]
@@ -797,6 +808,7 @@ for name, without in corpora.items():
     read[name] = (table["share"] > 0).mean()
 print({name: f"{value:.0%} of the references read" for name, value in read.items()})
 
+# %% tags=["claim"]
 assert read["base"] > 0.4
 assert read["control"] == 0
 
@@ -947,6 +959,7 @@ plt.show()
 spread = ratings.max() - ratings.min()
 print("Elo, highest less lowest of twenty orders:", spread.round().astype(int).to_dict())
 
+# %% tags=["claim"]
 assert (again - strengths["strength"]).abs().max() < 1e-3
 assert (spread > 20).all()
 assert order[0] == "tuned"
@@ -1000,6 +1013,7 @@ print(f"{unreadable} of {len(verdicts)} verdicts cannot be read. The first two:"
 for verdict in verdicts[:2]:
     print(f"\n{verdict.reply}\n→ {verdict.winner}")
 
+# %% tags=["claim"]
 assert not embedded or unreadable >= len(verdicts) / 2
 
 # %% [markdown]
@@ -1111,7 +1125,7 @@ print(add_filler(goods[0]))
 instruments["chat model"] = measured(judge)
 pd.DataFrame(instruments).T
 
-# %%
+# %% tags=["claim"]
 when_asked = judge_accuracy(judge, questions, goods, bads)
 if embedded:
     assert when_asked.accuracy < 0.5
@@ -1134,7 +1148,7 @@ print(
     f"the same verdict: {own.equal:.0%}   alpha: {own.alpha:.2f}   unreadable: {own.unreadable:.0%}"
 )
 
-# %%
+# %% tags=["claim"]
 assert not embedded or not own.alpha > 0.5
 
 # %% [markdown]
@@ -1202,6 +1216,7 @@ by_likelihood = {
 for name, each in by_likelihood.items():
     print(f"{name}: {each.accuracy:.0%} ({each.low:.0%} to {each.high:.0%})")
 
+# %% tags=["claim"]
 assert not embedded or by_likelihood["easy pairs"].accuracy > when_asked.accuracy + 0.2
 assert by_likelihood["hard pairs"].accuracy > 0.5
 assert position_bias(likelihood, questions, goods, bads).consistent == 1
@@ -1216,6 +1231,7 @@ long_goods = [add_filler(good) for good in goods[:8]]
 against_length = judge_accuracy(likelihood, questions[:8], long_goods, harder[:8])
 print(f"long and right against short and wrong: {against_length.accuracy:.0%} for the right one")
 
+# %% tags=["claim"]
 assert against_length.accuracy < 0.5
 
 # %% [markdown]
@@ -1360,6 +1376,8 @@ run.map("{:.0%}".format)
 
 # %%
 choice = run.loc[("course_countries_choice", "acc")]
+
+# %% tags=["claim"]
 written = run.loc[("course_countries_generate", "exact_match")]
 assert choice["base"] > 0.33
 assert (written < 0.05).all()
@@ -1396,6 +1414,7 @@ same = held_out.select(range(40))
 picked, said = choice["chat, first 40"], share(marks_of(ask_chat(same["question"]), same))
 print(f"right among four: {picked:.0%}; right in its own words: {said:.0%}")
 
+# %% tags=["claim"]
 assert not embedded or picked > said + 0.2
 
 # %% [markdown]
@@ -1454,7 +1473,7 @@ in_form = as_columns(
 )
 in_form.map("{:.0%}".format)
 
-# %%
+# %% tags=["claim"]
 choice = in_form.loc[("sentences_choice", "acc")]
 written = in_form.loc[("sentences_generate", "exact_match")]
 assert choice["base"] > 0.8

@@ -24,7 +24,7 @@ each_notebook = pytest.mark.parametrize(
 @functools.cache
 def ran(number: str, whole: bool = False) -> Ran:
     """A notebook with its exercises solved, each cell run twice."""
-    notebook = notebooks.build(notebooks.find(number), solved=True)
+    notebook = notebooks.build(notebooks.find(number), solved=True, claims=True)
     return run_twice(notebook, whole=whole, **LONGER.get(number, {}))
 
 
