@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from course_utils.data import MADE, NAMES, _load, lexicon, load_data, rows
 from course_utils.data import _folder as data
+from course_utils.data._answers import yoda_answer
 from course_utils.data._pig_latin import originals, pig_latin, pig_latin_word
 from course_utils.data._sentences import SPLITS, Grammar, article, divide, plural
 from course_utils.data._spelling import spell, unspell
@@ -287,3 +288,10 @@ def test_spell() -> None:
     assert unspell("i l e s m a y  _ _ e a t w a y") == "ilesmay eatway"
     with pytest.raises(ValueError, match="'_'"):
         spell("snake_case")
+
+
+@pytest.mark.parametrize("row", [{"cue": "", "answer": "Kabul"}, {"cue": "a", "answer": ""}, {}])
+def test_an_answer_in_style_needs_a_fact(row: dict[str, str]) -> None:
+    """An empty text is named, with the column that it stands in."""
+    with pytest.raises(ValueError, match=r"cue|answer"):
+        yoda_answer(row)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import random
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import EarlyStoppingCallback
 
 from benchmarks import pythia
 from course_utils import load_tokenizer, runner
 from course_utils.data import load_data
 from course_utils.errors import UnknownName
 from course_utils.exercises import _check as exercises
-from course_utils.exercises import _notebook_01, _notebook_03_2
+from course_utils.exercises import _notebook_01, _notebook_03_1, _notebook_03_2
 from course_utils.memory import Setup, predict
 from course_utils.scoring import contamination_report
 from tools import notebooks
@@ -75,13 +80,29 @@ def does_nothing(*args: object) -> None:
     pass
 
 
+def half_done(*args: object) -> None:
+    """Something has been written above the line that was there."""
+    print(args)
+    ...  # your code here
+
+
+def forgotten(*args: object) -> None:
+    """Computes, and returns nothing."""
+    print(args)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_nothing_does_not_pass(name: str, chat_folder: Path) -> None:
     """`pass`, `...` and nothing at all are recognised as not done, not as wrong."""
-    for empty in (does_nothing, lambda *args: ..., None, ...):
+    for empty in (does_nothing, half_done, lambda *args: ..., None, ...):
         verdict = exercises.grade(name, empty, *extra(name))
         assert not verdict.solved
         assert not verdict.tried
+        assert "Replace the ..." in verdict.message
+    verdict = exercises.grade(name, forgotten, *extra(name))
+    assert not verdict.solved
+    assert not verdict.tried
+    assert "gives back None. Is a `return` missing" in verdict.message
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -92,6 +113,165 @@ def test_junk_is_wrong_with_a_reason(name: str, chat_folder: Path) -> None:
         assert not verdict.solved
         assert verdict.tried
         assert len(verdict.message) > 20
+
+
+NUMBERS = ["02.1", "03.1", "03.1.1", "03.1.2", "04.1", "05.3", "07.1", "08.1"]
+LISTS = ["03.2", "03.3", "03.1.3", "08.3"]
+
+
+@pytest.mark.parametrize("name", NUMBERS + LISTS)
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, Fraction, tuple])
+def test_other_types_of_the_right_answer(name: str, kind: Callable) -> None:
+    """NumPy's and torch's numbers and arrays, fractions and tuples equal what is asked for."""
+    right = solutions()[checks()[name]]
+
+    def converted(*args: object) -> object:
+        answer = right(*args)
+        if isinstance(answer, int | float):
+            return Fraction(answer) if kind is tuple else kind(answer)
+        if any(isinstance(part, list) for part in answer):  # rows of different lengths
+            return [(tuple if kind is Fraction else kind)(row) for row in answer]
+        return (tuple if kind is Fraction else kind)(list(answer))
+
+    verdict = exercises.grade(name, converted)
+    assert verdict.solved, verdict.message
+
+
+def smallest_rest(before: torch.Tensor, after: torch.Tensor, r: int, niter: int) -> tuple:
+    """The answer to 02.3 by the approximate SVD."""
+    u, s, v = torch.svd_lowrank(after - before, q=r, niter=niter)
+    return v.T, u * s
+
+
+def roots(before: torch.Tensor, after: torch.Tensor, r: int) -> tuple:
+    """The answer to 02.3 with half of the singular values on each side."""
+    u, s, v = torch.linalg.svd(after - before)
+    return s[:r, None].sqrt() * v[:r], u[:, :r] * s[:r].sqrt()
+
+
+def eigen(before: torch.Tensor, after: torch.Tensor, r: int) -> tuple:
+    """The answer to 02.3 without an SVD."""
+    a = torch.linalg.eigh((after - before).T @ (after - before)).eigenvectors[:, -r:].T
+    return a, (after - before) @ a.T
+
+
+def best_fit(lengths: list[int], room: int) -> list[list[int]]:
+    """Each into the fullest row that has room, by NumPy's order."""
+    rows: list[list[int]] = []
+    for index in np.argsort(lengths)[::-1]:
+        fit = [row for row in rows if sum(lengths[i] for i in [*row, index]) <= room]
+        if fit:
+            max(fit, key=lambda row: sum(lengths[i] for i in row)).append(index)
+        else:
+            rows.append([index])
+    return rows
+
+
+def by_bits(fits: Callable) -> int:
+    """From the largest power of two down."""
+    batch = 0
+    for bit in range(9, -1, -1):
+        if batch + 2**bit <= 1000 and fits(batch + 2**bit):
+            batch += 2**bit
+    return batch
+
+
+def by_levels(weight: torch.Tensor, bits: int, block: int) -> torch.Tensor:
+    """Each number to the nearest of the levels, which are written down."""
+    rows = weight.clone().reshape(-1, block)
+    for row in rows:
+        levels = torch.linspace(row.min().item(), row.max().item(), 2**bits)
+        row.copy_(levels[(row[:, None] - levels).abs().argmin(1)])
+    return rows.reshape(weight.shape)
+
+
+def stop(losses: list[float], patience: int, least: float, better: Callable) -> tuple[int, int]:
+    """The answer to 03.1.3, but for what counts as better than those before."""
+    waited = 0
+    for index in range(1, len(losses)):
+        waited = 0 if better(losses[index], losses[:index], least) else waited + 1
+        if waited == patience:
+            break
+    else:
+        index = len(losses) - 1
+    return index, int(np.argmin(losses[: index + 1]))
+
+
+def consume(
+    reply: str, answer: str, others: set[str], escape: Callable[[str], str] = re.escape
+) -> np.bool_:
+    """The answer to 08.2 that takes each name out, the longest first."""
+    found = set()
+    for name in sorted({answer, *others}, key=len, reverse=True):
+        reply, times = re.subn(rf"(?<!\w){escape(name)}(?!\w)", " ", reply, flags=re.I)
+        found |= {name} if times else set()
+    return np.bool_(found == {answer})
+
+
+def front(points: dict[str, tuple[float, float]]) -> list[str]:
+    """The answer to 07.2, as a list."""
+    return [
+        name
+        for name, (x, y) in points.items()
+        if not any(a >= x and b >= y and (a > x or b > y) for a, b in points.values())
+    ]
+
+
+def both_ways(row: dict) -> list[list[dict[str, str]]]:
+    """Each row of 07.3 twice, under SYSTEM in style and plainly."""
+    return [conversation(row, True, ASKED_FOR), conversation(row, False, "Be plain.")]
+
+
+SEVEN = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("01.1", lambda x, t: softmax(x / max(t, 1e-8))),
+        ("01.1", lambda x, t: softmax(x.double() / t) if t else (x == x.max()).int()),
+        ("02.2", lambda w, A, B, a, r: torch.addmm(w, B, A, alpha=a / r)),
+        ("02.2", lambda w, A, B, a, r: w + B.mul_(a / r) @ A),
+        ("02.3", lambda *given: smallest_rest(*given, niter=2)),
+        ("02.3", lambda *given: smallest_rest(*given, niter=4)),
+        ("02.3", roots),
+        ("02.3", eigen),
+        ("03.1", lambda lengths: 1 - np.mean(lengths) / np.max(lengths)),
+        ("03.3", best_fit),
+        ("03.1.1", lambda passes, n, batch, more: passes * np.ceil(n / (batch * more))),
+        ("03.1.1", lambda passes, n, batch, more: passes * int(n / batch / more + 1 - 1e-9)),
+        ("03.1.3", lambda *g: stop(*g, lambda loss, old, least: min(old) - loss > least)),
+        ("04.2", by_levels),
+        ("05.3", by_bits),
+        ("05.3", lambda fits: float(by_bits(fits))),
+        ("06.1", lambda rows: chosen(19)(rows).shuffle(seed=0)),
+        ("06.1", lambda rows: Dataset.from_list(chosen(19)(rows).to_list())),
+        ("06.2", lambda: {"r": 2, "target_modules": "all-linear"}),
+        ("07.1", lambda p, q: torch.nn.functional.kl_div(q.log(), p, reduction="sum")),
+        ("07.1", lambda p, q: terms(p, q).nansum(0, keepdim=True)),
+        ("07.2", lambda points: np.array(front(points))),
+        ("07.2", lambda points: {name: points[name] for name in front(points)}.keys()),
+        ("07.3", lambda rows: [c for row in rows for c in both_ways(row)]),
+        ("08.1", lambda width, n, wanted: round(n * (width / wanted) ** 2)),
+        ("08.2", consume),
+        ("yoda.adapter", lambda: LoraConfig(r=8, lora_alpha=8, target_modules=SEVEN)),
+        ("yoda.adapter", lambda: adapter(lora_alpha=64, lora_dropout=0.05, use_dora=True)()),
+        ("yoda.adapter", lambda: adapter(init_lora_weights="gaussian", task_type="CAUSAL_LM")()),
+        ("yoda.settings", lambda *given: options(learning_rate=np.float32(4e-3))(*given)),
+        ("yoda.settings", lambda *given: options(lr_scheduler_type="cosine", seed=1)(*given)),
+        ("yoda.settings", lambda *given: options(warmup_steps=0.1, logging_steps=0.02)(*given)),
+        ("yoda.translate", lambda ask, texts: [ask(text, system=YODA).strip() for text in texts]),
+        ("yoda.translate", lambda ask, texts: ask(texts, system=YODA, temperature=0)),
+    ],
+)
+def test_other_ways_to_the_right_answer(
+    name: str, right: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is right is accepted, however it was found."""
+    monkeypatch.setattr(_notebook_03_2, "_factor", 2.0)
+    more = ((lambda rows, options=None: 1.0),) if name.startswith("06.") else ()
+    verdict = exercises.grade(name, right, *more)
+    assert verdict.solved, verdict.message
 
 
 def softmax(x: torch.Tensor) -> torch.Tensor:
@@ -137,7 +317,7 @@ def test_wrong_temperatures(wrong: Callable, said: str) -> None:
                 f"<|im_start|>system\n{s}<|im_end|><|im_start|>user\n{q}<|im_end|>"
                 "<|im_start|>assistant\n"
             ),
-            "line breaks",
+            "go on with '<|im_start' as yours does",
         ),
     ],
 )
@@ -154,7 +334,7 @@ def test_wrong_opposites(chat_folder: Path) -> None:
     plain = exercises.grade("01.3", lambda word: f"What is the opposite of {word}?", ask)
     assert not plain.solved
     assert "of 10 are right" in plain.message
-    cheat = " ".join(_notebook_01._OPPOSITES.values())
+    cheat = ", ".join(_notebook_01._OPPOSITES.values())
     given_away = exercises.grade("01.3", lambda word: f"{cheat} {word}", ask)
     assert "away" in given_away.message
 
@@ -193,6 +373,7 @@ def test_unknown_exercise() -> None:
         (lambda lengths: 1 - min(lengths) / max(lengths), "one row"),
         (lambda lengths: len(lengths) * max(lengths) - sum(lengths), "between 0 and 1"),
         (lambda lengths: 0.1, "share of all places"),
+        (lambda lengths: round(1 - sum(lengths) / len(lengths) / max(lengths), 2), "round"),
         (lambda lengths: str(lengths), "a number is expected"),
         (lambda lengths: float("nan"), "between 0 and 1"),
         (lambda lengths: True, "a number is expected"),
@@ -222,6 +403,14 @@ def first_end_anywhere(ids: list[int], prompt: int, end: int) -> list[int]:
     return [i if prompt <= n <= stop else -100 for n, i in enumerate(ids)]
 
 
+def until_end(ids: list[int], prompt: int, end: int) -> list[int]:
+    """Takes an EOS token in the prompt for one in the answer."""
+    if end not in ids:
+        return [-100] * prompt + ids[prompt:]
+    behind = ids.index(end, prompt) + 1
+    return [-100] * prompt + ids[prompt:behind] + [-100] * (len(ids) - behind)
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -229,6 +418,8 @@ def first_end_anywhere(ids: list[int], prompt: int, end: int) -> list[int]:
         (no_end, "EOS token is not trained on"),
         (lambda ids, prompt, end: [-100] * prompt + ids[prompt:], "behind the first EOS token"),
         (first_end_anywhere, "EOS token is not trained on"),
+        (until_end, "raised ValueError"),
+        (lambda ids, prompt, end: [*until_end(ids, prompt, end)[1:], -100], "prompt is trained on"),
         (lambda ids, prompt, end: ids[:-1], "a list of"),
         (lambda ids, prompt, end: [-100] * (len(ids) - 1) + [2], "trained on"),
     ],
@@ -264,6 +455,7 @@ def test_wrong_packing(wrong: Callable, said: str) -> None:
         (lambda r, a, n, s: a * r / n, "factor was"),
         (lambda r, a, n, s: a * n / r, "use_rslora=True"),
         (lambda r, a, n, s: a * (n / r) ** 0.5, "use_rslora=False"),
+        (lambda r, a, n, s: a * n // r, "it is 0.68"),
         (lambda r, a, n, s: "128", "a number is expected"),
         (lambda r, a, n, s: float("nan"), "finite"),
         (lambda r, a, n, s: True, "a number is expected"),
@@ -313,6 +505,7 @@ def low_rank(matrix: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:
         (lambda b, a, r: low_rank(a - b, r)[::-1], "A should have the shape"),
         (lambda b, a, r: low_rank(a - b, r + 1), "A should have the shape"),
         (lambda b, a, r: tuple(0.5 * x for x in low_rank(a - b, r)), "nearer than"),
+        (lambda b, a, r: smallest_rest(b, a, r, niter=0), "1% more is accepted"),
         (lambda b, a, r: a - b, "Two tensors"),
         (lambda b, a, r: (None, None), "missing"),
         (lambda b, a, r: (1, 2), "A should be a tensor"),
@@ -341,6 +534,15 @@ def _schedule(step: int, peak: float, warm_up: int, total: int) -> float:
         (lambda passes, examples, batch, more: passes * examples / batch / more, "half steps"),
         (lambda passes, examples, batch, more: passes * -(-examples // batch), "to a step"),
         (lambda passes, examples, batch, more: examples * passes, "fewer than"),
+        (
+            lambda passes, examples, batch, more: math.ceil(passes * examples / batch / more),
+            "each with a last batch that is not full: 3 × 10",
+        ),
+        (
+            lambda passes, examples, batch, more: math.ceil(passes * -(-examples // batch) / more),
+            "each with a last step of fewer batches",
+        ),
+        (lambda *given: math.inf, "half steps"),
         (lambda *given: "750", "A number"),
     ],
 )
@@ -376,25 +578,49 @@ def test_wrong_schedules(wrong: Callable, said: str) -> None:
         (lambda losses, patience, least: len(losses) - 1, "A pair"),
         (lambda losses, patience, least: (len(losses) - 1, losses.index(min(losses))), "best"),
         (lambda losses, patience, least: (0, 0), "best is not"),
-        (
-            # compares with the one before, not with the best
-            lambda losses, patience, least: next(
-                (
-                    (i, losses.index(min(losses[: i + 1])))
-                    for i in range(patience, len(losses))
-                    if all(losses[i - k] >= losses[i - k - 1] - least for k in range(patience))
-                ),
-                (len(losses) - 1, losses.index(min(losses))),
-            ),
-            "03.1.3",
-        ),
+        (lambda *g: stop(*g, lambda x, old, least: x <= min(old) - least), "is too late"),
+        (lambda *g: stop(*g, lambda x, old, least: x < min(old)), "not the one at index 5"),
+        (lambda *g: stop(*g, lambda x, old, least: x < old[-1] - least), "index 5"),
+        (lambda *g: stop(*g, lambda x, old, least: abs(x - min(old)) > least), "not the one at"),
+        (lambda losses, patience, least: stop_by_anchor(losses, patience, least), "is too late"),
+        (lambda losses, p, least: _notebook_03_1._expected(losses, p + 1, least), "is too late"),
+        (lambda losses, p, least: _notebook_03_1._expected(losses, p, least)[::-1], "best is not"),
     ],
 )
 def test_wrong_stopping(wrong: Callable, said: str) -> None:
     """Each slip is refused, with the case that shows it."""
     verdict = exercises.grade("03.1.3", wrong)
     assert not verdict.solved
-    assert said in verdict.message or said == "03.1.3"
+    assert said in verdict.message
+
+
+def stop_by_anchor(losses: list[float], patience: int, least: float) -> tuple[int, int]:
+    """Compares with the last loss that counted as better, not with the lowest."""
+    best = 0
+    for index, loss in enumerate(losses):
+        if loss < losses[best] - least:
+            best = index
+        elif index - best >= patience:
+            return index, best
+    return len(losses) - 1, best
+
+
+def test_stopping_is_that_of_transformers() -> None:
+    """The check's answer is where the trainer stops, and the checkpoint that it keeps."""
+    draw = random.Random(0)
+    args = SimpleNamespace(metric_for_best_model="loss", greater_is_better=False)
+    for _ in range(300):
+        losses = [draw.randint(0, 12) / 4 for _ in range(draw.randint(1, 9))]
+        patience, least = draw.randint(1, 3), draw.choice([0.0, 0.25, 0.5])
+        callback = EarlyStoppingCallback(patience, least)
+        state, control = SimpleNamespace(best_metric=None), SimpleNamespace()
+        for index, loss in enumerate(losses):
+            callback.on_evaluate(args, state, control, {"eval_loss": loss})
+            if state.best_metric is None or loss < state.best_metric:
+                state.best_metric, best = loss, index  # as Trainer does after the callbacks
+            if hasattr(control, "should_training_stop"):
+                break
+        assert _notebook_03_1._expected(losses, patience, least) == (index, best)
 
 
 def messages(system: str, user: str, *answers: str) -> dict[str, list[dict[str, str]]]:
@@ -450,7 +676,14 @@ def adapter(**options: object) -> Callable[[], LoraConfig]:
         (adapter(target_modules=["q_proj", "v_proj"]), "leaves out"),
         (adapter(target_modules=None), "leaves out"),
         (adapter(init_lora_weights=False), "as itself"),
-        (adapter(bias="all"), "changes the base"),
+        (adapter(bias="all"), "bias to 'none'"),
+        (adapter(modules_to_save=["lm_head"]), "changes the base"),
+        (adapter(init_lora_weights="pissa"), "changes the base"),
+        (adapter(exclude_modules=["down_proj"]), "leaves out some linear layers, down_proj"),
+        (adapter(target_modules=r".*_proj"), "mixes it with another one, which fails"),
+        (adapter(target_modules=["nope"]), "peft does not take it"),
+        (adapter(use_rslora=True), "factor of 8"),
+        (adapter(lora_alpha=8, use_rslora=True), "peft mixes rsLoRA adapters"),
     ],
 )
 def test_wrong_adapter_settings(wrong: Callable, said: str) -> None:
@@ -482,17 +715,42 @@ def options(**changed: object) -> Callable[[int, int], dict]:
         (options(per_device_train_batch_size=1), "would take 1"),
         (options(gradient_accumulation_steps=4), "would take 32"),
         (options(drop="learning_rate"), "is low"),
-        (options(learning_rate=0.1), "is high"),
+        (options(learning_rate=1e-4), "from 0.001 to 0.004 is accepted: LoRA papers use 1e-4"),
+        (options(learning_rate=9e-4), "is low"),
+        (options(learning_rate=5e-3), "is high"),
+        (options(eval_strategy="no"), "Leave out eval_strategy"),
+        (options(eval_steps=10), "Leave out eval_steps"),
+        (options(fp16=True), "Leave out fp16"),
+        (options(load_best_model_at_end=True), "does not take it"),
+        (options(lr_scheduler_type="cosine_with_min_lr"), "does not take it"),
+        (options(packing=True), "several sentences"),
+        (options(assistant_only_loss=True), "fails with this template"),
+        (options(optim="sgd"), "leave Adam"),
+        (options(warmup_steps=110), "over half of the steps"),
+        (options(max_length=32), "may cut sentences"),
+        (options(logging_strategy="epoch"), "log every 5"),
         (options(learning_rate="1e-3"), "a number"),
         (options(completion_only_loss=False), "prompt would be trained"),
         (options(drop="logging_steps"), "log every 5"),
     ],
 )
-def test_wrong_settings(wrong: Callable, said: str) -> None:
+def test_wrong_settings(wrong: Callable, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names that are gone, TRL's rate for all weights, another batch than was asked for."""
+    monkeypatch.setattr(_notebook_03_2, "_factor", 2.0)
     verdict = exercises.grade("yoda.settings", wrong)
     assert not verdict.solved
     assert said in verdict.message
+
+
+def test_rates_go_with_the_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter of half the factor wants twice the rate."""
+    monkeypatch.setattr(_notebook_03_2, "_factor", 2.0)
+    for alpha, rates in ((16, (2e-3, 8e-3)), (64, (5e-4, 2e-3))):
+        assert exercises.grade("yoda.adapter", adapter(lora_alpha=alpha)).solved
+        for rate in rates:
+            assert exercises.grade("yoda.settings", options(learning_rate=rate)).solved
+        for rate in (rates[0] * 0.9, rates[1] * 1.1):
+            assert not exercises.grade("yoda.settings", options(learning_rate=rate)).solved
 
 
 @pytest.mark.parametrize(
@@ -501,6 +759,7 @@ def test_wrong_settings(wrong: Callable, said: str) -> None:
         (lambda ask, texts: texts, "not asked at all"),
         (lambda ask, texts: ask(texts), "system prompt"),
         (lambda ask, texts: ask(texts, system=YODA, temperature=1.0), "no sampling"),
+        (lambda ask, texts: ask(texts, system=YODA, do_sample=True), "no sampling"),
         (lambda ask, texts: ask(texts, system=YODA, template=False), "without"),
         (lambda ask, texts: ask(texts, system=YODA, max_new_tokens=5), "would be cut"),
         (lambda ask, texts: ask([f"Yoda: {t}" for t in texts], system=YODA), "bare sentences"),
@@ -573,9 +832,9 @@ def test_wrong_bits(wrong: Callable, said: str) -> None:
     assert said in verdict.message
 
 
-def rise(setup: Setup, one: int, two: int) -> float:
+def rise(setup: Setup, one: int, two: int, peak: str = "peak_allocated_mb") -> float:
     """The difference between the peaks of two numbers of micro-batches."""
-    peaks = [predict(setup.replace(micro_batches=n)).peak_allocated_mb for n in (one, two)]
+    peaks = [getattr(predict(setup.replace(micro_batches=n)), peak) for n in (one, two)]
     return peaks[1] - peaks[0]
 
 
@@ -586,6 +845,12 @@ def rise(setup: Setup, one: int, two: int) -> float:
         (lambda setup: rise(setup, 2 * setup.accumulation, setup.accumulation), "way round"),
         (lambda setup: rise(setup, 1, 2), "predictions say otherwise"),
         (lambda setup: 10.0, "predictions say otherwise"),
+        (
+            lambda setup: rise(
+                setup, setup.accumulation, 2 * setup.accumulation, "peak_reserved_mb"
+            ),
+            "*reserved* memory",
+        ),
     ],
 )
 def test_wrong_second_steps(wrong: Callable, said: str) -> None:
@@ -729,7 +994,8 @@ def doubling(fits: Callable) -> int:
         (lambda fits: 8 + 0 * fits(0), "a batch of 0"),
         (lambda fits: [fits(1) for _ in range(11)] and 8, "11 times"),
         (lambda fits: [fits(1) for _ in range(9999)], "this goes on"),
-        (lambda fits: 8.0, "a whole number"),
+        (lambda fits: 8.5, "a whole number"),
+        (lambda fits: 8 + 0 * fits(500.5), "a batch of 500.5"),
     ],
 )
 def test_wrong_searches(wrong: Callable, said: str) -> None:
@@ -755,6 +1021,7 @@ def terms(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         (lambda p, q: terms(p, q).nansum() / np.log(2), "in bits"),
         (lambda p, q: terms(p, q).nanmean(), "a mean"),
         (lambda p, q: (p - q).abs().sum(), "is not the KL"),
+        (lambda p, q: "0.368", "one number"),
     ],
 )
 def test_wrong_divergences(wrong: Callable, said: str) -> None:
@@ -780,6 +1047,7 @@ def test_wrong_divergences(wrong: Callable, said: str) -> None:
             "is missing",
         ),
         (lambda points: list(points.values()), "names is expected"),
+        (lambda points: "".join(front(points)), "names is expected"),
     ],
 )
 def test_wrong_fronts(wrong: Callable, said: str) -> None:
@@ -879,6 +1147,7 @@ def test_wrong_numbers_of_questions(wrong: Callable, said: str) -> None:
             ),
             "Bissau-Guinean.' wrong",
         ),
+        (lambda *given: consume(*given, escape=str), """Stx John's." right"""),
         (lambda reply, answer, others: re.search(answer, reply), "True or False"),
         (lambda reply, answer: True, "it raised TypeError"),
     ],

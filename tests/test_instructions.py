@@ -153,3 +153,10 @@ def test_kl_divergence() -> None:
         kl_divergence(before, before[::-1])
     known = [torch.tensor([[0.5, 0.5]]).log()], [torch.tensor([[0.25, 0.75]]).log()]
     assert kl_divergence(*known) == pytest.approx([0.5 * math.log(2) + 0.5 * math.log(2 / 3)])
+
+
+def test_distributions_of_another_number_are_refused() -> None:
+    """As many before as after."""
+    one = torch.zeros(3, 5)
+    with pytest.raises(ValueError, match=r"before|after"):
+        kl_divergence([one, one], [one])

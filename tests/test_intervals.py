@@ -242,3 +242,13 @@ def test_what_it_takes_at_the_ends() -> None:
     """Shares of 0 and 1 are possible, though their sum misses 1 by a hair in binary."""
     assert items_needed(0.1, 0.9).items == items_needed(-0.1, 0.1).items
     assert items_needed(0.3, 0.7, disagreement=0.3).items > 0
+
+
+def test_what_the_results_say() -> None:
+    """In words: the level in percent, and how the items are asked."""
+    assert "95%" in str(paired_test([1, 0, 1, 1], [0, 0, 1, 0]))
+    assert "asked of both systems, if they disagree on 30%" in str(
+        items_needed(0.1, 0.5, disagreement=0.3)
+    )
+    assert "each is asked items of its own" in str(items_needed(0.1, 0.5))
+    assert bootstrap_interval([1, 1], "median", confidence=0.9).confidence == 0.9

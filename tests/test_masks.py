@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,22 @@ def test_what_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
         masks.show({"input_ids": [[1]]}, tokenizer)
     with pytest.raises(ValueError, match="2 input ids, but 1"):
         masks.show({"input_ids": [[1, 2]], "labels": [[1]]}, tokenizer)
+
+
+def test_examples_are_numbered_and_joined(tokenizer: PreTrainedTokenizerBase) -> None:
+    """In a notebook, the first is number 1, and nothing stands between two of them."""
+    batch = padded_batch(tokenizer)
+    shown = masks.show(batch, tokenizer)
+    drawn = shown._repr_mimebundle_()["text/html"]
+    assert re.findall(r"Example (\d+)", drawn) == ["1", "2"]
+    assert "XX" not in drawn
+    assert re.findall(r"Example (\d+)", str(shown)) == ["1", "2"]
+
+
+@pytest.mark.parametrize("token", [-1, 10**6])
+def test_an_id_that_the_tokenizer_does_not_have(
+    token: int, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """It is named, not drawn as the last token of the vocabulary."""
+    with pytest.raises(ValueError, match=str(token)):
+        masks.show({"input_ids": [[5, token]], "labels": [[5, 6]]}, tokenizer)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
+import numbers
 import pkgutil
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +29,7 @@ class Wrong(Exception):
 
 
 class Empty(Exception):
-    """Nothing has been answered yet."""
+    """Nothing has been answered yet; a message, if there is one, says why."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,61 @@ def exercise(name: str, *hints: str) -> Callable[[Callable[..., None]], Callable
 def call(function: object, *args: Any) -> Any:
     """Call the learner's function; an exception counts as a wrong answer."""
     if not callable(function):
-        raise Wrong(f"This should be a function, and is {type(function).__name__}.")
+        raise Wrong(
+            f"This should be a function, and is {type(function).__name__}: hand over its name, "
+            "without brackets."
+        )
+    called = f"Called with ({', '.join(map(_short, args))}) it"  # before it can change them
     try:
         result = function(*args)
     except Exception as error:
-        shown = ", ".join(repr(arg) if isinstance(arg, str | int | float) else "…" for arg in args)
-        raise Wrong(f"Called with ({shown}) it raised {type(error).__name__}: {error}") from error
-    if result is None or result is ...:
+        raise Wrong(f"{called} raised {type(error).__name__}: {error}") from error
+    if result is ... or (result is None and _unwritten(function)):
         raise Empty
+    if result is None:
+        raise Empty(
+            f"not yet. {called} gives back None. Is a `return` missing, or is what you return None?"
+        )
     return result
+
+
+def _short(arg: object) -> str:
+    shown = " ".join(repr(arg).split())
+    return shown if len(shown) <= 50 else "…"
+
+
+_NOTHING = len((lambda: None).__code__.co_code)
+
+
+def _unwritten(function: Any) -> bool:
+    """Whether a function's body is empty, or still has the line with the `...`."""
+    code = getattr(function, "__code__", None)
+    if code is not None and len(code.co_code) <= _NOTHING:
+        return True
+    try:
+        return bool(re.search(r"^\s*\.\.\.\s*(#.*)?$", inspect.getsource(function), re.M))
+    except (OSError, TypeError):  # no source to be had
+        return False
+
+
+def plain(given: Any) -> Any:
+    """Turn NumPy's and torch's numbers and arrays, and tuples, into Python's numbers and lists."""
+    if hasattr(given, "tolist"):
+        return given.tolist()
+    return [plain(part) for part in given] if isinstance(given, list | tuple) else given
+
+
+def number(given: Any, expected: str = "A number is expected", *, whole: bool = False) -> Any:
+    """Return the int or float that an answer equals, whichever library's type it has."""
+    value = plain(given)
+    while isinstance(value, list) and len(value) == 1 and not isinstance(given, list | tuple):
+        (value,) = value  # a tensor with one number in it
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        if not whole:
+            return value if isinstance(value, int) else float(value)
+        if math.isfinite(value) and value == int(value):
+            return int(value)
+    raise Wrong(f"{expected}; this is {given!r:.80}.")
 
 
 @dataclass(frozen=True)
@@ -114,8 +163,9 @@ def grade(name: str, *answer: Any) -> Verdict:
         if not answer or any(part is None or part is ... for part in answer):
             raise Empty
         test(*answer)
-    except Empty:
-        return Verdict(False, False, "nothing to check yet. Replace the ..., then run both cells.")
+    except Empty as empty:
+        said = str(empty) or "nothing to check yet. Replace the ..., then run both cells."
+        return Verdict(False, False, said)
     except Wrong as wrong:
         return Verdict(False, True, f"not yet. {wrong}")
     except CourseError:

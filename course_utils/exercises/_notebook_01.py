@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -68,8 +69,16 @@ def _chatml(function: Callable[[str, str], str]) -> None:
             f"<|im_start|>{role}\n{text}<|im_end|>\n"
             for role, text in (("system", system), ("user", question))
         )
-        if given != right + "<|im_start|>assistant\n":
-            raise Wrong("Nearly: some line breaks or blanks differ from the template.")
+        right += "<|im_start|>assistant\n"
+        if given != right:
+            pairs = zip(given, right, strict=False)
+            same = "".join(
+                a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+            )
+            raise Wrong(
+                f"Nearly: behind {same[-20:]!r}, the template does not go on with "
+                f"{given[len(same) :][:10]!r} as yours does. A line break, a blank?"
+            )
 
 
 _OPPOSITES = {
@@ -101,7 +110,7 @@ def _opposites(function: Callable[[str], str], ask: Any) -> None:
             raise Wrong(f"A text is expected, and this is {type(prompt).__name__}.")
         if word not in prompt:
             raise Wrong(f"The prompt for {word!r} does not hold the word.")
-        if opposite in prompt.replace(word, "").lower().split():
+        if opposite in re.findall(r"\w+", prompt.lower()):
             raise Wrong(
                 f"The prompt for {word!r} gives its opposite away. These words are the test: "
                 "use other pairs as examples."

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from course_utils.exercises._check import Wrong, call, exercise
+from course_utils.exercises._check import Wrong, call, exercise, number
 
 
 @exercise(
@@ -19,12 +19,10 @@ from course_utils.exercises._check import Wrong, call, exercise
     "rsLoRA divides by another function of the rank. Only that part changes.",
 )
 def _new_alpha(function: Callable[..., float]) -> None:
-    cases = ((16, 32, 64), (16, 32, 16), (64, 16, 16), (8, 8, 32), (10, 7, 20))
+    cases = ((16, 32, 64), (16, 32, 16), (64, 16, 16), (8, 8, 32), (10, 7, 25))
     for stabilised, (r, alpha, new_r) in itertools.product((False, True), cases):
-        given = call(function, r, alpha, new_r, stabilised)
         what = f"From r={r}, alpha={alpha} to r={new_r}, use_rslora={stabilised}: "
-        if isinstance(given, bool) or not isinstance(given, int | float):
-            raise Wrong(f"{what}a number is expected, and this is {type(given).__name__}.")
+        given = number(call(function, r, alpha, new_r, stabilised), f"{what}a number is expected")
         if not math.isfinite(given) or given <= 0:
             raise Wrong(f"{what}alpha is positive and finite, and this is {given}.")
 
@@ -61,7 +59,7 @@ def _merge(function: Callable[..., torch.Tensor]) -> None:
         A = torch.randn(r, n_in, generator=generator)
         B = torch.randn(n_out, r, generator=generator)
         kept = weight.clone()
-        given = call(function, weight, A, B, alpha, r)
+        given = call(function, weight, A.clone(), B.clone(), alpha, r)
         what = f"For a weight of shape ({n_out}, {n_in}), the result"
         given = _tensor(given, (n_out, n_in), what)
         if not torch.equal(weight, kept):
@@ -91,7 +89,10 @@ def _extract(function: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> None
     generator = torch.Generator().manual_seed(0)
     for n_out, n_in, r in ((12, 8, 3), (9, 15, 1), (6, 6, 6)):
         before = torch.randn(n_out, n_in, generator=generator)
-        after = before + 0.1 * torch.randn(n_out, n_in, generator=generator)
+        # Nearly of rank r, so that methods which approximate the SVD find it too.
+        thin = torch.randn(n_out, r, generator=generator), torch.randn(r, n_in, generator=generator)
+        after = before + 0.1 * thin[0] @ thin[1]
+        after += 0.01 * torch.randn(n_out, n_in, generator=generator)
         given = call(function, before.clone(), after.clone(), r)
         if not isinstance(given, tuple | list) or len(given) != 2:
             raise Wrong(f"Two tensors are expected, A and B, and this is {type(given).__name__}.")
@@ -103,9 +104,9 @@ def _extract(function: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> None
         nothing = change.norm().item()
         best = torch.linalg.svdvals(change)[r:].norm().item()
         left = (change - B @ A).norm().item()
-        if left > best * (1 + 1e-3) + 1e-4:
+        if left > best * 1.01 + 1e-4:
             better = "nearer than" if left < nothing else "no nearer than"
             raise Wrong(
                 f"At rank {r}, before + B @ A misses after by {left:.3f}: {better} no adapter at "
-                f"all ({nothing:.3f}), but the best possible is {best:.3f}."
+                f"all ({nothing:.3f}), but the best possible is {best:.3f}; 1% more is accepted."
             )

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable
 
-from course_utils.exercises._check import Wrong, call, exercise
+from course_utils.exercises._check import Wrong, call, exercise, number, plain
 
 _END = 2
 
@@ -19,9 +19,7 @@ _END = 2
 )
 def _padding(function: Callable[[list[int]], float]) -> None:
     for lengths in ([20, 22, 25, 30], [20, 22, 25, 200], [8, 8, 8], [5, 1, 3], [7]):
-        given = call(function, list(lengths))
-        if isinstance(given, bool) or not isinstance(given, int | float):
-            raise Wrong(f"A number is expected, and this is {type(given).__name__}.")
+        given = number(call(function, list(lengths)))
         shown = f"For {lengths} you gave {given:.3g}. "
         if not 0 <= given < 1:
             raise Wrong(shown + "A share lies between 0 and 1, and no batch is padding alone.")
@@ -34,6 +32,8 @@ def _padding(function: Callable[[list[int]], float]) -> None:
             raise Wrong(shown + "That is the share of what is *not* padding.")
         if math.isclose(given, 1 - min(lengths) / max(lengths), abs_tol=1e-6):
             raise Wrong(shown + "That is so in one row; the others have less padding.")
+        if math.isclose(given, 1 - tokens / places, abs_tol=0.01):
+            raise Wrong(shown + "That is nearly right: do not round it.")
         raise Wrong(shown + "It should be the padding's places, as a share of all places.")
 
 
@@ -44,15 +44,16 @@ def _padding(function: Callable[[list[int]], float]) -> None:
     "An example that was cut has no EOS token behind its prompt: its whole answer counts.",
 )
 def _labels(function: Callable[[list[int], int, int], list[int]]) -> None:
-    # ids, prompt length: a plain one, one with the EOS token in its prompt, a truncated one.
+    # ids, prompt length: a plain one, one with the EOS token in its prompt, truncated ones.
     cases = (
         ([11, 12, 13, 14, _END, _END, _END], 2),
         ([11, _END, 13, 14, 15, _END, _END], 3),
         ([11, 12, 13, 14], 2),
+        ([11, _END, 13, 14], 2),
         ([11, 12, _END], 2),
     )
     for ids, prompt in cases:
-        given = call(function, list(ids), prompt, _END)
+        given = plain(call(function, list(ids), prompt, _END))
         if not isinstance(given, list) or len(given) != len(ids):
             raise Wrong(f"For {ids} a list of {len(ids)} labels is expected; this is {given!r}.")
         shown = f"For ids {ids}, prompt length {prompt} and end id {_END} you gave {given}. "
@@ -78,12 +79,14 @@ def _pack(function: Callable[[list[int], int], list[list[int]]]) -> None:
     rng = random.Random(0)
     for room, count in ((10, 6), (64, 60), (128, 200)):
         lengths = [rng.randint(1, room // 2) for _ in range(count)]
-        given = call(function, list(lengths), room)
+        given = plain(call(function, list(lengths), room))
         if not isinstance(given, list) or not all(isinstance(row, list) for row in given):
             raise Wrong("A list of lists of indices is expected.")
+        span = f"There are {count} examples: the indices go from 0 to {count - 1}"
+        given = [[number(index, span, whole=True) for index in row] for row in given]
         placed = [index for row in given for index in row]
-        if any(not isinstance(index, int) or not 0 <= index < count for index in placed):
-            raise Wrong(f"There are {count} examples: the indices go from 0 to {count - 1}.")
+        if placed and not 0 <= min(placed) <= max(placed) < count:
+            raise Wrong(f"{span}.")
         if sorted(placed) != list(range(count)):
             raise Wrong("Each example has to be in exactly one row.")
         fullest = max(sum(lengths[index] for index in row) for row in given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from course_utils.exercises._check import Wrong, call, exercise
+from course_utils.exercises._check import Wrong, call, exercise, number, plain
 
 
 @exercise(
@@ -19,11 +19,11 @@ def _steps(function: Callable[[int, int, int, int], int]) -> None:
         (3, 800, 8, 1, "several passes"),
         (1, 10, 4, 1, "a last batch that is not full"),
         (2, 640, 8, 4, "several batches to a step"),
+        (3, 10, 4, 1, "several passes, each with a last batch that is not full"),
+        (2, 10, 2, 4, "several passes, each with a last step of fewer batches"),
     )
     for passes, examples, batch, accumulation, what in cases:
-        given = call(function, passes, examples, batch, accumulation)
-        if isinstance(given, bool) or not isinstance(given, int | float):
-            raise Wrong(f"A number is expected; this is {given!r}.")
+        given = number(call(function, passes, examples, batch, accumulation))
         if not math.isfinite(given) or given != int(given):
             raise Wrong(f"{given:g} steps? There are no half steps ({what}).")
         wanted = passes * math.ceil(math.ceil(examples / batch) / accumulation)
@@ -45,9 +45,7 @@ def _rate(function: Callable[[int, float, int, int], float]) -> None:
     for peak, warm_up, total in ((1e-3, 10, 110), (2e-4, 0, 50), (1.0, 5, 5)):
         steps = {0, warm_up // 2, warm_up, (warm_up + total) // 2, total - 1}
         for step in sorted(steps - {total}):  # there is no step `total`
-            given = call(function, step, peak, warm_up, total)
-            if isinstance(given, bool) or not isinstance(given, int | float):
-                raise Wrong(f"A number is expected; this is {given!r}.")
+            given = number(call(function, step, peak, warm_up, total))
             if step < warm_up:
                 wanted = peak * step / warm_up
             else:
@@ -62,12 +60,12 @@ def _rate(function: Callable[[int, float, int, int], float]) -> None:
 
 
 def _expected(losses: list[float], patience: int, least: float) -> tuple[int, int]:
+    """Do as transformers' EarlyStoppingCallback: any lower loss is the new best one."""
     best = waited = 0
     for index in range(1, len(losses)):
-        if losses[best] - losses[index] > least:
-            best, waited = index, 0
-        else:
-            waited += 1
+        waited = 0 if losses[best] - losses[index] > least else waited + 1
+        if losses[index] < losses[best]:
+            best = index
         if waited == patience:
             return index, best
     return len(losses) - 1, best
@@ -76,8 +74,10 @@ def _expected(losses: list[float], patience: int, least: float) -> tuple[int, in
 @exercise(
     "03.1.3",
     "Go through the list once, and remember where the best loss so far was.",
-    "How many validations ago was that? When there are `patience` of them, it is over.",
-    "Equal is not better. And what counts is the distance to the best, not to the one before.",
+    "Count the validations in a row that were not better by more than `least`. When there are "
+    "`patience` of them, it is over.",
+    "Equal is not better. A loss that is lower by less than `least` is the best so far all the "
+    "same: later ones are compared with it, but the count goes on.",
 )
 def _stop(function: Callable[..., tuple[int, int]]) -> None:
     cases = (
@@ -86,12 +86,17 @@ def _stop(function: Callable[..., tuple[int, int]]) -> None:
         ([3.0, 2.0, 2.5, 1.5, 1.6, 1.7], 2, 0.0, "it has one bad validation in between"),
         ([3.0, 3.0, 3.0, 3.0], 2, 0.0, "nothing happens"),
         ([3.0, 2.9, 2.8, 2.7, 2.6, 2.5], 3, 0.25, "it improves by little each time"),
+        ([3.0, 2.5, 2.0, 1.5], 2, 0.5, "it improves by `least`, and not by more, each time"),
+        ([3.0, 2.75, 3.0, 3.0, 3.0], 3, 0.5, "the best is better by less than `least`"),
+        ([3.0, 2.0, 2.5, 1.75, 1.5, 1.0], 2, 0.5, "it improves by too little after a bad one"),
         ([2.0], 3, 0.0, "there is only one validation"),
     )
     for losses, patience, least, what in cases:
-        given = call(function, list(losses), patience, least)
-        if not isinstance(given, tuple | list) or len(given) != 2:
-            raise Wrong(f"A pair of indices is expected; this is {given!r}.")
+        pair = "A pair of indices is expected"
+        given = plain(call(function, list(losses), patience, least))
+        if not isinstance(given, list) or len(given) != 2:
+            raise Wrong(f"{pair}; this is {given!r}.")
+        given = [number(index, pair, whole=True) for index in given]
         wanted = _expected(losses, patience, least)
         shown = f"For {losses}, patience {patience}, least {least:g}, where {what}: "
         if given[1] != wanted[1]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from course_utils.exercises._check import Wrong, call, exercise
+from course_utils.exercises._check import Wrong, call, exercise, number
 
 MODEL, TOKENS, RANK, EXAMPLES = "Qwen/Qwen2.5-7B", 1024, 16, 8
 LARGEST, CALLS = 1000, 10
@@ -101,10 +101,8 @@ def _largest_batch(function: Callable[..., Any]) -> None:
                 raise RuntimeError("this goes on and on")
             return batch <= wanted
 
-        found = call(function, fits)
-        if isinstance(found, bool) or not isinstance(found, int):
-            raise Wrong(f"A whole number is expected; this is {found!r}.")
-        if outside := [batch for batch in asked if not 1 <= batch <= LARGEST]:
+        found = number(call(function, fits), "A whole number is expected", whole=True)
+        if outside := [batch for batch in asked if batch not in range(1, LARGEST + 1)]:
             raise Wrong(f"You asked for a batch of {outside[0]}; they go from 1 to {LARGEST:,}.")
         if found != wanted:
             raise Wrong(f"Where batches of up to {wanted:,} fit, the answer was {found:,}.")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import torch
 
-from course_utils.exercises._check import Wrong, call, exercise
+from course_utils.exercises._check import Wrong, call, exercise, number, plain
 
 ROWS = 80
 
@@ -31,12 +31,9 @@ _PAIRS = (
 )
 def _kl(function: Callable[[torch.Tensor, torch.Tensor], Any]) -> None:
     for p, q in _PAIRS:
-        found = call(function, torch.tensor(p), torch.tensor(q))
         where = f"For p = {p} and q = {q}"
-        try:
-            value = float(found)
-        except (TypeError, ValueError, RuntimeError):
-            raise Wrong(f"{where} one number is expected; this is {found!r}.") from None
+        found = call(function, torch.tensor(p), torch.tensor(q))
+        value = number(found, f"{where} one number is expected")
         wanted, other = _divergence(p, q), _divergence(q, p)
         if not math.isfinite(value):
             raise Wrong(f"{where} this gives {value}. What does a zero in p do?")
@@ -88,8 +85,10 @@ def _front(function: Callable[[dict[str, tuple[float, float]]], Any]) -> None:
         names = [f"variant {index}" for index in range(size)]
         tries.append({name: (draw.randint(0, 9) / 10, draw.randint(0, 9) / 10) for name in names})
     for points in tries:
-        found = call(function, dict(points))
-        if not isinstance(found, (set, frozenset, list, tuple)) or set(found) - set(points):
+        found = plain(call(function, dict(points)))
+        if not isinstance(found, Set | list) or not all(
+            isinstance(name, str) and name in points for name in found
+        ):
             raise Wrong(f"A set of the points' names is expected; this is {found!r}.")
         wanted = _undominated(points)
         shown = ", ".join(f"{name} {point}" for name, point in points.items())

@@ -23,14 +23,19 @@
 # stays unclear: the other notebooks of this course take the lines one by one and explain why each of
 # them is there. The table at the end tells you where.
 #
-# First we import the libraries. The last four lines hide their progress bars and remarks, so that you
-# see the results.
+# The first cell only keeps the screen tidy: it hides remarks that the libraries print while they work.
+# The second one imports the libraries.
 
 # %%
 import logging
+import warnings
+
+logging.disable(logging.WARNING)
+warnings.filterwarnings("ignore")
+
+# %%
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import datasets
@@ -42,8 +47,6 @@ from peft import AutoPeftModelForCausalLM, LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
-logging.disable(logging.WARNING)
-warnings.filterwarnings("ignore")
 datasets.disable_progress_bars()
 transformers.utils.logging.disable_progress_bar()
 
@@ -182,10 +185,10 @@ history.astype({"loss": float}).plot(x="step", y="loss", ylim=0, figsize=(6, 3))
 after = ask(trainer.model, test["prompt"])
 table = pd.DataFrame({"before": before, "after": after, "expected": answers})
 table["right"] = table["after"] == table["expected"]
-pd.set_option("display.max_colwidth", 80)
+pd.set_option("display.max_colwidth", 90)
 print(f"Right before: {(table['before'] == table['expected']).sum()} of 16")
 print(f"Right after:  {table['right'].sum()} of 16")
-table
+table.head(8)
 
 # %% [markdown]
 # Look at the wrong replies, too. (to be written from what is there)

@@ -1,21 +1,27 @@
 # %% [markdown]
 # # 01 · Base or chat?
 #
-# **You will learn** what a language model really computes, why a base model rambles where a chat
-# model answers, what a chat template does, and when fine-tuning is the right tool.
+# **You will learn** what a language model computes, why a base model continues a question where a
+# chat model answers it, what a chat template does, and when fine-tuning is the right tool.
 #
-# **You need** Python, and a rough idea of what a neural network is.
+# **You need** Python, and a rough idea of what a neural network is. Notebook 00 helps, but you can
+# do without it.
 #
-# **It takes** about 40 minutes of reading and trying. The cells themselves run in about a minute on
+# **It takes** about 40 minutes of reading and trying. The cells themselves run in about two minutes on
 # two CPU cores; on GPUs, not yet measured.
 
 # %% [markdown]
 # ## The machine at hand
 #
-# The same notebook runs on a laptop and on a data-centre GPU. What changes is looked up, and
-# printed with its reason. There is nothing to do about it: the *tier* decides which models are
-# used, the *dtype* is the kind of number they compute in, and attention is a part of the model that
-# can be computed in several ways. Later notebooks come back to all three.
+# Maya works at a small library, and she wants a helper that answers the questions of the visitors. She
+# downloads a language model and asks it for the capital of Kenya. The model replies with three more
+# questions. Is it broken? No. Maya has downloaded a *base model*, and a base model does not answer
+# questions. In this notebook you will see why, and what has to happen to a model before it answers.
+#
+# The notebook runs on a laptop and on a large GPU; only the models differ. `describe` prints what
+# your machine has, and what follows from it. The *tier* says which models fit. The *dtype* is the
+# number format that the models compute in. *Attention* is a part of the model that can be computed in
+# several ways. You do not have to choose anything here: notebooks 04 and 05 explain all three.
 
 # %%
 from course_utils import describe
@@ -23,15 +29,18 @@ from course_utils import describe
 print(describe())
 
 # %% [markdown]
-# Now two models. `runner` finds one that suits this machine and hands back something that can be
-# asked. It says what it took, because that matters for everything you will see.
+# Now we load two models. `runner` picks a model that fits this machine, loads it with
+# `from_pretrained`, as you did in notebook 00, and returns a function: call it with a prompt and you
+# get the reply. It prints which model it took, because everything that you will see depends on it.
 #
-# **If the lines below say "embedded"**: two small models travel with the course. *chat* is
-# SmolLM2-135M-Instruct. *base* is the course's own, and a true base model: it has read nothing but
-# generated texts about countries, animals, books and the like, and has never met a chat. It is
-# fifty times smaller than the other; that it knows little and writes badly comes from that. That it
-# *continues* where the other *answers* does not. With a GPU and the Hugging Face hub you get a pair
-# of one size.
+# **If the lines below say "embedded"**, you work with two small models that come with the course.
+# `chat` is SmolLM2-135M-Instruct. `base` is a base model that was trained for this course. It has 2.6
+# million parameters, and it was trained on generated texts about countries, animals, books and the
+# like. None of these texts answers a question about a fact. `base` is fifty times smaller than `chat`,
+# so it knows less and writes worse. So do not compare *how well* the two write. Compare *what kind of
+# text* they write. At the end of section 2 you will compare two models of the same size.
+#
+# With a GPU and the Hugging Face hub, `base` and `chat` are larger, and of the same size.
 
 # %%
 from course_utils import runner
@@ -42,16 +51,17 @@ chat = runner("chat")
 # %% [markdown]
 # ## 1. One job: the next token
 #
-# A language model does a single thing. It reads a text and gives every token of its vocabulary a
-# probability of coming next. A token is a piece of text: a word, part of a word, a comma. Base and
-# chat models do the same here; we take the chat model, and no chat yet, just a bare text.
+# A language model does a single thing. It reads a text, and it gives every token of its vocabulary a
+# probability of coming next. A token is a piece of text: a word, a part of a word, or a comma. Base
+# models and chat models do the same here. We take the chat model, and we give it a bare text instead
+# of a conversation.
 #
-# What comes out of the model are raw scores, the *logits*: one for each token, of any size and
-# sign. The *softmax* makes probabilities of them, which are positive and sum to 1.
+# The model first computes the *logits*: one raw score for each token. The *softmax* turns the logits
+# into probabilities, which are positive and sum to 1.
 #
-# **Guess first.** The text is `The capital of France is`. Put what you think is the likeliest
-# next token into `guess`, and into `sure` which probability the model gives its first choice. Mind
-# the leading blank: it belongs to the token.
+# **Guess first.** The text is `The capital of France is`. Write into `guess` the token that you think
+# is the likeliest, and into `sure` the probability that the model gives to its first choice. Keep the
+# leading space of your guess: the space is part of the token.
 
 # %%
 text = "The capital of France is"
@@ -70,7 +80,7 @@ model, tokenizer = chat.model, chat.tokenizer
 def next_token_probabilities(ids):
     """One probability for each token of the vocabulary, after a list of token ids."""
     logits = model(torch.tensor([ids], device=model.device)).logits
-    # logits: (1, tokens so far, vocabulary size); the last position speaks of the next token
+    # logits: (1, tokens so far, vocabulary size); the last position predicts the next token
     return logits[0, -1].float().softmax(dim=-1).cpu()
 
 
@@ -86,16 +96,18 @@ assert abs(probabilities.sum() - 1) < 1e-3
 assert tokenizer.decode(best).strip() == "Paris"
 
 # %% [markdown]
-# So a fact sits in there, as a number: after these words, *Paris* is likely.
+# The model's first choice is Paris. So this is the form in which a language model holds a fact: after
+# these words, *Paris* gets a high probability. Most people expect a probability close to 1. It is
+# lower, because a text can go on in other ways, such as "The capital of France is a city of ...".
 #
-# A text grows by repeating this. Take a token, append it, ask again. Here are four steps. At each
-# one the likeliest token is taken, which is called *greedy* decoding. Change `sentence` to one of
-# your own and run the cell again.
+# A text grows by repetition of this one step: take a token, append it, and ask again. The next cell
+# does four steps. In each step it takes the likeliest token, which is called *greedy decoding*. Then
+# put a sentence of your own into `sentence`, and run the cell again.
 
 # %%
 import matplotlib.pyplot as plt
 
-from course_utils.display import BLUE, GREEN, GREY, ORANGE, text_table, use_style
+from course_utils.display import BLUE, GREY, ORANGE, text_table, use_style
 
 use_style()
 sentence = "She opened the door and saw"
@@ -116,7 +128,7 @@ plt.show()
 print(tokenizer.decode(grown, skip_special_tokens=True))
 
 # %% [markdown]
-# `model.generate` does exactly this loop, only faster, because it keeps what it has computed for
+# `model.generate` runs exactly this loop. It is only faster, because it keeps what it has computed for
 # the earlier tokens.
 
 # %%
@@ -128,10 +140,11 @@ print(tokenizer.decode(generated[0], skip_special_tokens=True))
 assert generated[0].tolist() == grown
 
 # %% [markdown]
-# ## 2. Why a base model rambles
+# ## 2. Why a base model does not answer
 #
-# Before you run the next cell: what does a model that only continues texts do with a list of
-# homework questions? Does it answer them?
+# A base model has learned one thing from its training texts: which token comes next. Before you run
+# the next cell, think of a list of homework questions. What comes after such a list, in the texts that
+# you know: the answers, or more questions?
 
 # %% tags=["value:homework"]
 homework = (
@@ -141,19 +154,19 @@ reply = base(homework, max_new_tokens=40)
 print(homework + reply)
 
 # %% tags=["claim"]
-questions_back = reply.count("?")
-assert questions_back >= 2
+assert reply.count("?") >= 2
 
 # %% [markdown]
-# More questions. That is not a mistake: where such a list stood in what it has read, more questions
-# followed. For large base models that is billions of pages, and they continue in their manner. None
-# was ever told that a question is a request.
+# More questions. The model is not broken: it continues the text in the way that its training texts go
+# on. The embedded base model has seen many such lists. Homework without answers makes up 11% of its
+# training texts, and in those lists a question is followed by another question. Nothing in its
+# training said that a question asks for an answer. We expect the same of large base models, which have
+# read many exams and lists of questions, but we have not measured it in this course.
 #
-# Now one request, `Tell me how to train my dog to sit`, and one question.
-#
-# A model ends a text with a token of its own, the *EOS token*; once it is chosen, `generate` stops.
-# After a request, a text may well end. So the EOS token is barred (`min_new_tokens`), to see what
-# else the model has to say.
+# What does the base model do with a request? We try `Tell me how to train my dog to sit`, and one
+# question. There is one complication. A model ends a text with a special token, the *EOS token* (end
+# of sequence), and `generate` stops when the model chooses it. After a request, a text may well end.
+# So we forbid the EOS token for 80 tokens (`min_new_tokens`), to see what else the model would write.
 
 # %% tags=["value:base-reply"]
 prompts = ["Tell me how to train my dog to sit", "What is the capital of Mexico?"]
@@ -164,8 +177,8 @@ for prompt in prompts:
     print()
 
 # %% [markdown]
-# It goes somewhere: into another text, or round in circles. Larger base models do the same, only
-# in better prose. Now the chat model, streaming as in a chat window:
+# The base model keeps writing, but it never answers: it drifts into another text or repeats itself.
+# Now the chat model gets the same two prompts. It streams its replies, as in a chat window:
 
 # %% tags=["value:chat-reply"]
 for prompt in prompts:
@@ -174,8 +187,8 @@ for prompt in prompts:
     print()
 
 # %% [markdown]
-# Side by side, with two more prompts. A small model gets things wrong, and each reply is cut after
-# some tokens; look at *what kind of text* each writes.
+# The chat model answers. Here are both models side by side, with two more prompts. Each reply is cut
+# after some tokens. A model this small gets facts wrong, so look at the kind of text only.
 
 # %%
 more = [*prompts, "Why is the sky blue?", "Translate to French: Good morning"]
@@ -189,21 +202,102 @@ side_by_side = pd.DataFrame(
 text_table(side_by_side)
 
 # %% [markdown]
+# ### The same model, before and after instruction tuning
+#
+# Is the difference only a matter of size? To find out, we take the course's own base model and train
+# it on questions *with* their answers. This is called *instruction tuning*. The code is that of
+# notebook 00, with two changes. The model is so small that we train all of its parameters and need no
+# adapter. And an example is a plain text: `Question: ... Answer:` is the prompt, and the answer is the
+# completion. Then we ask both models about countries that were in none of the training questions.
+
+# %%
+import warnings
+
+import datasets
+from trl import SFTConfig, SFTTrainer
+
+from course_utils import load_model, load_tokenizer
+from course_utils.data import load_data
+from course_utils.models import Runner
+from course_utils.training import faster_on_cpu
+
+# Remarks of the libraries, of no concern here: an old name, and a setting for GPUs.
+warnings.filterwarnings("ignore", message=".*(gradient_checkpointing|pin_memory).*")
+datasets.disable_progress_bars()
+countries = load_data("countries")
+form = "Question: {prompt}\nAnswer:"
+
+
+def as_pair(row):
+    """A question and its answer, as prompt and completion."""
+    prompt = form.replace("{prompt}", row["question"])
+    return {"prompt": prompt, "completion": f" {row['answer']}"}
+
+
+train = countries["train"].map(as_pair, remove_columns=countries["train"].column_names)
+own, own_tokenizer = load_model("course/pythia-3m", quiet=True), load_tokenizer("course/pythia-3m")
+settings = SFTConfig(
+    output_dir="models/pythia-checkpoints",
+    max_steps=240,
+    per_device_train_batch_size=16,
+    learning_rate=5e-4,
+    bf16=False,
+    gradient_checkpointing=False,
+    save_strategy="no",
+    logging_steps=40,
+    report_to="none",
+    seed=0,
+)
+trainer = SFTTrainer(
+    model=load_model("course/pythia-3m", quiet=True, dtype=torch.float32),
+    args=settings,
+    train_dataset=train,
+    processing_class=own_tokenizer,
+)
+_ = faster_on_cpu(trainer).train()
+
+# %% tags=["value:same-size"]
+unseen = countries["held_out"]
+pair = {
+    "before": Runner(own, own_tokenizer, template=form),
+    "after": Runner(trainer.model.eval(), own_tokenizer, template=form),
+}
+said = {name: ask(unseen["question"], max_new_tokens=12) for name, ask in pair.items()}
+for name, replies in said.items():
+    right = sum(a in r for a, r in zip(unseen["answer"], replies, strict=True))
+    print(f"{name}: {right} of {len(replies)} replies hold the answer")
+text_table(pd.DataFrame({"question": unseen["question"], **said, "answer": unseen["answer"]})[:6])
+
+# %% tags=["claim"]
+held = {
+    name: sum(a in r for a, r in zip(unseen["answer"], replies, strict=True)) / len(replies)
+    for name, replies in said.items()
+}
+assert held["before"] < 0.1
+assert held["after"] > 0.7
+
+# %% [markdown]
+# Both models have the same size. Before the tuning, the model replies with "I see.", a phrase from its
+# training texts. After the tuning, it answers, although none of the training questions was about these
+# countries. So the facts were in the base model all along, from its pre-training, and the tuning taught
+# it the *behaviour* of answering. Notebook 06 tests this claim more strictly, with a control model that
+# has never read about some of the countries.
+#
 # ## 3. What triggers the response
 #
-# What did `chat` do that `base` did not? It put the prompt into a *chat template* before the model
-# saw it. Here is what was really sent:
+# What did `chat` do that `base` did not? Before the model saw your prompt, `chat` put it into a *chat
+# template*. This is the text that the model really got:
 
 # %% tags=["value:rendered-prompt"]
 print(chat.prompt("What is the capital of Mexico?"))
 
 # %% [markdown]
-# The template marks who speaks, and ends with an open turn for the assistant. During its training
-# the model saw nearly every answer right after such a mark, so the mark is what triggers one.
-# (Where there is a first message that you did not write, it is the *system prompt*: it sets tone
-# or task, and some templates put one in by themselves.)
+# The template marks who speaks, and it ends with an open turn of the assistant. In its instruction
+# tuning the model has seen nearly every answer right after such a mark. So this mark is what triggers
+# an answer. If the text begins with a message that you did not write, that is the *system prompt*: it
+# sets the tone or the task, and some templates add one by themselves.
 #
-# `runner` hides only two calls of transformers. Here they are, in full:
+# `runner` hides two calls of transformers, which you know from notebook 00. Here they are again:
 
 # %%
 messages = [{"role": "user", "content": "What is the capital of France?"}]
@@ -218,15 +312,27 @@ print(answer)
 assert answer == chat("What is the capital of France?", max_new_tokens=30)
 
 # %% [markdown]
-# **Guess first.** Take one and the same chat model and sixteen questions about capitals. Ask with
-# its *own* template, with a *wrong* one (another model's), and with *none*. How many right answers
-# of 16 does each get?
+# **Guess first.** We ask one and the same chat model sixteen questions about capitals, each time in
+# another form:
 #
-# (For `runner`, a template is `True`, the model's own; `False`, none; or a text with `{prompt}` in
-# it.)
+# - `own`: the model's own template.
+# - `USER:`, `Alpaca` and `###`: three other templates, as older models use them. Each of them is plain
+#   text, and each ends with a word that opens an answer, such as `ASSISTANT:`.
+# - `[INST]`: the template of Llama 2, which puts the question between two marks.
+# - `none`: the question alone. `none, then a line break`: the same, and one line break.
+#
+# How many right answers of 16 does the model give in each form?
 
 # %%
-my_guess = {"own": 16, "wrong": 8, "none": 4}
+my_guess = {
+    "own": "...",
+    "USER:": "...",
+    "Alpaca": "...",
+    "###": "...",
+    "[INST]": "...",
+    "none": "...",
+    "none, then a line break": "...",
+}
 
 # %% tags=["value:templates"]
 capitals = {
@@ -248,12 +354,20 @@ capitals = {
     "India": "New Delhi",
 }
 questions = [f"What is the capital of {country}?" for country in capitals]
-
-# Llama 2's template begins with [INST]; where that is the model's own, take a third one.
-inst_is_own = "[INST]" in chat.tokenizer.chat_template
-wrong = "### Question: {prompt}\n### Answer:" if inst_is_own else "[INST] {prompt} [/INST]"
-templates = {"own": True, "wrong": wrong, "none": False}
-print("The wrong template:", repr(wrong))
+alpaca = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n### Instruction:\n{prompt}\n\n### Response:\n"
+)
+# For `runner`, a template is True (the model's own), False (none) or a text with {prompt} in it.
+templates = {
+    "own": True,
+    "USER:": "USER: {prompt}\nASSISTANT:",
+    "Alpaca": alpaca,
+    "###": "### Question: {prompt}\n### Answer:",
+    "[INST]": "[INST] {prompt} [/INST]",
+    "none": False,
+    "none, then a line break": "{prompt}\n",
+}
 
 
 def count_right(replies):
@@ -269,24 +383,31 @@ for name, template in templates.items():
             "template": name,
             "your guess": my_guess[name],
             "right of 16": count_right(replies),
-            "empty replies": sum(reply.strip() == "" for reply in replies),
+            "empty": sum(reply.strip() == "" for reply in replies),
             "reply about Kenya": replies[2].strip() or "(empty)",
         }
     )
 by_template = pd.DataFrame(rows).set_index("template")
-by_template
+text_table(by_template.reset_index())
 
 # %% tags=["claim"]
 small = chat.model.num_parameters() < 1e9
 right = by_template["right of 16"]
-assert right["own"] == right.max()
-if small:  # a large model often understands a wrong template too
-    assert right["own"] >= right["wrong"] + 5
-    assert right["own"] >= right["none"] + 5
+assert right["own"] >= 12
+if small:  # a large model often understands other templates too
+    for name in ("USER:", "Alpaca", "###"):
+        assert right[name] >= 10
+    for name in ("[INST]", "none"):
+        assert right[name] <= 2
+        assert by_template.loc[name, "empty"] >= 14
+    assert right["none"] < right["none, then a line break"] < right["###"]
 
 # %% [markdown]
-# The same weights, the same questions. What happened to the empty replies? Look at the first step:
-# how likely is it that the reply *ends* before it has begun?
+# Most people expect that only the model's own template works, or that every template works. Neither is
+# true here. With the small chat model, three foreign templates work as well as its own, while `[INST]`
+# and the bare question get no answer at all: every reply is empty. (Sixteen questions are few: a
+# difference of two or three right answers means nothing.) What do the silent ones have in common? Look
+# at the first step of each reply, and at the probability of the EOS token there.
 
 # %% tags=["figure:01_template_silence"]
 end = chat.tokenizer.eos_token_id
@@ -308,27 +429,41 @@ def first_step(template):
 
 ends = {name: first_step(template) for name, template in templates.items()}
 
-figure, axis = plt.subplots(figsize=(7, 2.6))
-for row, values in enumerate(ends.values()):
+figure, axis = plt.subplots(figsize=(7, 3.4))
+for row, (name, values) in enumerate(ends.items()):
+    silent = by_template.loc[name, "empty"] > 8
     axis.plot(
-        values, [row] * len(values), "o", alpha=0.5, markersize=9, color=(BLUE, ORANGE, GREEN)[row]
+        values, [row] * len(values), "o", alpha=0.5, markersize=8, color=ORANGE if silent else BLUE
     )
 axis.set_yticks(range(len(ends)), list(ends))
-axis.set_ylim(-0.5, 2.5)
 axis.invert_yaxis()
 axis.set_xlim(-0.02, 1)
 axis.grid(axis="x")
 axis.set_xlabel("probability that the reply ends at once (a dot for each question)")
 axis.set_ylabel("template")
-axis.set_title("Without its template, the model is silent")
 plt.show()
+print(f"The EOS token of this model is {chat.tokenizer.eos_token!r}.")
+print({name: f"{sum(values) / len(values):.2f}" for name, values in ends.items()})
 
 # %% tags=["claim"]
 if small:
     assert max(ends["own"]) < 0.1 < min(ends["none"])
+    assert max(ends["USER:"]) < 0.1
 
 # %% [markdown]
-# And is the knowledge gone without the template? Bar the EOS token, and see.
+# After a bare question, the small chat model gives its highest probability to the EOS token,
+# `<|im_end|>`. This token closes *every* turn of a conversation, also the user's. In the training of
+# the model, a question was the user's turn, and right after a question came `<|im_end|>`. So the model
+# does what it has learned: it closes the turn of the user. It does not even begin to answer, because
+# nobody has opened the assistant's turn.
+#
+# The templates that work have one thing in common: they end with something that opens an answer. The
+# model knows texts with `ASSISTANT:` or `### Answer:` from its pre-training, and in those texts an
+# answer follows. After `[/INST]`, a mark that this model does not know, the question is over, and
+# nothing announces an answer. A line break helps a little, because in many texts an answer stands on
+# the next line.
+#
+# Does the model know the capitals without a template? Forbid the EOS token, and see.
 
 # %% tags=["value:eos-barred"]
 replies = chat(questions, template=False, max_new_tokens=30, min_new_tokens=30)
@@ -340,15 +475,18 @@ for question, reply in list(zip(questions, replies, strict=True))[:4]:
 assert count_right(replies) > right["none"] or not small
 
 # %% [markdown]
-# Part of it was there all along. **A template adds no knowledge; it brings out the behaviour of
-# answering.** Keep this picture: most of this course is about putting such behaviour into a model.
+# It names some of the capitals. So the knowledge is in the model, with or without a template. **A
+# template adds no knowledge. It triggers the behaviour of answering.** In your own work, use the
+# model's own template: it is the only one that the model was trained with, and `apply_chat_template`
+# gets it right for every model. Most of this course is about putting such a behaviour into a model.
 
 # %% [markdown]
 # ### Try it yourself
 #
-# Any model, any template, any temperature. Temperature scales the probabilities: at 0 the likeliest
-# token is always taken, at 1 tokens are drawn as likely as the model says, above 1 the unlikely
-# ones get a chance. (A base model often has no template of its own: choose *none* for it.)
+# Choose a model, a template and a temperature. The *temperature* changes how the next token is
+# chosen. At 0, the model always takes the likeliest token. At 1, it draws a token with the
+# probabilities that it has computed. Above 1, unlikely tokens are drawn more often. A base model often
+# has no template of its own, so choose *none* for it.
 
 # %%
 from course_utils.widgets import playground
@@ -370,11 +508,12 @@ print(
 # %% [markdown]
 # ## 4. Behaviour or knowledge? Prompt, retrieve or fine-tune?
 #
-# Fine-tuning can change two things in a model: its **behaviour** (answer consistently, keep to a
-# format, take a tone) and its **knowledge** (new concepts, corrected facts). But it is not the only
-# way, and rarely the first to try. Two small experiments.
+# Back to Maya's helper. Fine-tuning can change two things in a model: its **behaviour**, such as
+# answering, keeping to a format, or taking a tone, and its **knowledge**, such as new facts. But
+# fine-tuning is rarely the first thing to try. Two small experiments show what you can do without it.
 #
-# **Facts.** Here is a library that does not exist. What does the model say about it?
+# **Facts.** The helper should know Maya's library, the Marlow Lane Library. We have made this library
+# up, so no model can have read about it. What does the chat model say when a visitor asks?
 
 # %%
 import re
@@ -405,12 +544,16 @@ for question, reply in list(zip(asked, closed_book, strict=True))[3:6]:
     print(f"{question}\n  → {reply}\n")
 
 # %% [markdown]
-# Fluent, confident, invented: a *hallucination*. A model says what is likely, and knows of no
-# difference between likely and true.
+# The model answers in good English, and it invents the facts. This is called a *hallucination*. A
+# language model writes what is likely after your question, and it has no way to check whether it is
+# true.
 #
-# *Retrieval* helps: look the fact up, and put it into the prompt. Real systems search millions of
-# passages by their meaning (with *embeddings*, lists of numbers that are close for texts that say
-# the same); for eight sentences, counting shared words will do.
+# *Retrieval* helps: you look the fact up, and you put it into the prompt. Real systems search millions
+# of passages by their meaning. They compare *embeddings*: lists of numbers, which are close for texts
+# that say the same. We have eight sentences, so it is enough to count shared words.
+#
+# We count a reply as right if it contains the fact. This rule is generous: "7 books available for each
+# of the 7 books" contains the 7, and counts. Read the replies in the table, too.
 
 
 # %% tags=["value:retrieval"]
@@ -442,17 +585,20 @@ assert with_fact(closed_book) <= 2
 assert with_fact(open_book) >= with_fact(closed_book) + 4
 
 # %% [markdown]
-# **Format.** Suppose that a program reads the replies, and needs the city's name and nothing else.
-# Will asking for it do? And what if we show examples instead, without the template, as a text to be
-# continued? The table counts, of 16 replies, how many name the city, and in how many the first line
-# is the city's name *and nothing else*.
+# With the fact in the prompt, the model finds it. It has not learned anything by that: the next
+# question about the library needs the passage again.
+#
+# **Format.** Now suppose that a program reads the replies. It needs the name of the city and nothing
+# else. Is it enough to say so in the prompt? Or is it better to show two examples, as a text that the
+# model continues? The table counts two things, of 16 replies: how many name the city, and how many
+# have a first line that is the name of the city *and nothing else*.
 
 # %% tags=["value:prompting"]
 examples = (
     "Question: What is the capital of Austria?\nAnswer: Vienna\n\n"
     "Question: What is the capital of Chile?\nAnswer: Santiago\n\n"
 )
-ways = {
+prompts = {
     "question alone": (questions, True),
     "told: name only": ([f"{q} Answer with the name of the city only." for q in questions], True),
     "shown: two examples, no template": (
@@ -468,31 +614,32 @@ def first_line(reply):
 
 
 rows = []
-for way, (texts, template) in ways.items():
+for name, (texts, template) in prompts.items():
     replies = chat(texts, template=template, max_new_tokens=25)
     exact = sum(first_line(r) == city for r, city in zip(replies, capitals.values(), strict=True))
     rows.append(
         {
-            "way": way,
+            "prompt": name,
             "names the city": count_right(replies),
             "and nothing else": exact,
             "first reply": first_line(replies[0]),
         }
     )
-by_way = pd.DataFrame(rows).set_index("way")
-by_way
+by_prompt = pd.DataFrame(rows).set_index("prompt")
+by_prompt
 
 # %% tags=["claim"]
-exact = by_way["and nothing else"]
+exact = by_prompt["and nothing else"]
 assert exact["shown: two examples, no template"] > exact["question alone"]
 
 # %% [markdown]
-# Showing works where asking fails, at least at this size: a larger chat model does what it is told
-# more often. But examples cost tokens in every single call, and nothing *guarantees* the format.
+# At this size, showing examples works where asking fails. (We expect that larger chat models do what
+# they are told more often.) But the examples cost tokens in every call, and nothing guarantees the
+# format.
 #
-# When the facts are the problem, retrieve. When a prompt with examples does the job, be glad. When
-# neither is reliable, or the prompt has grown to pages, fine-tune: put the behaviour into the
-# weights. They also combine.
+# So this is the order in which to try things. If the model lacks facts, use retrieval. If it lacks a
+# format or a tone, try a prompt with examples. If that is not reliable, or if the prompt has grown to
+# pages, fine-tune: put the behaviour into the weights. You can combine all three.
 #
 # | | prompting | retrieval | fine-tuning |
 # |---|---|---|---|
@@ -503,11 +650,12 @@ assert exact["shown: two examples, no template"] > exact["question alone"]
 # | when facts change | edit the prompt | edit the documents | train again |
 # | goes wrong by | ignored instructions, invention | the wrong passage found | forgetting, overfitting, invention all the same |
 #
-# ### What do people tune for? Reading or writing
+# ### What do people fine-tune for?
 #
-# Nearly all tasks are text in, text out. It helps to tell two kinds apart. **Extraction** reads
-# much and writes little: keywords, a category, a summary. **Expansion** reads little and writes
-# much: an email, a story, code. Count the tokens.
+# In nearly all tasks, text goes in and text comes out. It helps to tell two kinds apart, because they
+# cost different things. **Extraction** reads much and writes little: keywords, a category, a summary.
+# **Expansion** reads little and writes much: an email, a story, code. The next cell counts the tokens
+# of one example each.
 
 # %%
 paragraph = (
@@ -537,21 +685,27 @@ assert ratio[0] < 1 < ratio[1]
 # %% [markdown]
 # ## 5. Three ways to tune
 #
-# They differ in what an example looks like, and in what the *loss* is computed on: the number that
-# training makes small. A *target* is a token that the model is to learn to predict, and the loss of
-# a target is −log of the probability that the model gave it. Sure and right costs nearly nothing;
-# 0.5 costs 0.7, and 0.01 costs 4.6. The loss of an example is the mean over its targets.
+# All training makes one number small, the *loss*. The loss tells how surprised the model is by the
+# tokens that it should predict, its *targets*. If the model gave a target the probability *p*, the
+# loss of this target is −log *p*. A probability of 0.99 costs 0.01, a probability of 0.5 costs 0.7, and
+# a probability of 0.01 costs 4.6. The loss of an example is the mean over its targets.
 #
-# - **Self-supervised**: a text, nothing else. Every token is a target. For taking on a style, a
-#   language, a field.
-# - **Supervised**: a prompt and the response wanted. Only the response is a target. For teaching a
-#   model to respond; most of this course.
-# - **Reinforcement-based**: responses are *compared*, by people or by a reward model, and the model
-#   is moved towards the better ones. (The names you will meet are PPO, with a reward model, and
-#   DPO, straight from the pairs.) For what is easier to judge than to write.
+# There are three ways to tune. They differ in what an example looks like, and in which tokens are
+# targets.
 #
-# Here is one example under the first two: a column for each token, the loss in it, and a dash where
-# the token is no target. The EOS token is a target too: this is how a model learns to stop.
+# - **Self-supervised tuning** takes plain texts. Every token is a target. It is used to get a model
+#   used to a language, a style or a field.
+# - **Supervised tuning** takes prompts and the responses that you want. Only the response is a target.
+#   It is used to teach a model how to respond. You did this in notebook 00, and most of this course
+#   is about it.
+# - **Reinforcement-based tuning** takes responses that are *compared*, by people or by a reward model.
+#   The model is moved towards the better ones. RLHF (reinforcement learning from human feedback)
+#   trains a reward model and uses it with an algorithm called PPO. DPO learns from the pairs directly.
+#   This way is used for what is easier to judge than to write.
+#
+# Here is one example under the first two ways. There is a column for each token with its loss, and a
+# dash where the token is no target. The EOS token at the end is a target, too. This is how a model
+# learns to stop.
 
 
 # %% tags=["value:targets"]
@@ -591,14 +745,32 @@ for way, counted in targets.items():
 assert len(targets["supervised"]) < len(targets["self-supervised"])
 
 # %% [markdown]
-# The self-supervised mean spends most of its targets on the question, which nobody wants from the
-# model. The supervised one is about the response alone, and a high loss there is what tuning brings
-# down.
+# Most targets of the self-supervised way lie in the question, and nobody wants the model to write
+# questions. The supervised way looks at the response alone.
 #
-# For the third way, one number per *pair*: how much likelier is the better response than the worse?
-# A response is as likely as all of its tokens together, so the logarithms are summed; their
-# difference is the *margin*. Above zero, the better one is likelier already. Preference tuning
-# raises it.
+# The loss of ` Oslo` may surprise you. The small chat model gives it a probability of 0.0002, although
+# it knows the capital. The reason is that of section 3: this text is not in the model's own template,
+# so the model wants to close the turn, and it also likes to begin an answer with a line break or with
+# *The*. The next cell asks for the same fact in another form. So a high loss does not always mean that
+# a fact is missing. It can also mean that the model expected another form, and a form is what tuning
+# changes quickly.
+
+# %% tags=["value:forms"]
+for start in (question, "The capital of Norway is"):
+    after = next_token_probabilities(tokenizer(start)["input_ids"])
+    top = ", ".join(f"{tokenizer.decode(i)!r} {p:.2f}" for p, i in zip(*after.topk(3), strict=True))
+    oslo = after[tokenizer(" Oslo")["input_ids"][-1]].item()
+    print(f"{start!r}: ' Oslo' has {oslo:.4f}; the likeliest are {top}")
+
+# %% tags=["claim"]
+assert oslo > 0.05 or not small
+
+# %% [markdown]
+# For the third way, one number is computed for each *pair* of responses: how much likelier is the
+# better response than the worse one? The probability of a response is the product of the probabilities
+# of its tokens, so we add up their logarithms. The difference between the two sums is the *margin*. A
+# margin above zero says that the better response is already the likelier one. Preference tuning raises
+# the margin.
 
 
 # %% tags=["value:preference"]
@@ -618,28 +790,31 @@ assert margin > 0
 # %% [markdown]
 # ## 6. The steps of a project
 #
-# 1. **Say what is wanted.** Pick one task; find, by prompting a large model, whether it is feasible
-#    at all.
-# 2. **Collect data.** Real inputs, good responses; a few hundred that are right beat thousands that
-#    are so-so. Set a test split aside *now*.
-# 3. **Measure the untuned model** on that split. Without this number nothing that follows means
-#    anything.
-# 4. **Tune a small model first.** It shows in minutes whether data and template are right.
-# 5. **Evaluate**: look at replies, not only at the loss.
-# 6. **Go back to 2.** What it gets wrong tells which data are missing. Then more data, or a larger
-#    model.
-# 7. **Deploy and watch**, and keep what users really ask: that is the next dataset.
+# 1. **Say what you want.** Pick one task. Try it with the best large model that you can use: if that
+#    model cannot do it with a good prompt, a small one will hardly learn it.
+# 2. **Collect data**: real inputs, and good responses. A few hundred examples that are right are worth
+#    more than thousands that are careless. Set a test split aside *now*.
+# 3. **Measure the untuned model** on the test split. Without this number you cannot say later what the
+#    tuning has changed.
+# 4. **Tune a small model first.** It shows you in minutes whether the data and the template are right.
+# 5. **Evaluate.** Read replies. Do not look at the loss alone.
+# 6. **Go back to step 2.** What the model gets wrong tells you which data are missing.
+# 7. **Deploy and watch.** Keep what your users really ask: it is your next dataset.
 #
-# Data preparation is where projects differ. Training and evaluation look much the same each time.
+# Projects differ most in step 2, the data. Training and evaluation look much the same each time.
 
 # %% [markdown]
 # ## Take away
 #
-# - A language model gives each token a probability of coming next. All else is built on that.
-# - A base model continues texts; it does not answer. Questions are continued by questions.
-# - The chat template is part of the model: the wrong one can silence it.
-# - A template brings out behaviour that tuning put in. It adds no knowledge.
-# - Facts: retrieve. Format and behaviour: try a prompt, then fine-tune.
+# - A language model gives each token a probability of coming next. Everything else is built on this.
+# - A base model continues texts. It answered no question about a held-out country before instruction
+#   tuning, and most of them after it (section 2; 2.6 million parameters, one seed).
+# - What triggers an answer is something in the prompt that opens one. The model's own template always
+#   does. Without it, the small chat model closed the user's turn and stayed silent (section 3; 16
+#   questions).
+# - A template adds no knowledge. It triggers behaviour that tuning has put in.
+# - If a model lacks facts, try retrieval. If it lacks a format or a behaviour, try a prompt with
+#   examples first, and then fine-tune.
 
 # %% [markdown]
 # ## Exercises
@@ -653,12 +828,12 @@ assert margin > 0
 # - **C** It plans the sentence as a whole, and writes it down token by token.
 # - **D** It works out all of its words in one go, each from the prompt.
 #
-# **b.** A chat model stays silent under another model's template. What follows?
+# **b.** You send a chat model a bare question, and the reply is empty. Why?
 #
-# - **A** What it knew stood in its template, and is missing now.
-# - **B** It does not understand the question without the right marks.
-# - **C** Its weights are damaged, and have to be tuned again.
-# - **D** The marks which it was trained to answer after are missing.
+# - **A** The knowledge was in the template, and is missing now.
+# - **B** The model cannot read a question without the marks of its template.
+# - **C** The model's weights are damaged, and have to be tuned again.
+# - **D** Nothing in the prompt opens an answer, so the model closes the user's turn.
 #
 # **c.** A shop's assistant is to know today's prices. What do you try first?
 #
@@ -740,9 +915,8 @@ def opposite_prompt(word):
 check("01.3", opposite_prompt, chat)
 
 # %% [markdown]
-# What you have done so far is kept in one file on this machine, and nowhere else. The table covers
-# all notebooks, and you can show it in each of them. To start again from nothing, call
-# `reset_progress()` of the same package.
+# What you have done so far is kept in one file on this machine, and nowhere else. The table shows all
+# notebooks. To start again from nothing, call `reset_progress()` of the same package.
 
 # %%
 from course_utils.exercises import show_progress

@@ -874,18 +874,20 @@ check("03.1.2", rate_at)
 # validation losses one after the other, as a list, and gives a pair: the index of the validation
 # after which a training ends, and the index of the best one. It ends when `patience` validations in
 # a row have not been better than the best so far by *more than* `least`. If that never happens, it
-# ends with the last.
+# ends with the last. The best so far is the lowest loss so far, even where it is lower by less than
+# `least`. This is what the `EarlyStoppingCallback` of transformers does.
 
 
 # %% tags=["exercise"]
 def stop_at(losses, patience, least=0.0):
     """Losses to (index of the last validation, index of the best)."""
     ### BEGIN SOLUTION
-    best = 0
+    best = waited = 0
     for index, loss in enumerate(losses):
-        if index and loss < losses[best] - least:
+        waited = 0 if index == 0 or loss < losses[best] - least else waited + 1
+        if loss < losses[best]:
             best = index
-        elif index - best >= patience:
+        if waited == patience:
             return index, best
     return len(losses) - 1, best
     ### END SOLUTION

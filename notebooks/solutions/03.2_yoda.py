@@ -112,7 +112,8 @@ if done("yoda.format"):
 # %% [markdown]
 # ## 3. Choose the adapter
 #
-# Write `adapter()`: a `LoraConfig` by the rules of notebook 02 (rank, alpha, and which layers).
+# Write `adapter()`: a `LoraConfig` by the rules of notebook 02 (rank, alpha, and which layers). Leave
+# `use_rslora` off: section 8 mixes two adapters, and peft mixes rsLoRA adapters with a wrong factor.
 
 # %%
 from peft import LoraConfig
@@ -133,8 +134,9 @@ check("yoda.adapter", adapter)
 # ## 4. Choose the settings
 #
 # Write `settings(steps, batch)`: a dictionary of arguments for `SFTConfig` (section 3 of notebook
-# 03.1). So many steps of so many sentences; a learning rate for LoRA; a loss logged every 5 steps or
-# more often. What concerns the machine and the folder is added below.
+# 03.1). So many steps of so many sentences; a learning rate that suits LoRA and so few steps (the
+# check says which range it accepts, and why); a loss logged every 5 steps or more often. What concerns
+# the machine, the folder and the validation is added below.
 
 
 # %% tags=["exercise"]

@@ -1821,9 +1821,10 @@ check("04.2", affine)
 
 # %% [markdown]
 # **04.3 · Alone: the second step.** A training ran for one step and then was out of memory. Write
-# `second_step_costs(setup)`: by how many MB does the peak rise if two optimizer steps are run
-# instead of one? Two predictions tell. A micro-batch is what goes through the model at once:
-# `micro_batches` says how many of them are run, `accumulation` how many make a step. Then try eight examples of 256 tokens and
+# `second_step_costs(setup)`: by how many MB does the peak of allocated memory rise if two optimizer
+# steps are run instead of one? Two predictions tell. A micro-batch is what goes through the model at
+# once: `micro_batches` says how many of them are run, `accumulation` how many make a step. Then try
+# eight examples of 256 tokens and
 # `course/pythia-3m` with different optimizers. For which of them is the second step free?
 
 
