@@ -171,9 +171,13 @@ trainer = SFTTrainer(
 )
 result = trainer.train()
 
+# %% [markdown]
+# The picture shows the loss of every third step. It goes up and down a little, because every step sees
+# other examples, and some are harder than others. What counts is where it goes.
+
 # %%
 history = pd.DataFrame(trainer.state.log_history).dropna(subset="loss")
-history.astype({"loss": float}).plot(x="step", y="loss", ylim=0, figsize=(6, 3))
+_ = history.astype({"loss": float}).plot(x="step", y="loss", ylim=0, figsize=(6, 3))
 
 # %% [markdown]
 # ## 5. After
@@ -188,10 +192,18 @@ table["right"] = table["after"] == table["expected"]
 pd.set_option("display.max_colwidth", 90)
 print(f"Right before: {(table['before'] == table['expected']).sum()} of 16")
 print(f"Right after:  {table['right'].sum()} of 16")
-table.head(8)
+table.sort_values("right").head(8)
+
+# %% tags=["claim"]
+assert (table["before"] == table["expected"]).sum() <= 2
+assert table["right"].sum() >= 8
 
 # %% [markdown]
-# Look at the wrong replies, too. (to be written from what is there)
+# The table begins with the wrong replies. In the saved run there are three, and they are close: the
+# words are the right ones, but one sentence is turned only in its first half, and in the others a word
+# is lost or doubled. More steps or more data would help, and notebook 03.1 shows how to find out which.
+# Sixteen sentences are few, so do not take 13 of 16 for an exact score. But nobody needs statistics to
+# tell it from 0 of 16.
 #
 # ## 6. Save it, and load it in another program
 #
@@ -222,6 +234,9 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
 done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 print(done.stdout or done.stderr)
 
+# %% tags=["claim"]
+assert done.stdout.strip() == "The old book my friend found."
+
 # %% [markdown]
 # ## 7. Merge
 #
@@ -238,6 +253,9 @@ tokenizer.save_pretrained("models/yoda-merged")
 again = ask(merged, test["prompt"])
 same = sum(one == other for one, other in zip(again, after, strict=True))
 print(f"{same} of 16 replies are the same as before the merge.")
+
+# %% tags=["claim"]
+assert same >= 14
 
 # %% [markdown]
 # ## 8. Optional: a model in 4 bits
@@ -257,14 +275,19 @@ small = AutoModelForCausalLM.from_pretrained(
 for name, loaded in (("32 bits", merged), ("4 bits", small)):
     print(f"{name}: {loaded.get_memory_footprint() / 1e6:.0f} MB")
 
+# %% tags=["claim"]
+assert small.get_memory_footprint() < 0.3 * merged.get_memory_footprint()
+
 # %% [markdown]
 # ## Take away
 #
 # - Fine-tuning takes five things: data in the right form, a model, an adapter, settings, and a
 #   comparison of before and after on examples that the model has never seen.
-# - Thirty steps of eight examples are enough to teach a small model a new word order. ...
+# - Thirty steps of eight examples were enough to teach a model of 135 million parameters a new word
+#   order: 0 of 16 sentences were right before, and 13 after (one seed, section 5).
+# - An adapter is a small file. You can load it beside its base model, or merge it into the base model.
 #
-# Every line of this notebook has a *why*, and the course is the answer:
+# Why is each of these lines there? The other notebooks answer that question, one line after the other:
 #
 # | line | question | notebook |
 # |---|---|---|
