@@ -6,7 +6,7 @@
 #
 # **You need** Python. You do not need a GPU, an account or any earlier notebook.
 #
-# **It takes** about 15 minutes of reading and trying. The cells themselves run in about three minutes
+# **It takes** about 15 minutes of reading and trying. The cells themselves run in about two minutes
 # on two CPU cores; on GPUs, not yet measured.
 
 # %% [markdown]
