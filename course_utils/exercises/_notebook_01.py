@@ -16,7 +16,7 @@ from course_utils.exercises._check import Wrong, call, exercise
     "01.1",
     "Temperature acts on the logits, before they become probabilities.",
     "A higher temperature brings the logits nearer to one another.",
-    "For temperature 0, think of the limit: one token gets everything. Which one?",
+    "At temperature 0, one token gets a probability of 1, and all others get 0. Which token?",
 )
 def _temperature(function: Callable[[torch.Tensor, float], torch.Tensor]) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -46,9 +46,9 @@ def _temperature(function: Callable[[torch.Tensor, float], torch.Tensor]) -> Non
 
 @exercise(
     "01.2",
-    'Compare yours with `print(repr(chat.prompt("Is 7 prime?")))`, character by character.',
-    "Each message is closed by <|im_end|> and a line break, the system's too.",
-    "The model answers in the assistant's turn: somebody has to open it.",
+    'Compare your text with `print(repr(chat.prompt("Is 7 prime?")))`, character by character.',
+    "Each message ends with <|im_end|> and a line break. So does the system's message.",
+    "The model answers in the assistant's turn, so the prompt has to open this turn at its end.",
 )
 def _chatml(function: Callable[[str, str], str]) -> None:
     cases = (("You are a poet.", "Describe rain."), ("Be brief.", "Is 7 prime?\nWhy?"))
@@ -98,9 +98,11 @@ _OPPOSITES_NEEDED = 5
 
 @exercise(
     "01.3",
-    "A raw prompt is a text to be continued: after what text would only the opposite fit?",
-    "Show some pairs of opposites first, all in the same form, and end in mid-pair.",
-    "End the prompt right where the answer's word begins, with no blank after it.",
+    "Without a template, the model continues your text. After which text would the opposite be "
+    "the natural next word?",
+    "Show a few pairs of opposites first, all in the same form. Then begin one more pair, and stop "
+    "before its second word.",
+    "Do not end the prompt with a space: the space belongs to the first token of the answer.",
 )
 def _opposites(function: Callable[[str], str], ask: Any) -> None:
     prompts = []

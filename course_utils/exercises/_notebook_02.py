@@ -15,8 +15,8 @@ from course_utils.exercises._check import Wrong, call, exercise, number
 @exercise(
     "02.1",
     "Write down the factor before BA, once with the old rank and once with the new one.",
-    "The two factors are to be equal; the only unknown is the new alpha.",
-    "rsLoRA divides by another function of the rank. Only that part changes.",
+    "The two factors should be equal, and the only unknown is the new alpha.",
+    "rsLoRA divides alpha by another function of the rank (section 5). Nothing else changes.",
 )
 def _new_alpha(function: Callable[..., float]) -> None:
     cases = ((16, 32, 64), (16, 32, 16), (64, 16, 16), (8, 8, 32), (10, 7, 25))
@@ -47,10 +47,10 @@ def _tensor(given: Any, shape: tuple[int, ...], what: str) -> torch.Tensor:
 
 @exercise(
     "02.2",
-    "What does the handmade layer add to the frozen layer's output? The same, for all inputs at "
-    "once, is a matrix.",
-    "Only one order of the two thin matrices gives the shape of the weight.",
-    "Do not forget the factor, and make a new tensor: no += here.",
+    "Look at the class in section 2: by which matrix does the adapter multiply its input? This "
+    "matrix is what you add to the weight.",
+    "Only one order of the two thin matrices gives a product with the shape of the weight.",
+    "Do not forget the factor, and return a new tensor: `+=` would change the weight itself.",
 )
 def _merge(function: Callable[..., torch.Tensor]) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -81,9 +81,9 @@ def _merge(function: Callable[..., torch.Tensor]) -> None:
 
 @exercise(
     "02.3",
-    "What an adapter holds is a change. Which change was made here?",
-    "LoftQ asked the same question of another matrix: the best approximation of a given rank.",
-    "The singular values have to go somewhere: into one of the two, or half and half as roots.",
+    "An adapter holds a change of the weights. Which change was made here?",
+    "LoftQ (section 5) also looks for the best approximation of a given rank, for another matrix.",
+    "Multiply the singular values into one of the two matrices, or their square roots into both.",
 )
 def _extract(function: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -14,7 +14,7 @@ _END = 2
 @exercise(
     "03.1",
     "In a padded batch, each row is as long as the longest example.",
-    "How many places has the batch in all, and how many of them hold a token of an example?",
+    "How many places does the batch have in all? How many of them hold a token of an example?",
     "Draw the batch for [5, 1, 3] on paper, and count.",
 )
 def _padding(function: Callable[[list[int]], float]) -> None:
@@ -39,9 +39,9 @@ def _padding(function: Callable[[list[int]], float]) -> None:
 
 @exercise(
     "03.2",
-    "Begin with a copy of the ids, and put -100 on some places of it.",
-    "The EOS token may stand in the prompt too: look for it from `prompt_length` on.",
-    "An example that was cut has no EOS token behind its prompt: its whole answer counts.",
+    "Begin with a copy of the ids, and put -100 in some of its places.",
+    "There may be an EOS token in the prompt, too. So look for one from `prompt_length` on.",
+    "An example that was cut has no EOS token after its prompt. Then all of its answer is a label.",
 )
 def _labels(function: Callable[[list[int], int, int], list[int]]) -> None:
     # ids, prompt length: a plain one, one with the EOS token in its prompt, truncated ones.
@@ -71,9 +71,9 @@ def _labels(function: Callable[[list[int], int, int], list[int]]) -> None:
 
 @exercise(
     "03.3",
-    "Keep a list of rows and how much room each has left.",
-    "An example goes into the first row that has room for it; if none has, open a row.",
-    "Small ones fit into gaps that large ones leave: which should be placed first?",
+    "Keep a list of the rows, and another one of how much room each row has left.",
+    "Put an example into the first row that has room for it. If no row has room, open a new one.",
+    "Small examples fit into the gaps that large ones leave. So which should you place first?",
 )
 def _pack(function: Callable[[list[int], int], list[list[int]]]) -> None:
     rng = random.Random(0)

@@ -10,8 +10,9 @@ from course_utils.exercises._check import Wrong, call, exercise, number, plain
 
 @exercise(
     "03.1.1",
-    "How many batches are one pass? Mind a last one that is not full.",
-    "With accumulation, several batches make one step. Passes come one after the other.",
+    "How many batches make one pass? A last batch that is not full counts, too.",
+    "With accumulation, several batches make one step. Count the steps of one pass first, and then "
+    "the passes.",
 )
 def _steps(function: Callable[[int, int, int, int], int]) -> None:
     cases = (
@@ -37,9 +38,10 @@ def _steps(function: Callable[[int, int, int, int], int]) -> None:
 
 @exercise(
     "03.1.2",
-    "There are two straight lines: which steps lie on the first, and which on the second?",
-    "On the first, the share of the warm-up that is over; on the second, the share still to go.",
-    "A warm-up of 0 steps is possible too: then the first line has no step at all.",
+    "The rate follows two straight lines. Which steps lie on the first, and which on the second?",
+    "On the first line, which share of the warm-up is over? On the second, which share of the "
+    "steps after the warm-up is still to come? Multiply the peak by this share.",
+    "The warm-up may have 0 steps. Then no step lies on the first line.",
 )
 def _rate(function: Callable[[int, float, int, int], float]) -> None:
     for peak, warm_up, total in ((1e-3, 10, 110), (2e-4, 0, 50), (1.0, 5, 5)):
@@ -73,11 +75,11 @@ def _expected(losses: list[float], patience: int, least: float) -> tuple[int, in
 
 @exercise(
     "03.1.3",
-    "Go through the list once, and remember where the best loss so far was.",
-    "Count the validations in a row that were not better by more than `least`. When there are "
-    "`patience` of them, it is over.",
-    "Equal is not better. A loss that is lower by less than `least` is the best so far all the "
-    "same: later ones are compared with it, but the count goes on.",
+    "Go through the list once, and remember the index of the best loss so far.",
+    "Count the validations in a row that were not better than the best so far by more than "
+    "`least`. When the count reaches `patience`, the training ends.",
+    "An equal loss is not better. A loss that is lower by less than `least` does become the best "
+    "so far, and later losses are compared with it. But the count goes on.",
 )
 def _stop(function: Callable[..., tuple[int, int]]) -> None:
     cases = (

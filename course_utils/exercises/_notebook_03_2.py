@@ -44,9 +44,9 @@ def _turns(given: dict[str, Any], column: str, roles: list[str]) -> list[str]:
 
 @exercise(
     "yoda.format",
-    "Notebook 03.1 has such a function, for Pig Latin.",
-    "Who says what? The task comes from the system, the sentence from the user.",
-    "What is to be learned stands alone in the completion, as the assistant's turn.",
+    "Notebook 03.1 has such a function for Pig Latin.",
+    "Who says what? The system names the task, and the user says the sentence.",
+    "The model should learn the assistant's turn only. So this is the only turn in the completion.",
 )
 def _format(function: Callable[[dict[str, str]], dict[str, Any]]) -> None:
     for row in _ROWS:
@@ -78,8 +78,8 @@ _factor = 2.0  # of the last adapter that was accepted
 
 @exercise(
     "yoda.adapter",
-    "Notebook 02 compared ranks, targets and alphas on this very job.",
-    "Which layers? One of its five rules says it.",
+    "Notebook 02 compared ranks, target layers and alphas on this very task.",
+    "Which layers should get an adapter? One of the five rules in notebook 02 (section 4) says it.",
 )
 def _adapter(function: Callable[[], LoraConfig]) -> None:
     global _factor
@@ -152,10 +152,10 @@ def _works_in_the_notebook(given: LoraConfig) -> None:
 
 @exercise(
     "yoda.settings",
-    "The arguments that matter are in section 3 of notebook 03.1, by what they are for.",
-    "You are given steps and batch size. Which arguments take them?",
-    "LoRA takes ten times TRL's default learning rate and more. A training as short as this one "
-    "takes about a hundred times the default.",
+    "Section 3 of notebook 03.1 lists the arguments that matter, by what they are for.",
+    "Your function gets the number of steps and the batch size. Which arguments take these two?",
+    "LoRA needs a learning rate of at least ten times TRL's default. A training as short as this "
+    "one needs about a hundred times the default.",
 )
 def _settings(function: Callable[[int, int], dict[str, Any]]) -> None:
     for steps, batch in ((200, 8), (220, 4), (80, 4)):
@@ -242,8 +242,8 @@ class _Listener:
 
 @exercise(
     "yoda.translate",
-    "The tuned model has to be asked just as it was trained.",
-    "`ask(sentences, system=…, max_new_tokens=…)` takes a list and gives a list.",
+    "Ask the tuned model in exactly the form in which it was trained.",
+    "`ask(sentences, system=…, max_new_tokens=…)` takes a list and returns a list.",
 )
 def _translate(function: Callable[[Any, list[str]], list[str]]) -> None:
     ask = _Listener()

@@ -12,8 +12,8 @@ from course_utils.memory import Setup, predict
 
 @exercise(
     "04.1",
-    "A scale belongs to a whole block. What is its share for one weight?",
-    "With double quantization a scale has 8 bits, and a share of one more float32.",
+    "All weights of a block share one scale. How many of the scale's bits is that for each weight?",
+    "With double quantization, a scale takes 8 bits and its share of one more float32.",
 )
 def _bits(function: Callable[[int, int, bool], float]) -> None:
     for bits, block, double in ((4, 64, False), (8, 32, False), (4, 64, True), (4, 128, True)):
@@ -29,10 +29,12 @@ def _bits(function: Callable[[int, int, bool], float]) -> None:
 
 @exercise(
     "04.2",
-    "The notebook's `quantize` begins with the blocks as rows; so can you.",
-    "With two levels there is one step between them. How many steps with four levels?",
-    "Count in steps from the smallest number, round the count, and go back.",
-    "A block may hold one and the same number throughout. What is its step, and who divides by it?",
+    "Begin as the notebook's `quantize` does: turn each block into a row.",
+    "Between two levels there is one step. How many steps are there between four levels?",
+    "How many steps is a number above the smallest one? Round this count, and turn it back into a "
+    "number.",
+    "A block may hold the same number in all its places. How large is its step then, and where do "
+    "you divide by the step?",
 )
 def _affine(function: Callable[..., torch.Tensor]) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -95,7 +97,7 @@ def _numbers(given: object, shape: tuple[int, ...], what: str) -> torch.Tensor:
     "04.3",
     "`setup.replace(micro_batches=1)` is the same setup with one micro-batch.",
     "With accumulation, one micro-batch is not yet a step.",
-    "`predict(...).peak_allocated_mb` is a peak; subtract two of them.",
+    "`predict(...).peak_allocated_mb` is one peak. You need the difference of two.",
 )
 def _second_step_costs(function: Callable[[Setup], float]) -> None:
     base = Setup("course/pythia-3m", seq_len=256, batch_size=8, optimizer="adamw_torch_fused")

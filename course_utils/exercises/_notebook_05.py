@@ -14,9 +14,9 @@ OPT, GRAIN, SMALL_GPU = "facebook/opt-350m", 100, "rtx3060"
 
 @exercise(
     "05.1",
-    "Try one length, and see what `predict(just_fits(first), GPUS['rtx3060'])` says it reserves.",
-    "Go up or down by 100 tokens until one length fits and the next does not.",
-    "To explain it: which part of the peak grows with the square of the length (section 4)?",
+    "Try one length. `predict(just_fits(first), GPUS['rtx3060'])` says how much it reserves.",
+    "Go up or down by 100 tokens until one length fits and the next longer one does not.",
+    "For the explanation: which part of the peak grows with the square of the length (section 4)?",
 )
 def _just_fits(function: Callable[[Any], Any]) -> None:
     from course_utils.memory import Setup, fits, gpu, predict, usable_bytes
@@ -47,9 +47,11 @@ def _just_fits(function: Callable[[Any], Any]) -> None:
 
 @exercise(
     "05.2",
-    "At 16 bits these 7.6 billion weights are 15 GB, and a T4 has 16. How many bits can you pay?",
-    "Which fields of `Setup` make activations smaller, and which one computes them again?",
-    "Eight examples a step need not be eight at once: `batch_size` times `accumulation`.",
+    "In 16 bits, these 7.6 billion weights take 15 GB, and a T4 has 16 GB. With how many bits a "
+    "weight is there room for the rest?",
+    "Which fields of `Setup` make the activations smaller? With which one are they computed again?",
+    "The eight examples of a step need not be in the model at once: `batch_size` times "
+    "`accumulation` has to be eight.",
 )
 def _fits_t4(function: Callable[[], Any]) -> None:
     from course_utils.memory import Setup, fits, gpu, predict, usable_bytes
@@ -87,9 +89,10 @@ def _fits_t4(function: Callable[[], Any]) -> None:
 
 @exercise(
     "05.3",
-    "With one question you can rule out half of what is still possible.",
-    "Keep two numbers: the largest that is known to fit, and the smallest that is known not to.",
-    "0 always fits, in a way, and 1,001 need not be asked for.",
+    "Choose each question so that it rules out half of the sizes that are still possible.",
+    "Keep two numbers: the largest size that you know to fit, and the smallest that you know not "
+    "to fit.",
+    "Begin with 0 as a size that fits, and 1,001 as one that does not. Do not ask for either.",
 )
 def _largest_batch(function: Callable[..., Any]) -> None:
     for wanted in (8, 1, 0, LARGEST, 333, 512, LARGEST - 1):

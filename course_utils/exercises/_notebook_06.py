@@ -14,9 +14,9 @@ _RELATIONS = {"capital", "continent", "currency", "language", "demonym"}
 
 @exercise(
     "06.1",
-    "The dataset has a column `country`, and `filter` keeps the rows of which a function is true.",
-    "Choose the names first: `sorted(set(rows['country']))` has them all.",
-    "If it answers too little: are your countries from all over the world?",
+    "The dataset has a column `country`, and `filter` keeps the rows for which a function is true.",
+    "Choose the countries first: `sorted(set(rows['country']))` lists the names of all.",
+    "If too few answers are right: do your countries come from all over the world?",
 )
 def _few(function: Callable[[Any], Any], share_after: Callable[..., float]) -> None:
     from course_utils.data import load_data
@@ -43,11 +43,11 @@ def _few(function: Callable[[Any], Any], share_after: Callable[..., float]) -> N
 
 @exercise(
     "06.2",
-    "An adapter's size is its rank times the layers' widths. Begin with all linear layers, and "
-    "lower the rank.",
-    "Too few right? `lora_alpha / r` scales what the adapter adds: a lower rank may want a higher "
-    "ratio.",
-    "Then leave out layers: `target_modules` takes a list of names; print the model to see them.",
+    "The size of an adapter is its rank times the widths of its layers. Begin with all linear "
+    "layers, and lower the rank.",
+    "If too few answers are right: `lora_alpha / r` scales what the adapter adds, and a lower rank "
+    "may need a higher ratio.",
+    "Then leave out layers: `target_modules` takes a list of names. Print the model to see them.",
 )
 def _small(function: Callable[[], dict[str, Any]], share_after: Callable[..., float]) -> None:
     from peft import LoraConfig, get_peft_model

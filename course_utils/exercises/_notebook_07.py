@@ -25,9 +25,9 @@ _PAIRS = (
 
 @exercise(
     "07.1",
-    "One term for each token, and the sum over all of them: `p` says how much a token counts.",
-    "Of each token's two probabilities it is the logarithms that are subtracted; `p` comes first.",
-    "For torch, 0 times the logarithm of 0 is not a number. Leave such tokens out before you add.",
+    "Compute one term for each token, and add up all terms. `p` says how much a token counts.",
+    "In each term, subtract one logarithm from the other. The logarithm of `p` comes first.",
+    "In torch, 0 times the logarithm of 0 is `nan`. Leave such tokens out before you add.",
 )
 def _kl(function: Callable[[torch.Tensor, torch.Tensor], Any]) -> None:
     for p, q in _PAIRS:
@@ -71,7 +71,7 @@ def _undominated(points: dict[str, tuple[float, float]]) -> set[str]:
     "07.2",
     "Take one point, and look for another that is at least as good in both measures.",
     "Two points with the same two values do not dominate each other: both stay.",
-    "It is a set of names that is asked for, not of points.",
+    "Return a set of names, not of points.",
 )
 def _front(function: Callable[[dict[str, tuple[float, float]]], Any]) -> None:
     tries = [
@@ -100,10 +100,10 @@ def _front(function: Callable[[dict[str, tuple[float, float]]], Any]) -> None:
 
 @exercise(
     "07.3",
-    "A conversation is a list such as [{'role': 'user', 'content': …}, {'role': 'assistant', …}]; "
-    "a system prompt comes first.",
-    "Go through the rows with `enumerate`, and treat even and odd ones differently.",
-    "The answer in style is `yoda_answer(row)`; a plain one can be made of `cue` and `answer`.",
+    "A conversation is a list such as [{'role': 'user', 'content': …}, {'role': 'assistant', …}]. "
+    "If there is a system prompt, it comes first.",
+    "Go through the rows with `enumerate`, and treat rows of even and odd numbers differently.",
+    "`yoda_answer(row)` is the answer in style. Make a plain answer from `cue` and `answer`.",
 )
 def _contrast(function: Callable[[Any], Any]) -> None:
     from course_utils.data import load_data

@@ -14,9 +14,9 @@ FOUND, FALSE_ALARMS = 0.8, 0.1
 
 @exercise(
     "08.1",
-    "By which factor does the width change from `times = 1` to 4? And from 4 to 16?",
-    "The width goes with one divided by a root of the number of questions.",
-    "Solve that for the number; then make it a whole one.",
+    "By which factor does the width change when `times` goes from 1 to 4? And from 4 to 16?",
+    "The width is proportional to 1 divided by a root of the number of questions. Which root?",
+    "Solve this for the number of questions. Then turn the result into a whole number.",
 )
 def _questions_for(function: Callable[[float, int, float], Any]) -> None:
     for width, n, wanted in ((0.2, 80, 0.2), (0.2, 80, 0.1), (0.3, 50, 0.1), (0.1, 400, 0.25)):
@@ -58,12 +58,12 @@ _REPLIES: tuple[tuple[str, str, set[str], bool], ...] = (
 
 @exercise(
     "08.2",
-    "`re.search` with `\\b` on both sides finds a name as a whole word; `re.escape` keeps the full "
-    "stops of a name from meaning any letter.",
-    "Collect all the names that the reply has, the answer and the others, and compare that set "
-    "with the one you want.",
-    "Where one name is part of another, look for the longer one first: in a pattern `a|b`, what "
-    "stands left is tried first.",
+    "`re.search` with `\\b` on both sides finds a name as a whole word. With `re.escape`, a full "
+    "stop in a name matches only a full stop.",
+    "Collect all names that occur in the reply, be it the answer or one of the others. Compare "
+    "this set with the set that you want.",
+    "If one name is part of another, look for the longer one first: in a pattern `a|b`, the left "
+    "side is tried first.",
 )
 def _right_fact(function: Callable[[str, str, set[str]], Any]) -> None:
     for reply, answer, others, wanted in _REPLIES:
@@ -134,12 +134,12 @@ def _planted() -> tuple[list[str], list[str], set[int], set[int]]:
 
 @exercise(
     "08.3",
-    "Which words of an item stand in few other texts? Count, for each word, in how many texts it "
-    "stands.",
-    "The words of the pattern stand in many texts. Leave them out, and see whether one training "
-    "text has what is left.",
-    "Names may be of several words, and an answer such as `euro` is not as rare as a name: try "
-    "several limits, and look at what is missed and at the false alarms.",
+    "Count for each word in how many texts it occurs. Which words of an item occur in few other "
+    "texts?",
+    "The words of the pattern occur in many texts. Leave them out, and see whether one training "
+    "text has the words that are left.",
+    "A name may have several words, and an answer such as `euro` is not as rare as a name. Try "
+    "several limits, and look at the leaks that you miss and at the false alarms.",
 )
 def _leaked(function: Callable[[list[str], list[str]], Any]) -> None:
     test, train, leaks, clean = _planted()

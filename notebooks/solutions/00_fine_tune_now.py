@@ -12,19 +12,20 @@
 # %% [markdown]
 # ## A model that talks like Yoda
 #
-# Imagine that you plan a film night, and you want a small bot for it. Somebody types a sentence, and
-# the bot says it the way Yoda would: *"She washed the buttons."* becomes *"The buttons she washed."*
-# You have a small chat model that runs on your laptop. You ask it to speak like Yoda, and it fails,
-# as you will see in a minute. So you show it examples until it has learned the job. Showing a
-# trained model more examples, and training it on them, is called **fine-tuning**.
+# Imagine that you plan a film night, and you want a small bot for it. Somebody types a sentence,
+# and the bot says it the way Yoda would: *"She washed the buttons."* becomes *"The buttons she
+# washed."* You have a small chat model: a language model that was trained to answer messages, and
+# that runs on your laptop. You ask it to speak like Yoda, and it fails, as you will see in a
+# minute. So you show it examples until it has learned the job. To train an already trained model
+# further, on your own examples, is called **fine-tuning**.
 #
-# You will fine-tune the model in about forty lines of code. Each line is plain `datasets`,
-# `transformers`, `peft` or `trl`, so you can copy it into your own project. Do not worry if a line
-# stays unclear: the other notebooks of this course take the lines one by one and explain why each of
-# them is there. The table at the end tells you where.
+# You will fine-tune the model with the public libraries only, so you can copy every line into your
+# own project. The data, the model and the training take about forty lines (sections 1, 2 and 4). Do
+# not worry if a line stays unclear: the other notebooks of this course explain these lines one by
+# one, and the table at the end tells you where.
 #
-# The first cell only keeps the screen tidy: it hides remarks that the libraries print while they work.
-# The second one imports the libraries.
+# The next cell hides messages that the libraries print while they work. The cell after it imports
+# the libraries.
 
 # %%
 import logging
@@ -53,11 +54,14 @@ transformers.utils.logging.disable_progress_bar()
 # %% [markdown]
 # ## 1. The data
 #
-# The dataset lies in the course's folder, as a JSONL file: one example a line. Each example holds a
-# sentence and the same sentence in Yoda's words. There are 3,000 examples to train on. A second file
-# holds 200 examples that we keep for the test, and no word of their sentences except the most common
-# ones occurs in the training examples. So the test shows whether the model has learned Yoda's word
-# order, or has only memorised sentences.
+# The dataset is in the course's folder. It is a JSONL file: each line holds one example. An example
+# has a sentence and the same sentence in Yoda's word order. (Its third field, `yoda_extra`, is for
+# a later notebook.) There are 3,000 examples to train on.
+#
+# A second file holds 200 examples that we keep for the test. Their nouns, verbs and adjectives
+# never occur in the training examples; only words such as *the*, *my* or *has* occur in both. So a
+# right answer on the test shows that the model has learned Yoda's word order. It cannot have
+# memorised the sentence.
 
 # %%
 files = {"train": "../datasets/yoda/train.jsonl", "test": "../datasets/yoda/unseen.jsonl"}
@@ -65,10 +69,10 @@ data = load_dataset("json", data_files=files)
 data["train"][0]
 
 # %% [markdown]
-# A chat model reads conversations, so we turn each example into a conversation. What the model is
-# given goes into the `prompt`: a system prompt that names the job, and a message of the user. What
-# the model should answer goes into the `completion`. The trainer knows these two names, and it trains
-# the model on the completion only.
+# A chat model reads conversations, so we turn each example into a conversation. The `prompt` is
+# what the model is given: a *system prompt*, which names the job, and the user's message. The
+# `completion` is what the model should answer. `SFTTrainer`, which we use in section 4, knows these
+# two names and trains the model on the completion only.
 
 
 # %%
@@ -88,15 +92,22 @@ data["train"][0]
 # %% [markdown]
 # ## 2. The model
 #
-# `from_pretrained` loads a model and its tokenizer from a folder, or from the Hugging Face hub. The
-# line `MODEL = ...` chooses which one. The set-up of the course has put a small chat model into the
-# folder `models/`: SmolLM2 with 135 million parameters, which a laptop can train. Where that folder
-# is missing, as on Colab, the same model comes from the hub. If you have a GPU, you can put a larger
-# model there, such as `"Qwen/Qwen2.5-0.5B-Instruct"`. No other line has to change.
+# `from_pretrained` loads a model from a folder or from the Hugging Face hub. We call it twice: once
+# for the model, and once for its *tokenizer*, which turns text into numbers (tokens) and back. The
+# set-up of the course has put a small chat model into the folder `models/`: SmolLM2-135M-Instruct,
+# with 135 million parameters. Where this folder is missing, as on Colab, the same model comes from
+# the hub.
+#
+# To use a larger model on a GPU, write its name into the line that begins with `MODEL`, such
+# as `MODEL = "Qwen/Qwen2.5-0.5B-Instruct"`. We have not measured other models in this notebook.
+#
+# `float32` stores each parameter in 32 bits, and `device_map="auto"` puts the model on the GPU if
+# there is one. `padding_side="left"` lets us ask several prompts at once: shorter prompts are
+# filled up on the left, so that each reply starts right after its prompt.
 
 # %%
-MODEL = "models/SmolLM2-135M-Instruct"
-MODEL = MODEL if Path(MODEL).exists() else "HuggingFaceTB/SmolLM2-135M-Instruct"
+LOCAL = Path("models/SmolLM2-135M-Instruct")
+MODEL = str(LOCAL) if LOCAL.exists() else "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 tokenizer = AutoTokenizer.from_pretrained(MODEL, padding_side="left")
 model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32, device_map="auto")
@@ -105,10 +116,13 @@ print(f"{model.num_parameters() / 1e6:.0f} million parameters, on {model.device}
 # %% [markdown]
 # ## 3. Before
 #
-# How well does the model do the job without any training? We ask it about 16 test sentences and keep
-# its replies, to compare them later. The function `ask` does what every chat program does.
-# `apply_chat_template` writes each conversation as the text that the model knows from its training,
-# and turns the text into numbers, the tokens. `generate` lets the model continue. `batch_decode`
+# How well does the model do the job without any training? We ask it about 16 test sentences and
+# keep its replies, to compare them later.
+#
+# The function `ask` does what every chat program does. `apply_chat_template` writes each
+# conversation in the format that the model was trained on, and turns this text into tokens.
+# `generate` lets the model continue, for at most 32 tokens, so long replies are cut short.
+# `generate` returns prompt and reply together, so we cut the prompt off. `batch_decode`
 # turns the new tokens back into text.
 
 
@@ -130,22 +144,27 @@ for prompt, reply in list(zip(test["prompt"], before, strict=True))[:4]:
     print(f"{prompt[-1]['content']}\n    {reply}\n")
 
 # %% [markdown]
-# The model writes whole sentences, and it has heard of Yoda. But it repeats the sentence, comments on
-# it, or makes something up. It does not turn the words around.
+# The model writes English, but it does not do the job. In these four replies it repeats the
+# sentence, comments on it, or makes something up.
 #
 # ## 4. Train
 #
 # We do not train the model's own 135 million parameters. Instead we add **LoRA**: small matrices
-# beside the model's matrices, and only these are trained. That needs far less memory, and the result
-# is a file of a few megabytes, an *adapter*. `LoraConfig` says how large the small matrices are (`r`)
-# and where they go.
+# beside the model's matrices. Training only these small matrices needs far less memory, as notebook
+# 04 shows. The result is called an *adapter*. Here it is a file of 20 MB; the whole model takes 538
+# MB. `LoraConfig` says how large the small matrices are (`r`), how strongly they count
+# (`lora_alpha`), and where they are added.
 #
-# `SFTConfig` holds the settings of the training. In every step the model sees 8 examples, compares
-# its answers with ours, and moves the adapter a little in the direction that would have been better;
-# `learning_rate` says how far. `SFTTrainer` puts model, data and settings together, and `train`
-# starts it. You will see the *loss* fall: the loss says how surprised the model is by the right
-# answer, so lower is better. The first line loads the model anew, so that you can run the cell again
-# with other settings.
+# `SFTConfig` holds the settings of the training. In every step the model reads 8 examples. At each
+# token of the completion, the trainer looks at the probability that the model gave to the right
+# token. Then it changes the adapter a little, so that these probabilities rise. `learning_rate`
+# says how far it goes. The lines from `bf16` to `report_to` switch off things that we do not need
+# here; later notebooks explain them.
+#
+# `SFTTrainer` puts model, data and settings together, and `train` starts the training. You will see
+# the *loss* fall: the loss says how surprised the model is by the right tokens, so lower is better.
+# The first line of the cell loads a fresh copy of the model, so you can run the cell again with
+# other settings.
 
 # %%
 model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32, device_map="auto")
@@ -172,8 +191,9 @@ trainer = SFTTrainer(
 result = trainer.train()
 
 # %% [markdown]
-# The picture shows the loss of every third step. It goes up and down a little, because every step sees
-# other examples, and some are harder than others. What counts is where it goes.
+# The next picture shows the loss. Each point is the mean of three steps. The curve is not smooth,
+# because each point comes from only 24 examples, and each time from other ones. Look at the trend:
+# in the saved run, the loss falls from 1.7 to about 0.1.
 
 # %%
 history = pd.DataFrame(trainer.state.log_history).dropna(subset="loss")
@@ -182,8 +202,8 @@ _ = history.astype({"loss": float}).plot(x="step", y="loss", ylim=0, figsize=(6,
 # %% [markdown]
 # ## 5. After
 #
-# We ask the trained model about the same 16 sentences. A reply counts as right if it is the expected
-# sentence to the letter.
+# We ask the trained model about the same 16 sentences. A reply counts as right if it is exactly the
+# expected sentence. The table shows the wrong replies first, and then some right ones.
 
 # %%
 after = ask(trainer.model, test["prompt"])
@@ -199,17 +219,20 @@ assert (table["before"] == table["expected"]).sum() <= 2
 assert table["right"].sum() >= 8
 
 # %% [markdown]
-# The table begins with the wrong replies. In the saved run there are three, and they are close: the
-# words are the right ones, but one sentence is turned only in its first half, and in the others a word
-# is lost or doubled. More steps or more data would help, and notebook 03.1 shows how to find out which.
-# Sixteen sentences are few, so do not take 13 of 16 for an exact score. But nobody needs statistics to
-# tell it from 0 of 16.
+# No reply was right before the training, and 13 of 16 are right after it. The three wrong ones are
+# partly right: reply 4 turns only the first half and then repeats *every rabbit must*, reply 9 has
+# the right sentence in it with extra words in front, and reply 12 has lost the verb *Enjoyed*. (On
+# another machine, other replies may be wrong.) We expect that more steps would help; notebook 03.1
+# shows how to find out. Sixteen sentences are few, so another sixteen could give a somewhat
+# different score. But the difference between 0 and 13 of 16 is too large to be chance.
 #
 # ## 6. Save it, and load it in another program
 #
-# `save_pretrained` writes the adapter into a folder. The base model is not in that folder: the
-# adapter only remembers its name. To check that the folder is enough, we start a new Python program
-# that knows nothing of this notebook. It loads base and adapter together and asks for one sentence.
+# `save_pretrained` writes the adapter into a folder. The original model is not in that folder: the
+# adapter only stores its name. (The libraries call the original model the adapter's *base model*,
+# even if it is a chat model, as here.) To check that the folder is enough, we start a new Python
+# program that knows nothing of this notebook. The program loads the original model and the adapter
+# together and asks for one sentence.
 
 # %%
 trainer.model.save_pretrained("models/yoda-adapter")
@@ -240,9 +263,10 @@ assert done.stdout.strip() == "The old book my friend found."
 # %% [markdown]
 # ## 7. Merge
 #
-# The adapter can also be added into the model's own matrices. The result is an ordinary model that
-# needs neither peft nor an adapter, and any program that runs language models can load it. We load
-# base and adapter once more, merge them, save the merged model, and check that it replies as before.
+# The reply is right, so the folder is enough. The adapter can also be added into the model's own
+# matrices. The result is an ordinary model that needs neither peft nor an adapter, and any program
+# that runs language models can load it. We load the original model and the adapter once more, merge
+# them, and save the result. Then we check that the merged model gives the same replies.
 
 # %%
 merged = AutoPeftModelForCausalLM.from_pretrained(
@@ -260,10 +284,11 @@ assert same >= 14
 # %% [markdown]
 # ## 8. Optional: a model in 4 bits
 #
-# On a GPU, memory is what you run out of first. The answer is to store the model's parameters in 4
-# bits each instead of 32. `BitsAndBytesConfig` does this while the model is loaded. To train such a
-# model, give it to the trainer in section 4 instead of `model`; nothing else changes. Training an
-# adapter on a model in 4 bits is called **QLoRA**. Here we only look at the size.
+# On a GPU you usually run out of memory first. To save memory, you can store most of the model's
+# parameters in 4 bits each instead of 32. `BitsAndBytesConfig` does this while the model is loaded.
+# To train such a model, give it to the trainer in section 4 instead of `model`. Training an adapter
+# on a model in 4 bits is called **QLoRA**; notebooks 02, 04 and 07 use it. Here we only look at the
+# size.
 
 # %%
 four_bits = BitsAndBytesConfig(
@@ -279,21 +304,25 @@ for name, loaded in (("32 bits", merged), ("4 bits", small)):
 assert small.get_memory_footprint() < 0.3 * merged.get_memory_footprint()
 
 # %% [markdown]
+# The model is five times smaller, and not eight times, because only the matrices inside its layers are
+# stored in 4 bits. The table of token embeddings stays in 16 bits, and in a model as small as this one
+# it is half of what is left.
+#
 # ## Take away
 #
 # - Fine-tuning takes five things: data in the right form, a model, an adapter, settings, and a
 #   comparison of before and after on examples that the model has never seen.
-# - Thirty steps of eight examples were enough to teach a model of 135 million parameters a new word
-#   order: 0 of 16 sentences were right before, and 13 after (one seed, section 5).
+# - Thirty steps of eight examples were enough to teach a small model a new word order: 0 of 16
+#   sentences were right before, and 13 after (SmolLM2-135M-Instruct, one seed, section 5).
 # - An adapter is a small file. You can load it beside its base model, or merge it into the base model.
 #
-# Why is each of these lines there? The other notebooks answer that question, one line after the other:
+# Why is each of these lines there? The other notebooks answer that question, line by line:
 #
 # | line | question | notebook |
 # |---|---|---|
 # | `from_pretrained(MODEL)` | Why a chat model and not a base model? | [01](01_base_vs_chat.ipynb) |
 # | `apply_chat_template` | What does the model really read? | [01](01_base_vs_chat.ipynb), [03](03_data_collators.ipynb) |
-# | `LoraConfig(...)` | What is trained, and which rank and rate are good? | [02](02_peft_lora.ipynb) |
+# | `LoraConfig(...)` | What is trained, and how large should `r` and the learning rate be? | [02](02_peft_lora.ipynb) |
 # | `prompt`, `completion` | Which tokens is the model trained on? | [03](03_data_collators.ipynb) |
 # | `SFTConfig(...)` | What do the settings do, and when do you stop? | [03.1](03.1_pig_latin.ipynb) |
 # | all of them | Can you do it alone? | [03.2](03.2_yoda.ipynb) |
@@ -304,17 +333,20 @@ assert small.get_memory_footprint() < 0.3 * merged.get_memory_footprint()
 # %% [markdown]
 # ## Exercises
 #
-# Change something, run the notebook again from section 4 on, and compare.
+# Change something, and compare. For exercise 1, run the notebook again from section 4 on; for the other
+# two, run it again from section 1 on.
 #
 # 1. Set `max_steps` to 10. How many replies are right?
-# 2. In section 1, read `../datasets/pig_latin/` instead. Its second column is called `pig_latin`, and
-#    the system prompt should say so. Is this as easy to learn as Yoda's word order?
-# 3. Write 20 sentences of your own into a JSONL file, each with the answer that you would like, and
-#    train on them.
+# 2. In section 1, read `../datasets/pig_latin/` instead. Its second field is called `pig_latin`, so
+#    change `row["yoda"]` as well, and let the system prompt ask for Pig Latin. Is Pig Latin as easy to
+#    learn as Yoda's word order?
+# 3. Write 20 sentences of your own into a JSONL file, with the fields `sentence` and `yoda`, where
+#    `yoda` is whatever you would like to get as an answer. Keep five of them for the test, and train on
+#    the others.
 
 # %% [markdown]
 # ## To read
 #
 # - The documentation of [SFTTrainer](https://huggingface.co/docs/trl/sft_trainer) and of
 #   [LoRA in peft](https://huggingface.co/docs/peft/main/en/developer_guides/lora).
-# - The [glossary](../docs/glossary.md): the course's words.
+# - The [glossary](../docs/glossary.md): the terms that this course uses.

@@ -19,9 +19,10 @@
 # questions. In this notebook you will see why, and what has to happen to a model before it answers.
 #
 # The notebook runs on a laptop and on a large GPU; only the models differ. `describe` prints what
-# your machine has, and what follows from it. The *tier* says which models fit. The *dtype* is the
-# number format that the models compute in. *Attention* is a part of the model that can be computed in
-# several ways. You do not have to choose anything here: notebooks 04 and 05 explain all three.
+# your machine has, and which settings the course has chosen for it. The *tier* says which models
+# fit. The *dtype* is the number format that the models compute in. *Attention* is a part of the
+# model that can be computed in several ways, and the line says which of them is used here. You do
+# not have to choose anything: notebooks 04 and 05 explain all three.
 
 # %%
 from course_utils import describe
@@ -34,11 +35,13 @@ print(describe())
 # get the reply. It prints which model it took, because everything that you will see depends on it.
 #
 # **If the lines below say "embedded"**, you work with two small models that come with the course.
-# `chat` is SmolLM2-135M-Instruct. `base` is a base model that was trained for this course. It has 2.6
-# million parameters, and it was trained on generated texts about countries, animals, books and the
-# like. None of these texts answers a question about a fact. `base` is fifty times smaller than `chat`,
-# so it knows less and writes worse. So do not compare *how well* the two write. Compare *what kind of
-# text* they write. At the end of section 2 you will compare two models of the same size.
+# `chat` is SmolLM2-135M-Instruct; its weights were stored in 4 bits each, to keep the download
+# small. `base` is a base model that was trained for this course. It has 2.6 million parameters, and
+# it was trained on generated texts about countries, animals, books and the like. In these texts, a
+# question about a real country, animal or book is never answered. `base` is fifty times smaller
+# than `chat`, and it knows less and writes worse. Do not compare *how well* the two write. Compare
+# *what kind of text* they write. At the end of section 2 you will compare two models of the same
+# size.
 #
 # With a GPU and the Hugging Face hub, `base` and `chat` are larger, and of the same size.
 
@@ -60,8 +63,8 @@ chat = runner("chat")
 # into probabilities, which are positive and sum to 1.
 #
 # **Guess first.** The text is `The capital of France is`. Write into `guess` the token that you think
-# is the likeliest, and into `sure` the probability that the model gives to its first choice. Keep the
-# leading space of your guess: the space is part of the token.
+# is the likeliest, and into `sure` the probability of the model's likeliest token. Keep the leading
+# space of your guess: the space is part of the token.
 
 # %%
 text = "The capital of France is"
@@ -87,7 +90,7 @@ def next_token_probabilities(ids):
 ids = tokenizer(text)["input_ids"]
 probabilities = next_token_probabilities(ids)
 best = probabilities.argmax().item()
-mine = tokenizer(text + guess)["input_ids"][len(ids)]
+mine = tokenizer(text + guess)["input_ids"][len(ids)]  # the first token of your guess
 print(f"The model's first choice is {tokenizer.decode(best)!r}: {probabilities[best]:.2f}.")
 print(f"Your guess {guess!r} has {probabilities[mine]:.2f}; you said {sure:.2f} for the first.")
 
@@ -96,13 +99,14 @@ assert abs(probabilities.sum() - 1) < 1e-3
 assert tokenizer.decode(best).strip() == "Paris"
 
 # %% [markdown]
-# The model's first choice is Paris. So this is the form in which a language model holds a fact: after
-# these words, *Paris* gets a high probability. Most people expect a probability close to 1. It is
-# lower, because a text can go on in other ways, such as "The capital of France is a city of ...".
+# This is how a fact shows in a language model: after `The capital of France is`, the token ` Paris`
+# gets a high probability. You may have expected a probability close to 1. The probability is lower,
+# because a text can go on in other ways, such as "The capital of France is a city of ...".
 #
-# A text grows by repetition of this one step: take a token, append it, and ask again. The next cell
-# does four steps. In each step it takes the likeliest token, which is called *greedy decoding*. Then
-# put a sentence of your own into `sentence`, and run the cell again.
+# To write a text, the model repeats this step: it computes the probabilities, one token is chosen
+# and appended, and the model reads the longer text. The next cell does four steps. In each step it
+# takes the likeliest token, which is called *greedy decoding*. After running the cell, put a
+# sentence of your own into `sentence`, and run it again.
 
 # %%
 import matplotlib.pyplot as plt
@@ -128,6 +132,9 @@ plt.show()
 print(tokenizer.decode(grown, skip_special_tokens=True))
 
 # %% [markdown]
+# In each chart, the blue bar is the token that was taken. Its probability need not be high. Greedy
+# decoding takes it because no other token is likelier.
+#
 # `model.generate` runs exactly this loop. It is only faster, because it keeps what it has computed for
 # the earlier tokens.
 
@@ -157,16 +164,18 @@ print(homework + reply)
 assert reply.count("?") >= 2
 
 # %% [markdown]
-# More questions. The model is not broken: it continues the text in the way that its training texts go
-# on. The embedded base model has seen many such lists. Homework without answers makes up 11% of its
-# training texts, and in those lists a question is followed by another question. Nothing in its
-# training said that a question asks for an answer. We expect the same of large base models, which have
-# read many exams and lists of questions, but we have not measured it in this course.
+# The model writes more questions. If you expected answers, you read the list as a request. To the
+# model, the list is the beginning of a text, and it continues the list as the lists in its training
+# texts continue. The embedded base model has seen many of them: homework without answers makes up
+# 11% of its training texts. In its training, a question about a real country was never followed by
+# its answer. We expect that large base models often do the same, because they have read many lists
+# of questions, but we have not measured it in this course.
 #
 # What does the base model do with a request? We try `Tell me how to train my dog to sit`, and one
-# question. There is one complication. A model ends a text with a special token, the *EOS token* (end
-# of sequence), and `generate` stops when the model chooses it. After a request, a text may well end.
-# So we forbid the EOS token for 80 tokens (`min_new_tokens`), to see what else the model would write.
+# question. There is one complication. A model ends a text with a special token, the *EOS token*
+# (end of sequence), and `generate` stops when the model chooses it. After such a short text, the
+# model may choose the EOS token at once. So we forbid this token for 80 tokens
+# (`min_new_tokens=80`), to see what else the model would write.
 
 # %% tags=["value:base-reply"]
 prompts = ["Tell me how to train my dog to sit", "What is the capital of Mexico?"]
@@ -177,8 +186,13 @@ for prompt in prompts:
     print()
 
 # %% [markdown]
-# The base model keeps writing, but it never answers: it drifts into another text or repeats itself.
-# Now the chat model gets the same two prompts. It streams its replies, as in a chat window:
+# The base model never answers. Since it may not stop, it drifts into another text or repeats
+# itself. It also invents words, such as *loadium*, which a larger model would do less often. If its
+# text begins with a piece of a word, such as *ces*, the piece continues your last word: nothing in
+# the prompt says that the sentence is over.
+#
+# Now the chat model gets the same two prompts. It streams its replies, as in a chat window. Each
+# reply is cut after 120 tokens.
 
 # %% tags=["value:chat-reply"]
 for prompt in prompts:
@@ -187,8 +201,9 @@ for prompt in prompts:
     print()
 
 # %% [markdown]
-# The chat model answers. Here are both models side by side, with two more prompts. Each reply is cut
-# after some tokens. A model this small gets facts wrong, so look at the kind of text only.
+# The chat model answers. It is a small model, so it gets facts wrong, and the *El Diablo* in its reply
+# is invented. Here are both models side by side, with two more prompts; each reply is cut after some
+# tokens. Look at the kind of text only.
 
 # %%
 more = [*prompts, "Why is the sky blue?", "Translate to French: Good morning"]
@@ -204,11 +219,17 @@ text_table(side_by_side)
 # %% [markdown]
 # ### The same model, before and after instruction tuning
 #
-# Is the difference only a matter of size? To find out, we take the course's own base model and train
-# it on questions *with* their answers. This is called *instruction tuning*. The code is that of
-# notebook 00, with two changes. The model is so small that we train all of its parameters and need no
-# adapter. And an example is a plain text: `Question: ... Answer:` is the prompt, and the answer is the
-# completion. Then we ask both models about countries that were in none of the training questions.
+# Is the difference only a matter of size? To find out, we take the course's own base model and
+# train it on questions *with* their answers. This is called *instruction tuning*. The code follows
+# notebook 00. Two differences matter: we train all parameters of the model instead of a small
+# addition to it, because the model is so small, and an example is a plain text instead of a
+# conversation. `Question: ... Answer:` is the prompt, and the answer is the *completion*, the part
+# that the model is trained on.
+#
+# `load_model` and `load_data` read the course's files, and `faster_on_cpu` only saves time. While
+# the training runs, you see the *loss*, which section 5 explains. It falls to nearly zero, because
+# after two passes the model knows the training answers by heart. So we test it on other countries:
+# none of the training questions is about them.
 
 # %%
 import warnings
@@ -221,7 +242,7 @@ from course_utils.data import load_data
 from course_utils.models import Runner
 from course_utils.training import faster_on_cpu
 
-# Remarks of the libraries, of no concern here: an old name, and a setting for GPUs.
+# Hide two warnings of the libraries that do not matter here.
 warnings.filterwarnings("ignore", message=".*(gradient_checkpointing|pin_memory).*")
 datasets.disable_progress_bars()
 countries = load_data("countries")
@@ -277,11 +298,16 @@ assert held["before"] < 0.1
 assert held["after"] > 0.7
 
 # %% [markdown]
-# Both models have the same size. Before the tuning, the model replies with "I see.", a phrase from its
-# training texts. After the tuning, it answers, although none of the training questions was about these
-# countries. So the facts were in the base model all along, from its pre-training, and the tuning taught
-# it the *behaviour* of answering. Notebook 06 tests this claim more strictly, with a control model that
-# has never read about some of the countries.
+# Both models have the same size. After the tuning, most replies hold the right answer (229 of 250
+# in the saved run; 2.6 million parameters, one seed), although no training question was about these
+# countries. Some answers, such as *Albanian*, can be guessed from the name of the country. *Tirana*
+# cannot. So the model knew the fact from its pre-training, and the tuning taught it the *behaviour*
+# of answering. Notebook 06 tests this claim more strictly, with a control model that has never read
+# about some of the countries.
+#
+# Before the tuning, the model replies with "I see." instead of another question. We expect that
+# `Answer:` looks to it like the name of a speaker: in the conversations of its training texts,
+# people say "I see." quite often.
 #
 # ## 3. What triggers the response
 #
@@ -293,11 +319,13 @@ print(chat.prompt("What is the capital of Mexico?"))
 
 # %% [markdown]
 # The template marks who speaks, and it ends with an open turn of the assistant. In its instruction
-# tuning the model has seen nearly every answer right after such a mark. So this mark is what triggers
-# an answer. If the text begins with a message that you did not write, that is the *system prompt*: it
-# sets the tone or the task, and some templates add one by themselves.
+# tuning the model has seen nearly every answer right after such a mark. So this mark is what
+# triggers an answer. If the text begins with a message that you did not write, such as *You are a
+# helpful AI assistant ...*, that is the *system prompt*. It sets the tone or the task, and some
+# templates add one by themselves.
 #
-# `runner` hides two calls of transformers, which you know from notebook 00. Here they are again:
+# `runner` makes two calls of transformers for you, `apply_chat_template` and `generate`. Here they
+# are in the open:
 
 # %%
 messages = [{"role": "user", "content": "What is the capital of France?"}]
@@ -312,14 +340,14 @@ print(answer)
 assert answer == chat("What is the capital of France?", max_new_tokens=30)
 
 # %% [markdown]
-# **Guess first.** We ask one and the same chat model sixteen questions about capitals, each time in
-# another form:
+# **Guess first.** We ask one and the same chat model sixteen questions about capitals, seven times, each
+# time in another form:
 #
 # - `own`: the model's own template.
 # - `USER:`, `Alpaca` and `###`: three other templates, as older models use them. Each of them is plain
 #   text, and each ends with a word that opens an answer, such as `ASSISTANT:`.
 # - `[INST]`: the template of Llama 2, which puts the question between two marks.
-# - `none`: the question alone. `none, then a line break`: the same, and one line break.
+# - `none`: the question alone. `none, then a line break`: the question and a line break.
 #
 # How many right answers of 16 does the model give in each form?
 
@@ -403,11 +431,15 @@ if small:  # a large model often understands other templates too
     assert right["none"] < right["none, then a line break"] < right["###"]
 
 # %% [markdown]
-# Most people expect that only the model's own template works, or that every template works. Neither is
-# true here. With the small chat model, three foreign templates work as well as its own, while `[INST]`
-# and the bare question get no answer at all: every reply is empty. (Sixteen questions are few: a
-# difference of two or three right answers means nothing.) What do the silent ones have in common? Look
-# at the first step of each reply, and at the probability of the EOS token there.
+# You may have expected that only the model's own template works, or that every template works.
+# Neither is true here. With the small chat model, three foreign templates work as well as its own,
+# while `[INST]` and the bare question get no answer at all: every reply is empty. (Sixteen
+# questions are few: a difference of two or three right answers means nothing. And we count a reply
+# if it contains the city, so a reply that adds a wrong sentence afterwards still counts.)
+#
+# What do the two templates without replies have in common? The next cell computes, for each
+# question, the probability that the first token of the reply is the EOS token. The line break is
+# explained below.
 
 # %% tags=["figure:01_template_silence"]
 end = chat.tokenizer.eos_token_id
@@ -419,7 +451,7 @@ def first_step(template):
     result = []
     for question in questions:
         text = chat.prompt(question, template=template)
-        # A rendered chat template holds its special tokens already.
+        # the model's own template already contains the special tokens
         special = template is not True
         inputs = chat.tokenizer(text, return_tensors="pt", add_special_tokens=special)
         logits = chat.model(**inputs.to(chat.model.device)).logits[0, -1].float()
@@ -452,16 +484,15 @@ if small:
 
 # %% [markdown]
 # After a bare question, the small chat model gives its highest probability to the EOS token,
-# `<|im_end|>`. This token closes *every* turn of a conversation, also the user's. In the training of
-# the model, a question was the user's turn, and right after a question came `<|im_end|>`. So the model
-# does what it has learned: it closes the turn of the user. It does not even begin to answer, because
-# nobody has opened the assistant's turn.
+# `<|im_end|>`. This token closes *every* turn of a conversation, including the user's turns. In the
+# training of the model, a question was the user's turn, and right after it came `<|im_end|>`. So
+# the model does what it has learned: it ends the user's turn. It does not begin to answer, because
+# the prompt has not opened the assistant's turn.
 #
-# The templates that work have one thing in common: they end with something that opens an answer. The
-# model knows texts with `ASSISTANT:` or `### Answer:` from its pre-training, and in those texts an
-# answer follows. After `[/INST]`, a mark that this model does not know, the question is over, and
-# nothing announces an answer. A line break helps a little, because in many texts an answer stands on
-# the next line.
+# The three foreign templates that work end with something that opens an answer, such as
+# `ASSISTANT:`. We expect that the model has read texts with such words in its pre-training, that an
+# answer followed them, and that a line break helps a little because in many texts an answer stands
+# on the next line. We have not checked its training data.
 #
 # Does the model know the capitals without a template? Forbid the EOS token, and see.
 
@@ -475,11 +506,16 @@ for question, reply in list(zip(questions, replies, strict=True))[:4]:
 assert count_right(replies) > right["none"] or not small
 
 # %% [markdown]
-# It names some of the capitals. So the knowledge is in the model, with or without a template. **A
-# template adds no knowledge. It triggers the behaviour of answering.** In your own work, use the
-# model's own template: it is the only one that the model was trained with, and `apply_chat_template`
-# gets it right for every model. Most of this course is about putting such a behaviour into a model.
-
+# The model names some of the capitals (4 of 16 in the saved run), but fewer than with its own
+# template. So stopping early is only a part of the problem: without a template, the model also
+# writes another kind of text. Where do the missing answers come from? Not from the template: it is
+# the same text for all sixteen questions, and it contains no capital. **A template adds no
+# knowledge. It triggers the behaviour of answering**, and a model uses its knowledge best in the
+# form in which it was tuned.
+#
+# In your own work, use the model's own template. It is the one that the model was trained with, and
+# `apply_chat_template` gets it right for every model. Most of this course is about teaching a model
+# such a behaviour.
 # %% [markdown]
 # ### Try it yourself
 #
@@ -487,6 +523,9 @@ assert count_right(replies) > right["none"] or not small
 # chosen. At 0, the model always takes the likeliest token. At 1, it draws a token with the
 # probabilities that it has computed. Above 1, unlikely tokens are drawn more often. A base model often
 # has no template of its own, so choose *none* for it.
+#
+# The last cell does the same without a widget. It draws its tokens at a temperature of 0.7. Its reply
+# mixes true and invented statements, and with another `seed` you get another reply.
 
 # %%
 from course_utils.widgets import playground
@@ -548,12 +587,10 @@ for question, reply in list(zip(asked, closed_book, strict=True))[3:6]:
 # language model writes what is likely after your question, and it has no way to check whether it is
 # true.
 #
-# *Retrieval* helps: you look the fact up, and you put it into the prompt. Real systems search millions
-# of passages by their meaning. They compare *embeddings*: lists of numbers, which are close for texts
-# that say the same. We have eight sentences, so it is enough to count shared words.
-#
-# We count a reply as right if it contains the fact. This rule is generous: "7 books available for each
-# of the 7 books" contains the 7, and counts. Read the replies in the table, too.
+# *Retrieval* helps: you look the fact up, and you put it into the prompt. Real systems search
+# millions of passages by their meaning. They turn each passage into a list of numbers, an
+# *embedding*, so that texts with a similar meaning get similar numbers. We have eight sentences, so
+# it is enough to count shared words. We count a reply as right if it contains the fact.
 
 
 # %% tags=["value:retrieval"]
@@ -585,26 +622,29 @@ assert with_fact(closed_book) <= 2
 assert with_fact(open_book) >= with_fact(closed_book) + 4
 
 # %% [markdown]
-# With the fact in the prompt, the model finds it. It has not learned anything by that: the next
+# With the fact in the prompt, the reply contains it (8 of 8 in the saved run, against 0 of 8
+# without; SmolLM2-135M-Instruct). Our rule is generous: the reply about the books contains the 7,
+# and yet it does not answer the question. The model has not learned the facts by this: the next
 # question about the library needs the passage again.
 #
-# **Format.** Now suppose that a program reads the replies. It needs the name of the city and nothing
-# else. Is it enough to say so in the prompt? Or is it better to show two examples, as a text that the
-# model continues? The table counts two things, of 16 replies: how many name the city, and how many
-# have a first line that is the name of the city *and nothing else*.
+# **Format.** Now suppose that a program reads the replies. It needs the name of the city and
+# nothing else. Is it enough to say so in the prompt? Or is it better to show two examples? And what
+# does the chat template do to either? For each prompt, the table counts how many of 16 replies name
+# the city, and how many have a first line that is the name of the city *and nothing else*.
 
 # %% tags=["value:prompting"]
 examples = (
     "Question: What is the capital of Austria?\nAnswer: Vienna\n\n"
     "Question: What is the capital of Chile?\nAnswer: Santiago\n\n"
 )
-prompts = {
+told = [f"{q} Answer with the name of the city only." for q in questions]
+with_examples = [f"{examples}Question: {q}\nAnswer:" for q in questions]
+formats = {
     "question alone": (questions, True),
-    "told: name only": ([f"{q} Answer with the name of the city only." for q in questions], True),
-    "shown: two examples, no template": (
-        [f"{examples}Question: {q}\nAnswer:" for q in questions],
-        False,
-    ),
+    "told: name only": (told, True),
+    "told: name only, no template": (told, False),
+    "shown: two examples": (with_examples, True),
+    "shown: two examples, no template": (with_examples, False),
 }
 
 
@@ -614,7 +654,7 @@ def first_line(reply):
 
 
 rows = []
-for name, (texts, template) in prompts.items():
+for name, (texts, template) in formats.items():
     replies = chat(texts, template=template, max_new_tokens=25)
     exact = sum(first_line(r) == city for r, city in zip(replies, capitals.values(), strict=True))
     rows.append(
@@ -633,29 +673,32 @@ exact = by_prompt["and nothing else"]
 assert exact["shown: two examples, no template"] > exact["question alone"]
 
 # %% [markdown]
-# At this size, showing examples works where asking fails. (We expect that larger chat models do what
-# they are told more often.) But the examples cost tokens in every call, and nothing guarantees the
-# format.
+# With this small model, only one of the five prompts works for a program: two examples, without the
+# template. Without the template, the prompt is a text that breaks off, and the examples show how it
+# goes on. With the template, the model answers in its own form again, whatever the prompt says. We
+# expect that larger chat models do what they are told more often. Examples also cost tokens in
+# every call, and nothing guarantees the format.
 #
 # So this is the order in which to try things. If the model lacks facts, use retrieval. If it lacks a
-# format or a tone, try a prompt with examples. If that is not reliable, or if the prompt has grown to
-# pages, fine-tune: put the behaviour into the weights. You can combine all three.
+# format or a tone, try a prompt with examples. If that is not reliable, or if the prompt has become
+# several pages long, fine-tune: put the behaviour into the weights. You can combine all three.
 #
 # | | prompting | retrieval | fine-tuning |
 # |---|---|---|---|
 # | good for | trying things, general tasks | facts that are many, new or private | a behaviour, format or tone that must hold each time |
 # | data needed | none, or a few examples | documents | hundreds of examples and up |
-# | cost before | minutes | an index | a training run |
-# | cost per call | the prompt's tokens | the passages' tokens | none on top |
+# | cost in advance | minutes | building a search index | a training run |
+# | cost per call | the prompt's tokens | the passages' tokens | no extra tokens |
 # | when facts change | edit the prompt | edit the documents | train again |
-# | goes wrong by | ignored instructions, invention | the wrong passage found | forgetting, overfitting, invention all the same |
+# | typical failure | ignored instructions, invented facts | the wrong passage found | forgets other skills, memorises the examples, still invents facts |
 #
 # ### What do people fine-tune for?
 #
-# In nearly all tasks, text goes in and text comes out. It helps to tell two kinds apart, because they
-# cost different things. **Extraction** reads much and writes little: keywords, a category, a summary.
-# **Expansion** reads little and writes much: an email, a story, code. The next cell counts the tokens
-# of one example each.
+# In nearly all tasks, text goes in and text comes out. It helps to tell two kinds apart.
+# **Extraction** reads much and writes little: keywords, a category, a summary. **Expansion** reads
+# little and writes much: an email, a story, code. A model reads all tokens of a prompt at once, but
+# it writes one token at a time, so we expect that expansion takes longer. The next cell counts the
+# tokens of one example each. (The email is cut at 160 tokens.)
 
 # %%
 paragraph = (
@@ -683,29 +726,31 @@ print(f"tokens out per token in: extraction {ratio[0]:.1f}, expansion {ratio[1]:
 assert ratio[0] < 1 < ratio[1]
 
 # %% [markdown]
-# ## 5. Three ways to tune
+# ## 5. Three methods of tuning
 #
 # All training makes one number small, the *loss*. The loss tells how surprised the model is by the
 # tokens that it should predict, its *targets*. If the model gave a target the probability *p*, the
 # loss of this target is −log *p*. A probability of 0.99 costs 0.01, a probability of 0.5 costs 0.7, and
 # a probability of 0.01 costs 4.6. The loss of an example is the mean over its targets.
 #
-# There are three ways to tune. They differ in what an example looks like, and in which tokens are
+# There are three methods of tuning. They differ in what an example looks like, and in which tokens are
 # targets.
 #
-# - **Self-supervised tuning** takes plain texts. Every token is a target. It is used to get a model
-#   used to a language, a style or a field.
-# - **Supervised tuning** takes prompts and the responses that you want. Only the response is a target.
-#   It is used to teach a model how to respond. You did this in notebook 00, and most of this course
-#   is about it.
-# - **Reinforcement-based tuning** takes responses that are *compared*, by people or by a reward model.
-#   The model is moved towards the better ones. RLHF (reinforcement learning from human feedback)
-#   trains a reward model and uses it with an algorithm called PPO. DPO learns from the pairs directly.
-#   This way is used for what is easier to judge than to write.
+# - **Self-supervised tuning** takes plain texts. Every token but the first is a target; the first
+#   has nothing before it. This method adapts a model to a language, a style or a subject.
+# - **Supervised tuning** takes prompts and the responses that you want. Only the response is a
+#   target. This method teaches a model how to respond. You did this in section 2, and most of this
+#   course is about it.
+# - **Reinforcement-based tuning** takes responses that are *compared*, by people or by a reward
+#   model. The model is moved towards the better ones. RLHF (reinforcement learning from human
+#   feedback) trains a reward model on such comparisons and uses it with an algorithm called PPO.
+#   DPO (direct preference optimization) needs no reward model: it learns from pairs of a better and
+#   a worse response. This method suits tasks where a good response is easier to recognise than to
+#   write.
 #
-# Here is one example under the first two ways. There is a column for each token with its loss, and a
-# dash where the token is no target. The EOS token at the end is a target, too. This is how a model
-# learns to stop.
+# Here is one example under the first two methods. Each column is one token, and the cell shows its
+# loss, or a dash if the token is not a target. The EOS token at the end is a target, too. This is how a
+# model learns to stop.
 
 
 # %% tags=["value:targets"]
@@ -745,15 +790,12 @@ for way, counted in targets.items():
 assert len(targets["supervised"]) < len(targets["self-supervised"])
 
 # %% [markdown]
-# Most targets of the self-supervised way lie in the question, and nobody wants the model to write
-# questions. The supervised way looks at the response alone.
+# Most targets of the self-supervised method lie in the question, but we do not want to train the
+# model to write questions. The supervised method looks at the response alone. (The two mean losses
+# cannot be compared, because they are means over different tokens.)
 #
-# The loss of ` Oslo` may surprise you. The small chat model gives it a probability of 0.0002, although
-# it knows the capital. The reason is that of section 3: this text is not in the model's own template,
-# so the model wants to close the turn, and it also likes to begin an answer with a line break or with
-# *The*. The next cell asks for the same fact in another form. So a high loss does not always mean that
-# a fact is missing. It can also mean that the model expected another form, and a form is what tuning
-# changes quickly.
+# The loss of ` Oslo` may surprise you: 8.66, a probability of 0.0002. Does the model not know the
+# capital of Norway? The next cell asks for the same fact in another form.
 
 # %% tags=["value:forms"]
 for start in (question, "The capital of Norway is"):
@@ -766,7 +808,13 @@ for start in (question, "The capital of Norway is"):
 assert oslo > 0.05 or not small
 
 # %% [markdown]
-# For the third way, one number is computed for each *pair* of responses: how much likelier is the
+# After *The capital of Norway is*, the token ` Oslo` is the likeliest of all. So the model knows the
+# fact. After the first prompt, it prefers to stop, or to begin its answer with a line break or with
+# *The*. (In section 3, `### Answer:` rarely made it stop. Small differences in the form matter, and we
+# cannot predict them.) So a high loss does not always mean that a fact is missing. It can mean that the
+# model expected another form, and fine-tuning changes the form quickly.
+#
+# For the third method, one number is computed for each *pair* of responses: how much likelier is the
 # better response than the worse one? The probability of a response is the product of the probabilities
 # of its tokens, so we add up their logarithms. The difference between the two sums is the *margin*. A
 # margin above zero says that the better response is already the likelier one. Preference tuning raises
@@ -788,12 +836,16 @@ print(f"log p({better!r}) − log p({worse!r}) = {margin:.2f}")
 assert margin > 0
 
 # %% [markdown]
+# The margin is above zero: the model already prefers *Oslo*. A margin of 1 would mean that the better
+# response is *e*, about 2.7 times, as likely as the worse one.
+
+# %% [markdown]
 # ## 6. The steps of a project
 #
 # 1. **Say what you want.** Pick one task. Try it with the best large model that you can use: if that
 #    model cannot do it with a good prompt, a small one will hardly learn it.
-# 2. **Collect data**: real inputs, and good responses. A few hundred examples that are right are worth
-#    more than thousands that are careless. Set a test split aside *now*.
+# 2. **Collect data**: real inputs, and good responses. We expect a few hundred correct examples to
+#    help more than thousands of careless ones. Set a test split aside *now*.
 # 3. **Measure the untuned model** on the test split. Without this number you cannot say later what the
 #    tuning has changed.
 # 4. **Tune a small model first.** It shows you in minutes whether the data and the template are right.
@@ -807,11 +859,12 @@ assert margin > 0
 # ## Take away
 #
 # - A language model gives each token a probability of coming next. Everything else is built on this.
-# - A base model continues texts. It answered no question about a held-out country before instruction
-#   tuning, and most of them after it (section 2; 2.6 million parameters, one seed).
-# - What triggers an answer is something in the prompt that opens one. The model's own template always
-#   does. Without it, the small chat model closed the user's turn and stayed silent (section 3; 16
-#   questions).
+# - A base model continues texts. The course's base model answered 0 of 250 questions about held-out
+#   countries before instruction tuning, and 229 after it (section 2; 2.6 million parameters, one
+#   seed).
+# - A chat model answers when the prompt opens an answer, as its own template does. Given the bare
+#   question, SmolLM2-135M-Instruct ended the user's turn and wrote nothing, 16 times of 16 (section
+#   3).
 # - A template adds no knowledge. It triggers behaviour that tuning has put in.
 # - If a model lacks facts, try retrieval. If it lacks a format or a behaviour, try a prompt with
 #   examples first, and then fine-tune.
@@ -821,10 +874,10 @@ assert margin > 0
 #
 # **Quiz.** Put a letter for each, and run the cell below.
 #
-# **a.** Where does a sentence come from that the model writes?
+# **a.** How does the model write a sentence?
 #
 # - **A** It has stored it, and looks it up by the prompt.
-# - **B** It chooses one token after another, each time reading all that is there so far.
+# - **B** It chooses one token after another, each time reading the whole text so far.
 # - **C** It plans the sentence as a whole, and writes it down token by token.
 # - **D** It works out all of its words in one go, each from the prompt.
 #
@@ -835,7 +888,7 @@ assert margin > 0
 # - **C** The model's weights are damaged, and have to be tuned again.
 # - **D** Nothing in the prompt opens an answer, so the model closes the user's turn.
 #
-# **c.** A shop's assistant is to know today's prices. What do you try first?
+# **c.** A shop's assistant must know today's prices. What do you try first?
 #
 # - **A** Look the prices up at each question, and put them into the prompt.
 # - **B** Fine-tune each night on questions and answers about the prices.
@@ -846,7 +899,7 @@ assert margin > 0
 #
 # - **A** The model cannot read the prompt while it is being trained.
 # - **B** The prompt's tokens would have a loss of zero anyway.
-# - **C** The model is to learn to write responses, and not prompts.
+# - **C** The model should learn to write responses, and not prompts.
 # - **D** The prompt's tokens would make the loss too large to train with.
 
 # %%
@@ -856,9 +909,9 @@ quiz("01", a="...", b="...", c="...", d="...")
 
 # %% [markdown]
 # **01.1 · Change one formula.** `logits.softmax(dim=-1)` gives the probabilities at temperature 1.
-# Put the temperature in: write `with_temperature(logits, temperature)`, the probabilities from
-# which a token is drawn. At temperature 0 all of it goes to the likeliest token. Then explain in a
-# sentence why a high temperature brings odd words.
+# Add the temperature: write `with_temperature(logits, temperature)`, which returns the
+# probabilities from which a token is drawn. At temperature 0, the likeliest token gets probability
+# 1. Then explain in a sentence why a high temperature leads to odd words.
 
 
 # %% tags=["exercise"]
@@ -877,8 +930,8 @@ check("01.1", with_temperature)
 # %% [markdown]
 # **01.2 · Write a template by hand.** In ChatML, a message is `<|im_start|>`, the role, a line
 # break, the text, `<|im_end|>` and a line break; the roles are `system`, `user` and `assistant`.
-# Write `chatml(system, question)`: a system prompt, the user's question, and the assistant's turn
-# opened. You have seen such a text at the beginning of section 3, if your model is SmolLM2.
+# Write `chatml(system, question)`: a system prompt, the user's question, and the opening of the
+# assistant's turn. You have seen such a text at the beginning of section 3, if your model is SmolLM2.
 
 
 # %% tags=["exercise"]
@@ -897,8 +950,9 @@ def chatml(system, question):
 check("01.2", chatml)
 
 # %% [markdown]
-# **01.3 · Alone.** Without any template, get the model to answer a word with its opposite, and
-# nothing else: `fast` → `slow`. Write `opposite_prompt(word)`. Five right of ten will do.
+# **01.3 · On your own.** Without any template, get the model to answer a word with its opposite, and
+# nothing else: `fast` → `slow`. Write `opposite_prompt(word)`. You pass with five of ten
+# right.
 
 
 # %% tags=["exercise"]
@@ -934,4 +988,4 @@ show_progress()
 #   templates](https://huggingface.co/docs/transformers/chat_templating).
 # - Allal et al., [SmolLM2](https://arxiv.org/abs/2502.02737): how the small model of this notebook
 #   was made.
-# - The course's words, with the notebook that introduces each: [glossary](../docs/glossary.md).
+# - The terms of the course, with the notebook that introduces each: [glossary](../docs/glossary.md).

@@ -1,18 +1,21 @@
 # %% [markdown]
 # # 03.1 · Fine-tuning Pig Latin
 #
-# **You will learn** to run a whole fine-tuning: a baseline first, data in the form that the model
-# can use, the arguments that matter, a pre-flight, live curves, and an honest table of before and
-# after, on words that the model has never been trained on. And what to do when it overfits, or
-# when somebody pulls the plug.
+# **You will learn** to run a whole fine-tuning: a baseline, data in a form that the model can use,
+# the arguments that matter, a check before the training, live curves, and a fair test on new
+# words. And what to do when a model overfits, or a training is interrupted.
 #
 # **You need** notebooks 02 (LoRA) and 03 (collators and masks).
 #
 # **It takes** about an hour of reading and trying. The cells themselves run in about ten minutes
-# on two CPU cores, most of them the one big training; on GPUs, not yet measured.
+# on two CPU cores, mostly for the one big training; on GPUs, not yet measured.
 
 # %% [markdown]
 # ## The machine at hand
+#
+# Tomas wants to fine-tune a model that rewrites emails in his shop's style. But he has never run a
+# training, and no program can tell whether an email is right. So he practises on Pig Latin, where
+# a short program can check every reply. The steps of the training are the same.
 
 # %%
 import logging
@@ -41,15 +44,19 @@ print(describe())
 # %% [markdown]
 # ## 1. Where do we start from?
 #
-# The task, as in notebook 03: a word that begins with a vowel gets *way* (*eat* → *eatway*); of any
-# other word, all consonants before its first vowel go to the end, and *ay* follows (*string* →
-# *ingstray*). *qu* moves as one.
+# The task, as in notebook 03: a word that begins with a vowel gets *way* (*eat* → *eatway*). In
+# any other word, all consonants before the first vowel move to the end, and *ay* follows (*string*
+# → *ingstray*). The letters *qu* move together.
 #
-# No training without a baseline. Three measures, from loose to strict:
+# First we measure a **baseline**: the score without the training. There are three scores, from
+# loose to strict:
 #
-# - **chrF** counts runs of letters that two texts share, 0 to 100. It rewards what is nearly right.
+# - **chrF** counts runs of letters that two texts share, from 0 to 100. It rewards what is nearly
+#   right.
 # - **Word accuracy** is the share of words that are right, in their place.
 # - **Exact match** is the share of sentences without any mistake.
+#
+# Here are the scores of a perfect reply, one with a wrong word, and plain English:
 
 # %%
 from course_utils.scoring import reference_scores
@@ -64,12 +71,16 @@ for reply in ("Ethay ingstray isway edray.", "Ethay ringstay isway edray.", "The
 assert reference_scores(wanted, wanted) == {"exact match": 1.0, "word accuracy": 1.0, "chrF": 100.0}
 
 # %% [markdown]
-# Note the third line: English that nobody has translated at all gets some chrF. A score says little
-# without the score of doing nothing.
+# Untranslated English gets a chrF of 16. So we also need the score of doing nothing.
 #
-# Two sets of held-out sentences: `test` has words that also occur in the training data, in other
-# sentences. In `unseen`, no content word does: no noun, verb, adjective or adverb. (*The* and *my*
-# are everywhere.)
+# There are two sets of held-out sentences:
+#
+# - `test` has words that also occur in the training data, in other sentences.
+# - `unseen` has **unseen words**: none of its nouns, main verbs and adjectives is in the training
+#   data. (*The* and *my* are everywhere.)
+#
+# Only a model that has learned the rule can do well on `unseen`. Now the untrained chat model gets
+# 40 sentences of each set, with two examples in the prompt. "Nothing done" is untouched English.
 
 # %% tags=["value:held-out"]
 from course_utils import runner
@@ -96,12 +107,14 @@ baseline = max(results["asked with examples", name]["word accuracy"] for name in
 assert baseline < 0.2
 
 # %% [markdown]
-# Hardly a word is right; in our run, not one. By chrF, what it wrote was even further from Pig Latin
-# than a sentence that is left alone. That is our baseline.
+# Not one word is right (SmolLM2-135M-Instruct, 40 sentences a set, one prompt). This is our
+# baseline. By chrF (19 and 16), the replies are even further from Pig Latin than untouched English
+# (35; the value depends on the sentences).
 #
 # ## 2. What the model sees
 #
-# Pig Latin is a rule about letters. Here is what the model gets to see of it:
+# Pig Latin is a rule about letters, but a model reads tokens. Here are the tokens of four words
+# and their translations (␣ is a leading space):
 
 # %% tags=["value:pieces"]
 tokenizer = chat.tokenizer
@@ -122,11 +135,9 @@ pieces = pd.DataFrame(
 text_table(pieces)
 
 # %% [markdown]
-# *smile* is one number, and nothing about that number says that it begins with *sm*. To move the
-# *sm*, the model first has to know by heart how each of its tokens is spelled. A large model has
-# picked that up in pre-training, more or less. A small one has not.
-#
-# We can take that burden from it: **spell the words**, in what it gets and in what it shall answer.
+# For the model, *smile* is one number, and nothing about it says that the word begins with *sm*.
+# To move the *sm*, the model has to know by heart how the token is spelled. So we **spell the
+# words** for it, in the prompt and in the answer.
 
 # %% tags=["value:spelled"]
 from course_utils.data import spell, unspell
@@ -142,9 +153,12 @@ print(letters)
 assert unspell(spell(translated)) == translated
 
 # %% [markdown]
-# Now each letter is a token. A short system prompt names the task; the sentence stands in the
-# user's turn; the answer is the completion, which alone is trained on (notebook 03). White space
-# joins the letters again afterwards, so that what is scored is Pig Latin as anybody writes it.
+# Now each letter is a token. (The tokenizer writes a leading space as `Ġ`.)
+#
+# The system prompt names the task, the user's turn holds the sentence, and the completion is the
+# answer. Only the completion is trained on (notebook 03). `translate` joins the letters again, so
+# we score normal Pig Latin. On 32 other sentences we will compute the **validation loss**: does
+# the model get better on sentences that it is not trained on?
 
 # %% tags=["value:train-split"]
 SYSTEM = "Translate into Pig Latin."
@@ -178,9 +192,8 @@ def translate(ask, sentences, **options):
 # %% [markdown]
 # ## 3. The arguments, by what they are for
 #
-# `SFTConfig` has more than a hundred. These decide how a training goes, each with what it is if you
-# do not say anything. You need not know them all: run through the first column, and look up names
-# when you need them. (−1 and `None` mean that something else decides.)
+# `SFTConfig` has more than a hundred arguments. These decide how a training runs. Look up a name
+# when you need it. (−1 and `None` mean that something else decides.)
 
 # %% tags=["value:arguments"]
 import dataclasses
@@ -221,18 +234,19 @@ text_table(
 )
 
 # %% [markdown]
-# Of these, the ones that we are going to set:
+# We will set these:
 #
-# - A training goes on for `num_train_epochs`, passes over all examples; or, if `max_steps` is given,
-#   for so many **steps**. Each step takes one **batch** and changes the weights once. (With
-#   `gradient_accumulation_steps` it takes several batches for one change.)
-# - `learning_rate` says how far a step goes, at its peak. It rises to that in the first
-#   `warmup_steps`, and then falls, here on a straight line, to zero: `lr_scheduler_type`.
-# - Every `logging_steps` the training loss is noted, every `eval_steps` the loss on the validation
-#   sentences; every `save_steps` all is saved.
+# - `num_train_epochs`: how many **epochs** to train. An epoch is one pass over all examples. If
+#   `max_steps` is given, it decides instead. In a **step**, the optimizer takes one **batch** and
+#   changes the weights once. (With `gradient_accumulation_steps`, it takes several batches.)
+# - `learning_rate`: the **learning rate** says how far a step changes the weights. You set its
+#   peak. In our **schedule** (`lr_scheduler_type`), it rises in the first `warmup_steps`, the
+#   **warm-up**, and then falls to zero on a straight line.
+# - `logging_steps`, `eval_steps`, `save_steps`: how often to note the training loss, compute the
+#   validation loss, and save.
 #
-# Most of them are those of transformers' `TrainingArguments`. TRL has changed some defaults. **Guess
-# first**: which, and why?
+# Most of these belong to transformers' `TrainingArguments`. TRL has changed some defaults. **Guess
+# first:** which, and why?
 
 # %%
 my_guess = ["..."]
@@ -252,12 +266,15 @@ assert "learning_rate" in changed
 assert "gradient_checkpointing" in changed
 
 # %% [markdown]
-# A learning rate for *all* weights of a model that knows much already: small. LoRA takes ten times
-# as much and more; a short training of a small model, like ours, a hundred times and more. And 16-bit
-# arithmetic (`bf16=None` means yes, unless `fp16` is set) and gradient checkpointing (notebook 04) to
-# save a GPU's memory; on a CPU neither is wanted. And a loss noted more often, to have a curve.
+# Most people name the learning rate, and miss those about memory and display. The likely reasons:
 #
-# If an older recipe stops with `unexpected keyword argument`, it may be one of these:
+# - `learning_rate`: to train *all* weights of a model that knows much, take small steps. LoRA
+#   takes ten times as much and more.
+# - `bf16` (`None` means yes, unless `fp16` is set) and `gradient_checkpointing` (notebook 04) save
+#   a GPU's memory. On a CPU we switch both off.
+# - `logging_steps`: a short training needs a curve, too.
+#
+# If an older recipe stops with `unexpected keyword argument`, look for the new name here:
 
 # %% tags=["value:renamed"]
 renamed = {
@@ -278,8 +295,8 @@ assert not {"max_seq_length", "evaluation_strategy", "group_by_length", "no_cuda
 # %% [markdown]
 # ## 4. Train
 #
-# What depends on the machine (how many steps, how large a batch) is looked up; the rest stands here
-# to be read, and changed. It is a function, because section 8 will train once more.
+# `recipe` looks up what depends on the machine. Everything else stands in the function
+# `make_trainer`, which section 8 will use again.
 
 # %% tags=["value:plan"]
 from course_utils.hardware import pick_dtype, tier
@@ -334,10 +351,15 @@ def make_trainer(train, validation=None, callbacks=(), model=None, **options):
 trainer = make_trainer(train, validation, max_steps=plan["steps"], eval_steps=plan["steps"] // 5)
 
 # %% [markdown]
-# Two of these lines are the course's own. `watch` draws the losses while you wait. `faster_on_cpu`
-# computes the same loss in a way that suits a CPU; it does nothing elsewhere.
+# Two lines are the course's own: `watch` draws the losses while you wait, and `faster_on_cpu`
+# computes the same loss faster on a CPU.
 #
-# Before it costs minutes: the checks.
+# Why is the learning rate so high? On a CPU it is 0.004, and 0.0001 to 0.0002 is usual for LoRA.
+# Our training is short, so each step has to change more. Section 7 gives a hint of this: after 70
+# steps, 87% of the words in `unseen` were right with 0.004, and 69% with 0.001 (n = 30, one seed).
+# We also expect that a small model bears a higher rate.
+#
+# The training takes minutes, so check it first:
 
 # %%
 from course_utils import preflight
@@ -349,14 +371,14 @@ print(report)
 assert report.ok
 
 # %% [markdown]
-# Read the lines *batch and steps* and *expected minutes*: how much of the data will be seen, and how
-# long you will wait. Then decide whether it is worth that.
+# Read the lines *batch and steps* and *expected minutes*: the training will see a fifth of the
+# data, in about 11 minutes (on one core; the recipe's 6 are for two).
 #
-# If you run a cell with `train()` a second time, it trains the same adapter further. To start over,
-# first run the cell that makes its trainer.
+# A cell with `train()`, run again, trains the same adapter further. To start over, make a new
+# trainer first.
 #
-# **Guess first.** What share of the words will be right at the end: of those it has trained on
-# (`test`), and of those it has not (`unseen`)? Write 0.5 for a half.
+# **Guess first.** What share of the words will be right at the end, in `test` and in `unseen`?
+# Write 0.5 for a half.
 
 # %%
 my_guess_right = {"test": 0.5, "unseen": 0.1}
@@ -365,10 +387,15 @@ my_guess_right = {"test": 0.5, "unseen": 0.1}
 _ = trainer.train()
 
 # %% [markdown]
-# If the curve has spikes: the learning rate is at the upper end, and now and then a step goes too
-# far. As the rate falls, they end.
+# Both losses end near zero, but our curve has spikes. Those at steps 52 and 102 probably come from
+# the order of the sentences. `group_by_length` draws 50 batches, sorts them from long to short,
+# and draws the next 50. So at steps 51 and 101, long sentences follow short ones. The high
+# validation loss at step 96, after many short sentences, fits this. At step 16, a step at a high
+# rate probably went too far. We have not tested these explanations.
 #
 # ## 5. Before and after
+#
+# The tuned model now translates the same sentences:
 
 # %% tags=["value:before-after"]
 from course_utils.models import Runner
@@ -389,8 +416,12 @@ assert known_words >= 0.9
 assert new_words >= 0.6
 
 # %% [markdown]
-# The mistakes that remain, among words it has never been trained on. Look for the place in each: is it
-# the rule that fails, or has a letter been lost or doubled in the copying?
+# Of the words, 97% in `test` and 96% in `unseen` are right (40 sentences a set, one seed). Many
+# people guess far less for `unseen`, because they expect the model to memorise words. (Word
+# accuracy also counts small words such as *the*.) Exact match is lower, because one wrong word
+# spoils a sentence. The sets differ by two sentences, which means nothing.
+#
+# Here are mistakes in `unseen`. Does the rule fail, or is a letter lost or doubled in copying?
 
 # %%
 rows = held_out["unseen"]
@@ -405,18 +436,20 @@ print(f"{len(wrong)} of {EXAMPLES} sentences have a mistake")
 text_table(pd.DataFrame(wrong[:5]) if wrong else pd.DataFrame(rows)[:2])
 
 # %% [markdown]
+# Most of these are mistakes of copying: an extra letter (*olphindray*), two words in one
+# (*etmanymay*), a word twice (*addlepay addleslay*). In *yakyay* the rule fails: the *y* also
+# stays in front.
+#
 # ## 6. What has it learned?
 #
-# A rule, or a habit that mostly agrees with it? Ask for words that nobody has ever used, so that
-# there is nothing to remember. We take six of each kind, put each into a short sentence, and look at
-# that one word of the reply:
+# Has the model learned the rule, or a list of words? We ask for invented words, which it cannot
+# remember: six of each kind, each in a short sentence.
 #
 # - words that begin with a vowel, with one, two or three consonants, with *qu*, or with *y*;
-# - very long words; words in capitals, which stay in capitals; words with an apostrophe, which is
-#   kept (*don't* → *on'tday*); and numbers, which stay as they are.
+# - kinds that the training data lacks: very long words; capitals, which stay capitals; an
+#   apostrophe, which is kept (*don't* → *on'tday*); and numbers, which stay as they are.
 #
-# **Guess first:** which kind is the hardest? (The table shows two words of each kind, the picture all
-# six.)
+# **Guess first:** which kind is the hardest? (The table shows two words of each.)
 
 # %%
 my_guess = "..."
@@ -471,15 +504,18 @@ assert usual > 0.7
 assert usual > odd
 
 # %% [markdown]
-# For words built as those it was trained on, it has learned the rule, and no list: these it cannot
-# have met. Twice the length is no obstacle either. But capitals, apostrophes and numbers, for which
-# the rule book has an answer too, never occur in the data, and there it has nothing to go by: what
-# is not shown is not learned. (Adding a few of each would be the cure.)
+# Many people guess the very long words, but those are all right, as are the 36 words of usual
+# kinds. Of the 18 with capitals, apostrophes or digits, none is right (one seed). Together with
+# the very long words, that makes 25%.
+#
+# So the model has learned the rule for words like those in its data, and a long word needs the
+# same rule. Capitals, apostrophes and numbers need rules that no example shows: *42* becomes
+# *42way*. We expect that a few such examples would help.
 #
 # ### Sampling or greedy?
 #
-# There is one right answer, so we took the likeliest token each time. With a temperature, unlikely
-# tokens get their chance, and one wrong letter spoils a word:
+# So far we took the likeliest token each time. **Sampling**, with a temperature, gives unlikely
+# tokens a chance, too, and one wrong letter spoils a word:
 
 # %%
 few = held_out["test"].select(range(12))
@@ -494,18 +530,22 @@ heat.round(2)
 assert heat.loc[0, "word accuracy"] > heat.loc[1.5, "word accuracy"]
 
 # %% [markdown]
-# Sampling is for tasks with many good answers.
+# Greedy decoding gets 9 of the 12 sentences right, a temperature of 1.5 gets 4 (one seed). At 0.7
+# it is 8: too close to tell. Use sampling for tasks with many good answers.
 #
 # ## 7. What else was tried
 #
-# The spelling did not fall from the sky. Each row below is a training of its own, shorter than ours;
-# all have seen the same number of tokens, padding included, which is nearly the same time.
-# `benchmarks/pig_latin.py` runs them again.
-#
-# The names: *plain* is neither side spelled, *spelled prompt* and *spelled answer* are one side only,
-# *both spelled* is ours. *Word lists* has single words in place of sentences, and *curriculum* begins
-# with single words and goes on to sentences. What a name does not say is as above. The last three
+# Is it necessary to spell the words? Each row below is a shorter training, run by
+# `benchmarks/pig_latin.py`. All saw the same number of tokens, padding included. The last three
 # columns are the shares of words, and of whole sentences, that are right.
+#
+# - *plain* spells neither side, *spelled prompt* and *spelled answer* one, and *both spelled*
+#   both.
+# - *word lists* has words in place of sentences, and *curriculum* begins with words.
+# - `lr` is the peak learning rate (otherwise 4e-3), `r` the rank (16), `batch` the batch size (4).
+#   *random order* does not group by length.
+#
+# Each row has one seed and n = 30 sentences a set, so read only large differences.
 
 # %%
 from course_utils.data import folder
@@ -554,23 +594,24 @@ for change in ("lr 1e-3", "lr 2e-3", "lr 8e-3", "r=4", "r=64", "batch 8", "curri
     assert unseen[f"both spelled, {change}"] < best["unseen_words"], change
 
 # %% [markdown]
-# Plain words are learned too, up to a point: with the short, frequent ones the model gets far. What
-# it lacks shows in whole sentences. Spelled, a sentence costs two or three times the tokens, so that
-# the same computation sees fewer of them, and still it pays. But only if *both* sides are spelled:
-# with one alone, the model has to know the letters of its tokens after all. Lists of words instead of
-# sentences teach little of sentences.
+# The large differences, for SmolLM2-135M-Instruct:
 #
-# Of the knobs, each was near its best: the learning rate (half or double of it is worse), the rank
-# (so are 4 and 64), a small batch, which buys more steps. Packing, and a random order in place of
-# like lengths, change little. The curriculum was worth less than the sentences whose tokens it took.
-# One seed each: differences of a few hundredths mean nothing.
+# - **Spelling both sides helps.** All eleven such rows are above the others: at least 66% of the
+#   words in `unseen`, against at most 50%, and 27% of the sentences, against 3%. This holds
+#   although *both spelled* had only 70 steps, and *plain* 176: spelled sentences have more tokens.
+# - **Spelling one side did not help.** *spelled answer* is far below *plain*, and *spelled prompt*
+#   too close to tell. We suppose that the model still had to know the letters of its tokens.
+# - **Lists of words** taught little about sentences.
 #
-# ## 8. Too much of a good thing
+# Do not rank the *both spelled* rows. Lower rates, batch 8 and the curriculum have the low places,
+# which is a hint at most. A ranking needs more seeds and sentences.
 #
-# Few examples, seen again and again: the training loss goes to zero, and what of new sentences?
-# Here are 16 plain sentences (unspelled, to be quick), with a validation after every second step.
+# ## 8. Overfitting, and when to stop
 #
-# **Guess first:** the lowest validation loss comes after how many of 40 steps?
+# What if a model sees few examples, again and again? Here are 16 plain sentences (unspelled, to be
+# quick), with a validation after every second step.
+#
+# **Guess first:** after how many of 40 steps is the validation loss lowest?
 
 # %%
 my_guess = 40
@@ -627,12 +668,16 @@ assert lines["training"][1][-1] < losses[-1]
 assert abs(back - min(losses)) < 0.05
 
 # %% [markdown]
-# While the training loss goes on falling, the other rises: from there on, the model learns these
-# sixteen sentences, and no more Pig Latin. `EarlyStoppingCallback` ends the training when the
-# validation loss has not improved three times in a row, and `load_best_model_at_end` goes back to
-# the best checkpoint.
+# After step 12. Many people guess 40, because more training sounds better. But after step 12 the
+# validation loss rises, while the training loss keeps falling: the model learns these sixteen
+# sentences by heart. This is called *overfitting*. (One seed. The losses start higher than in
+# section 4, probably because letters are easier to predict.)
 #
-# Did it learn any Pig Latin at all? Its score on new sentences, beside that of the big training:
+# `EarlyStoppingCallback` ends the training when the validation loss has not improved three times
+# in a row, here at step 18. `load_best_model_at_end` goes back to the best checkpoint.
+#
+# Did the model learn any Pig Latin? Here is its score on new sentences, beside that of the big
+# training:
 
 # %% tags=["value:memorised"]
 plain_model = Runner(overfit.model.eval(), tokenizer)
@@ -646,11 +691,13 @@ for what, found in (("16 sentences:", memorised), ("big training:", results["tun
 assert memorised["word accuracy"] < new_words
 
 # %% [markdown]
+# Hardly: 1% of the words are right (16 sentences, one seed). Early stopping cannot replace data.
+# (The big training also spelled its words, which may explain some of the gap.)
+#
 # ## 9. Keep it
 #
-# The adapter is all that has to be saved. Does it work in a process that knows nothing of this one?
-# (`keep_adapter` saves it where notebook 03.2 finds it; it is `save_pretrained` into the course's
-# cache.)
+# Only the adapter has to be saved. `keep_adapter` does so with `save_pretrained`, where notebook
+# 03.2 finds it. Does the adapter work in a new process, which knows nothing of this one?
 
 # %%
 import json
@@ -681,11 +728,13 @@ print("in a new process: ", elsewhere.stdout.strip())
 assert elsewhere.stdout.strip() == here, elsewhere.stderr
 
 # %% [markdown]
-# ### When the power goes
+# It does: the two translations agree.
 #
-# A long training saves checkpoints: adapter, optimizer, schedule, random states, and where in the
-# data it is. We start a small one in a process of its own, and kill it (really: signal 9) as soon
-# as its second checkpoint is there.
+# ### If the training is interrupted
+#
+# To continue a training, you need a **checkpoint**: adapter, optimizer, schedule, random states,
+# and the place in the data. We start a small training in a new process, and kill it after two
+# checkpoints.
 
 # %%
 import time
@@ -742,8 +791,9 @@ print("on the disk:", sorted(path.name for path in (work / "interrupted").iterdi
 assert process.returncode == -9, log.read_text()
 
 # %% [markdown]
-# `trainer.train(resume_from_checkpoint=True)` takes the last one. **Guess first:** is the result the
-# same as that of a training that nobody has disturbed?
+# The exit status −9 means that signal 9 killed the process.
+# `trainer.train(resume_from_checkpoint=True)` continues from the last checkpoint. **Guess first:**
+# will the losses be those of an undisturbed training?
 
 # %%
 my_guess = "..."
@@ -773,28 +823,31 @@ assert list(twice.index) == list(range(1, 13))
 assert difference < 0.05
 
 # %% [markdown]
-# As if nothing had happened. That holds only because *everything* is in the checkpoint, the random
-# states and the place in the data included: somebody who saves the adapter alone and starts anew
-# gets another schedule and the same sentences once more.
+# Yes, in all twelve steps. Many people expect a difference, because the data is shuffled. But the
+# checkpoint holds the random states, too. With the adapter alone, you would get a new schedule and
+# the same sentences again. (Losses jump because a step has two sentences.)
 
 # %% [markdown]
 # ## Take away
 #
-# - Baseline first; held-out data that tests what you claim; more than one measure.
-# - Look at the tokens: what they hide is hard to learn. The format of the data is a setting too; try
-#   it before the others.
-# - Pre-flight, then train, then compare with the untrained model.
-# - When the validation loss turns up, stop and go back: `EarlyStoppingCallback`,
-#   `load_best_model_at_end`.
-# - Save the adapter; for long trainings save checkpoints, and try once whether resuming works.
+# - Measure a baseline, and the score of doing nothing (section 1).
+# - Test what you claim: unseen and invented words show what the model has learned (sections 5 and
+#   6).
+# - Look at the tokens, and try the form of the data before other settings (sections 2 and 7; n =
+#   30, one seed).
+# - Run the pre-flight, then train, then compare with the untrained model (sections 4 and 5).
+# - When the validation loss rises, stop and go back: `EarlyStoppingCallback`,
+#   `load_best_model_at_end` (section 8).
+# - Save the adapter. For long trainings save checkpoints, and try once whether resuming works
+#   (section 9).
 
 # %% [markdown]
 # ## Exercises
 #
 # **Quiz.** Put a letter for each, and run the cell below.
 #
-# **a.** Asked with examples, the model gets a chrF of 19. The English sentences, handed back
-# untouched, get 35. What does the 19 say?
+# **a.** Asked with examples, the model gets a chrF of 19. The English sentences, returned
+# unchanged, get 35. What does the 19 tell you?
 #
 # - **A** The model is a fifth of the way to Pig Latin
 # - **B** chrF cannot be used for a task about letters
@@ -806,21 +859,21 @@ assert difference < 0.05
 # - **A** The rule is about letters, and tokens hide them
 # - **B** It makes more sentences of the same data
 # - **C** The tokenizer does not know the words of Pig Latin
-# - **D** Spelled texts are longer, so it is trained for longer
+# - **D** Spelled texts are longer, so the model is trained for longer
 #
-# **c.** Somebody's model gets 95% of the words right in `test` and 30% in `unseen`. What has it
-# learned, most likely?
+# **c.** A model gets 95% of the words right in `test` and 30% in `unseen`. What has it learned,
+# most likely?
 #
 # - **A** The rule, but not yet for long sentences
 # - **B** A list of the words that it was trained on
 # - **C** The rule, but its replies were sampled
 # - **D** Nothing: both numbers are luck
 #
-# **d.** The training loss falls and falls; the validation loss has been rising for a while. Which
+# **d.** The training loss keeps falling; the validation loss has been rising for a while. Which
 # model do you take?
 #
-# - **A** The one of a later step: the training loss still has room
-# - **B** The last one, trained on at a lower learning rate
+# - **A** The one of a later step: the training loss can still fall
+# - **B** The last one, trained further at a lower learning rate
 # - **C** The last one: it has seen the data most often
 # - **D** The one with the lowest validation loss
 
@@ -831,10 +884,10 @@ quiz("03.1", a="...", b="...", c="...", d="...")
 
 # %% [markdown]
 # **03.1.1 · Change one number.** Write `steps_for(passes, examples, batch, accumulation)`: the
-# `max_steps` with which each of so many examples is taken that many times. (A last batch that is not
-# full is a batch too.) Then let the pre-flight of section 4 say how long one pass over our 3,000
-# sentences would take: `preflight(make_trainer(train, max_steps=...))`. On a CPU, ours has seen
-# hardly more than a fifth of them. How can it know the rule all the same?
+# `max_steps` with which each example is taken `passes` times. `accumulation` batches make one
+# step. (A last batch that is not full is a batch too.) Then ask the pre-flight how long one pass
+# over our 3,000 sentences would take: `preflight(make_trainer(train, max_steps=...))`. On a CPU,
+# our model has seen only a fifth of them. How can it still know the rule?
 
 
 # %% tags=["exercise"]
@@ -850,10 +903,10 @@ def steps_for(passes, examples, batch, accumulation=1):
 check("03.1.1", steps_for)
 
 # %% [markdown]
-# **03.1.2 · The schedule.** Write `rate_at(step, peak, warm_up, total)`: the learning rate of the
-# step with that number (the first is 0) for a linear schedule, as ours: it rises from 0 at step 0
-# to `peak` at step `warm_up`, then falls to 0 at step `total`. Then look at the spikes in your curve
-# of section 4: how high was the rate at the last of them?
+# **03.1.2 · The schedule.** Write `rate_at(step, peak, warm_up, total)`: the learning rate of a
+# step (the first is 0) in a linear schedule such as ours. It rises from 0 at step 0 to `peak` at
+# step `warm_up`, then falls to 0 at step `total`. Then look at your curve of section 4: how high
+# was the rate at the last spike?
 
 
 # %% tags=["exercise"]
@@ -870,12 +923,12 @@ def rate_at(step, peak, warm_up, total):
 check("03.1.2", rate_at)
 
 # %% [markdown]
-# **03.1.3 · Alone: when to stop.** Write `stop_at(losses, patience, least)`, which gets the
-# validation losses one after the other, as a list, and gives a pair: the index of the validation
-# after which a training ends, and the index of the best one. It ends when `patience` validations in
-# a row have not been better than the best so far by *more than* `least`. If that never happens, it
-# ends with the last. The best so far is the lowest loss so far, even where it is lower by less than
-# `least`. This is what the `EarlyStoppingCallback` of transformers does.
+# **03.1.3 · Alone: when to stop.** Write `stop_at(losses, patience, least)`. It gets the
+# validation losses as a list, in order, and returns a pair: the index of the validation after
+# which the training ends, and that of the best one. The training ends when `patience` validations
+# in a row have not been better than the best so far by *more than* `least`. If that never happens,
+# it ends with the last. The best so far is the lowest loss so far, even where it is lower by less
+# than `least`. The `EarlyStoppingCallback` of transformers does the same.
 
 
 # %% tags=["exercise"]
@@ -905,6 +958,6 @@ check("03.1.3", stop_at)
 #   [TrainingArguments](https://huggingface.co/docs/transformers/main_classes/trainer).
 # - Popović, [chrF](https://aclanthology.org/W15-3049/): the measure and why it works for many
 #   languages.
-# - Itzhak and Levy, [Models in a Spelling Bee](https://arxiv.org/abs/2108.11193): how much language
-#   models know of their tokens' letters.
+# - Itzhak and Levy, [Models in a Spelling Bee](https://arxiv.org/abs/2108.11193): how much
+#   language models know of their tokens' letters.
 # - The [glossary](../docs/glossary.md): the course's words.

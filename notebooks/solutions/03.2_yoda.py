@@ -1,19 +1,21 @@
 # %% [markdown] tags=["exercise-notebook"]
 # # 03.2 · Yoda, on your own
 #
-# **You will learn** whether you can do it: the format, the adapter, the settings and the first
-# question to your tuned model are yours to write. Each step has a check that says what is wrong.
+# **You will learn** to fine-tune on your own: you write the format, the adapter, the settings and
+# the first question to your tuned model. Each step has a check that says what is wrong.
 #
 # **You need** notebook 03.1, to look things up in.
 #
-# **It takes** about 45 minutes. The solved cells run in about five minutes on two CPU cores, three of
-# them the training; on GPUs, not yet measured.
+# **It takes** about 45 minutes. The solved cells run in about five minutes on two CPU cores, three
+# of them the training; on GPUs, not yet measured.
 #
-# The outputs that you see were saved from a solved copy: they are what you are heading for. Cells
-# that need an exercise wait until you have solved it.
+# The outputs come from a solved copy. Cells that need an exercise wait until you have solved it.
 
 # %% [markdown]
 # ## The machine at hand
+#
+# Amira builds a game for a science fair: children type a sentence, and a figure says it like Yoda.
+# Asked nicely, her small chat model fails. So she has to fine-tune it, alone. Take her place.
 
 # %%
 import logging
@@ -41,19 +43,19 @@ print(describe())
 # %% [markdown]
 # ## 1. The task
 #
-# Yoda puts first what comes after the verb: *I see a red house* becomes *A red house I see*, and *The
-# cook is angry* becomes *Angry the cook is*. Where the verb has a helper (*have*, *can*, *will*), it
-# goes along: *You have become powerful*, *Become powerful you have*. No letter is moved here, only
-# whole words; no spelling is needed.
+# Yoda moves to the front what comes after the verb: *I see a red house* becomes *A red house I
+# see*, and *The cook is angry* becomes *Angry the cook is*. After a helper (*have*, *can*, *will*),
+# the main verb moves too: *You have become powerful* becomes *Become powerful you have*. Only whole
+# words move, so no spelling is needed.
 
 # %%
 yoda = load_data("yoda")
 text_table(yoda["train"].select(range(4)).to_pandas())
 
 # %% [markdown]
-# The column `yoda_extra` is for later. Forty sentences of the split `unseen` are what counts: no
-# content word of theirs is in the training data. What does the untuned model make of them, if asked
-# nicely, with two examples?
+# Ignore the column `yoda_extra` for now. We measure on forty sentences of the split `unseen`: none
+# of their content words is in the training data. What does the untuned model make of them, if we
+# ask it with two examples? The row *nothing done* scores the plain English.
 
 # %% tags=["value:untuned"]
 held_out = yoda["unseen"].select(range(40))
@@ -72,8 +74,8 @@ pd.DataFrame(results).T.round(2)
 assert results["untuned, asked with examples"]["exact match"] < 0.2
 
 # %% [markdown]
-# Look at the chrF of doing nothing: where only the order is wrong, nearly all runs of letters are
-# right. That measure says little here. We go by exact match.
+# Neither gets a sentence right. But doing nothing has a chrF of 83.50: chrF counts shared runs of
+# letters, and moving words keeps most of them. So we go by exact match.
 #
 # ## 2. Format the data
 #
@@ -112,8 +114,9 @@ if done("yoda.format"):
 # %% [markdown]
 # ## 3. Choose the adapter
 #
-# Write `adapter()`: a `LoraConfig` by the rules of notebook 02 (rank, alpha, and which layers). Leave
-# `use_rslora` off: section 8 mixes two adapters, and peft mixes rsLoRA adapters with a wrong factor.
+# Write `adapter()`: a `LoraConfig` with rank, alpha and layers by the rules of notebook 02. Leave
+# `use_rslora` off: section 8 mixes two adapters, and peft mixes rsLoRA adapters with a wrong
+# factor.
 
 # %%
 from peft import LoraConfig
@@ -134,9 +137,9 @@ check("yoda.adapter", adapter)
 # ## 4. Choose the settings
 #
 # Write `settings(steps, batch)`: a dictionary of arguments for `SFTConfig` (section 3 of notebook
-# 03.1). So many steps of so many sentences; a learning rate that suits LoRA and so few steps (the
-# check says which range it accepts, and why); a loss logged every 5 steps or more often. What concerns
-# the machine, the folder and the validation is added below.
+# 03.1). Ask for so many steps of so many sentences, a learning rate that suits LoRA and so few
+# steps (the check explains its range), and a loss logged every 5 steps or more often. Machine,
+# folder and validation are added below.
 
 
 # %% tags=["exercise"]
@@ -160,9 +163,9 @@ check("yoda.settings", settings)
 # %% [markdown]
 # ## 5. Train
 #
-# From here it goes by itself: the trainer, the pre-flight on its real batches, what is trained on in
-# colour, and then, two or three minutes. (If you run the cell with `train()` a second time, it trains
-# the same adapter further. To start over, first run the cell that makes the trainer.)
+# The next cells build the trainer, run the pre-flight on its real batches, show in colour what is
+# trained on, and train for some minutes. To start over, first run the cell that makes the trainer:
+# a second `train()` alone goes on with the same adapter.
 
 # %%
 from trl import SFTConfig, SFTTrainer
@@ -216,9 +219,13 @@ if ready:
     trainer.train()
 
 # %% [markdown]
+# In the saved run, both losses end near zero. The spike near step 50 is the loss of only eight
+# sentences; we have not looked for its cause. Training took 6.3 minutes: the 3 and the 9.2 above
+# are estimates.
+#
 # ## 6. Ask it
 #
-# Write `translate(ask, sentences)`: it gets a model to ask, as `runner` gives one, and a list of
+# Write `translate(ask, sentences)`: it gets a model to ask, as `runner` returns one, and a list of
 # sentences, and returns the list of replies. Ask just as you have trained.
 
 
@@ -234,8 +241,8 @@ def translate(ask, sentences):
 check("yoda.translate", translate)
 
 # %% [markdown]
-# **Guess first.** Of 40 sentences with words that it has never been trained on, how many will be
-# right to the last letter?
+# **Guess first.** How many of the 40 sentences, with content words that are new to the model, will
+# be right to the last letter?
 
 # %%
 my_guess = 20
@@ -272,14 +279,21 @@ if trained:
     display(text_table(some))
 
 # %% [markdown]
-# New words are no trouble to it: what it has learned is what goes in front, and which words are verb
-# and object it knew from pre-training. Compare with Pig Latin, where the letters had to be laid
-# bare first. **Fine-tuning brings out what is there** far more easily than it puts in what is not.
+# In the saved run, 38 of 40 were right (SmolLM2-135M, one seed). People often guess lower, as if
+# the model learned words by heart.
+#
+# The table begins with the two mistakes: *Ruthless*, a word of the training data, in place of
+# *Wreck the sleek*, and an added *the*. The untuned model mostly copied its prompt or repeated
+# itself.
+#
+# How does the tuned model find verb and object among new words? We expect that it knows them from
+# pre-training. For Pig Latin it lacked the letters, which tokens hide. So we expect, without proof,
+# that **fine-tuning brings out what is there** more easily than it adds what is not.
 #
 # ## 7. Play
 #
 # Type a sentence, or take a random one. The rules (`course_utils.data`) refuse what they cannot
-# parse; the model answers anything. Where is it better, where worse?
+# parse. The model answers anything. Where is it better, and where worse?
 
 # %%
 from course_utils import widgets
@@ -302,10 +316,15 @@ if trained:
     display(text_table(pd.DataFrame(rows)))
 
 # %% [markdown]
+# *Much to learn you have* is good Yoda, where the rules gave up. *My lamp is* has lost the
+# question, and *I love you I love* is wrong. The training data have neither questions nor *you* as
+# an object. We expect that this is why.
+#
 # ## 8. Two adapters on one base
 #
-# Notebook 03.1 left its Pig Latin adapter in the course's cache. If it is not there, a short training
-# makes a worse one. Both go onto the same base, each under its name.
+# Amira wants Pig Latin too: a second adapter, not a second model. Notebook 03.1 left one in the
+# course's cache; if it is missing, a short training makes a worse one. peft calls your Yoda adapter
+# `default`.
 
 # %%
 from course_utils.data import pig_latin as pig_latin_by_rule
@@ -348,8 +367,7 @@ if trained:
     print("adapters:", ", ".join(pair.peft_config))
 
 # %% [markdown]
-# Switching is a matter of a name. And so one thing can be done after the other: into Yoda's order,
-# then into Pig Latin.
+# `set_adapter` switches by name. So one can follow the other: first Yoda, then Pig Latin.
 
 # %%
 if trained:
@@ -366,10 +384,12 @@ if trained:
     )
 
 # %% [markdown]
-# `add_weighted_adapter` makes one adapter of the two (notebook 02). **Guess first:** of each skill,
-# how much is left in the mixture, if each is asked for with its own system prompt?
+# 10 of 12 are right after both steps. In the fourth row, the Pig Latin step adds a word
+# (*ashierhay*) and misspells two.
 #
-# Five mixtures are made, and each translates twelve sentences twice. That takes a minute or two.
+# `add_weighted_adapter` makes one adapter of two (notebook 02): `"cat"` adds up their updates, each
+# times its weight. Five mixtures translate twelve sentences with each task's system prompt, which
+# takes a minute or two. **Guess first:** half and half, what share of the words is right?
 
 # %%
 my_guess = {"Yoda": 0.5, "Pig Latin": 0.5}
@@ -425,32 +445,34 @@ if trained and not quick:
     assert half["Pig Latin"] < mixture.loc[0.0, "Pig Latin"]
 
 # %% [markdown]
-# Half and half, *one* adapter does both, each worse than alone; which of the two is decided by the
-# system prompt and by the look of the sentence, spelled or not. With a fifth of its weight a skill
-# is not a fifth as good: it can be gone altogether.
+# Half and half, *one* adapter gets 77% of the words right for Yoda and 70% for Pig Latin, against
+# 100% and 91% alone (one seed, twelve sentences).
 #
-# In notebook 02 a mixture lost one of its skills. There, both adapters had been trained on the same
-# request, and could not both have their way. Here each was trained on a request of its own.
+# Most people expect skill to shrink in step with weight. But four fifths of the weight kept nearly
+# all of it, and one fifth none (2% for Yoda is what doing nothing scored).
 #
 # ## Take away
 #
-# - A fine-tuning is four small decisions: format, adapter, settings, and asking as you have trained.
-# - What a model half knows already (word order) takes minutes. What its tokens hide (letters) has to
-#   be shown to it.
+# - A fine-tuning is four small decisions: format, adapter, settings, and asking as you have trained
+#   (sections 2 to 6).
+# - Word order took minutes (section 6). For Pig Latin, letters had to be spelled out (notebook
+#   03.1).
+# - A tuned model also answers what its training data do not cover, and may be wrong (section 7).
 # - Adapters on one base can be switched, used in turn, and mixed. Measure a mixture: it is a new
-#   model.
+#   model (section 8).
 
 # %% [markdown]
 # ## Exercises
 #
 # **Quiz.** Put a letter for each, and run the cell below.
 #
-# **a.** Yoda was learned from plain words, for any word. Pig Latin had to be spelled. Why?
+# **a.** Yoda was learned from plain words, for any word. Pig Latin had to be spelled. What is our
+# explanation?
 #
 # - **A** Yoda's sentences are shorter and simpler
 # - **B** Pig Latin needs a higher rank and more layers
 # - **C** Yoda's rule can be said in the prompt
-# - **D** The model knew of word order already, but not of letters
+# - **D** The model knew word order already, but not letters
 #
 # **b.** You ask the tuned model for Yoda, but leave out the system prompt. Its replies may get
 # worse. Why?
@@ -473,12 +495,12 @@ from course_utils.exercises import quiz
 quiz("03.2", a="...", b="...", c="...")
 
 # %% [markdown]
-# You have done four exercises. Two more to go on with, without a check:
+# You have done four exercises. Here are two more, without a check:
 #
-# - Train on `yoda_extra`. Its ending, *Yes, hrrmmm.*, comes at random: what does greedy decoding make
-#   of that, and what does sampling?
-# - In section 8, take `"linear"` or `"ties"` as the `combination_type`. (For `"linear"` both adapters
-#   need the same rank.)
+# - Train on `yoda_extra`. Its ending, *Yes, hrrmmm.*, comes at random: what does greedy decoding
+#   make of that, and what does sampling?
+# - In section 8, take `"linear"` or `"ties"` as the `combination_type`. (For `"linear"` both
+#   adapters need the same rank.)
 #
 # Solutions: `notebooks/solutions/03.2_yoda.py`.
 

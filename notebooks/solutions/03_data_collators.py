@@ -2,16 +2,22 @@
 # # 03 · Pig Latin and data collators
 #
 # **You will learn** how texts become a batch, and what decides which tokens a model is trained on.
-# You will also see three small mistakes that ruin a fine-tuning without an error: a prompt that is
-# trained on, an EOS token that is not, and a mask that is all zeros.
+# You will also see three small mistakes that spoil a fine-tuning without an error: a prompt that
+# is trained on, an EOS token that is not, and a mask that is all zeros.
 #
 # **You need** notebook 01, and an idea of what LoRA is (notebook 02).
 #
-# **It takes** about 40 minutes of reading and trying. The cells themselves run in about two minutes
-# on two CPU cores; on GPUs, not yet measured.
+# **It takes** about 40 minutes of reading and trying. The cells themselves run in about two
+# minutes on two CPU cores; on GPUs, not yet measured.
 
 # %% [markdown]
 # ## The machine at hand
+#
+# Amina fine-tunes a chat model to write one line about each book in her shop. The loss falls, but
+# the tuned model writes line after line and never stops, because it was not trained on the token
+# that ends a text. You will make her mistake, and learn to see it before a training starts.
+#
+# All results in the text are from SmolLM2-135M.
 
 # %%
 from course_utils import describe
@@ -21,11 +27,11 @@ print(describe())
 # %% [markdown]
 # ## 1. The task
 #
-# Pig Latin: a word that begins with consonants sends them to its end, followed by *ay*; a word that
-# begins with a vowel gets *way*.
+# In Pig Latin, the consonants at the beginning of a word move to its end, and *ay* follows. A word
+# that begins with a vowel gets *way* instead. (*qu* moves as one.)
 #
-# The course brings its own sentences, over a wide vocabulary. The split `unseen` shares no content
-# word with the others: it tells a model that learned the rule from one that learned words.
+# The split `unseen` of the course's sentences shares no content word with the other splits, so a
+# model that does well on it has learned the rule, and not a list of words.
 
 # %%
 import logging
@@ -41,7 +47,7 @@ pig_latin = load_data("pig_latin")
 text_table(pig_latin["train"].select(range(4)).to_pandas())
 
 # %% [markdown]
-# Can the chat model do it without any tuning? Ask it nicely, with two examples.
+# Can the chat model do it without any tuning? We show it two examples in the prompt.
 
 # %% tags=["value:untuned"]
 from course_utils import runner
@@ -63,13 +69,16 @@ text_table(pd.DataFrame({"wanted": held_out["pig_latin"], "got": before}).head(3
 assert accuracy < 0.2
 
 # %% [markdown]
-# It cannot. So there is something to tune for; notebook 03.1 does it. This one prepares the data,
-# which is where most fine-tunings go wrong.
+# It cannot: no word of eight sentences is right. The model repeats pieces of the examples.
+# Notebook 03.1 tunes the model for this task.
 #
 # ## 2. What a collator does
 #
-# A dataset gives examples one by one, each of its own length. A model takes tensors. The *data
-# collator* stands between: it takes a list of examples and makes a batch of them. Three sentences:
+# Examples differ in length, but a tensor needs rows of one length. The **data collator** takes a
+# list of examples and makes a **batch**: the examples that are computed together in one step.
+#
+# First, the *tokenizer* cuts each text into tokens and numbers them. Here are three sentences,
+# without a collator:
 
 # %%
 import torch
@@ -95,13 +104,16 @@ except ValueError as error:
 assert len(set(lengths)) > 1
 
 # %% [markdown]
-# `DataCollatorForLanguageModeling` pads them to one length. With `mlm=False` (no *masked* language
-# modelling, as BERT does it) the **labels**, which say what the loss is computed on, are the inputs
-# themselves; -100 marks tokens that the loss ignores.
+# PyTorch refuses rows of 22, 31 and 37 tokens. The shorter rows need **padding**: tokens without
+# meaning that make all rows equally long.
 #
-# The tokenizer needs a padding token. For now, one that the model never meets in text. Of each
-# tensor of the batch, this prints the shape and the end of its first row. (`attention_mask` is 1
-# where a token is to be read, and 0 on padding.)
+# `DataCollatorForLanguageModeling` pads the rows, and adds the **labels**: for each token, what
+# the model should have said there. With `mlm=False` (no *masked* language modelling), the labels
+# are a copy of the inputs, except that padding gets -100. The loss ignores tokens with the label
+# -100.
+#
+# For now, the padding token is one that does not occur in our texts. For each tensor, the cell
+# prints the shape and the end of the first row.
 
 # %%
 from transformers import DataCollatorForLanguageModeling
@@ -114,9 +126,11 @@ for name, tensor in batch.items():
     print(f"{name:<15} {tuple(tensor.shape)}  …{tensor[0, -6:].tolist()}")
 
 # %% [markdown]
-# Numbers are hard to check by eye, and a mask that is wrong raises no error. So draw it. Blue is
-# what the model is trained on, grey what it only reads, and struck through is padding. A dashed
-# frame marks special tokens, such as the EOS token, and ↵ stands for a line break.
+# The first row is the shortest, so its end is all padding. A **mask** says which tokens count:
+# `attention_mask` says which are read, and the labels say which are trained on. A wrong mask
+# raises no error, so draw it. Blue tokens are trained on, grey tokens are only read, and
+# struck-through tokens are padding. A dashed frame marks special tokens, such as the EOS token,
+# and ↵ is a line break.
 
 # %% tags=["mask", "value:mask-texts"]
 from course_utils import masks
@@ -124,8 +138,8 @@ from course_utils import masks
 masks.show(batch, tokenizer)
 
 # %% [markdown]
-# **Guess first.** The blue part is what the model learns to produce. How much of it is the
-# translation, and how much the English sentence that nobody wants from it?
+# **Guess first.** The model learns to write everything that is blue, even the prompt, from
+# `English:` to `Pig Latin:`. Which share of the blue tokens is prompt?
 
 # %%
 my_guess = 0.5
@@ -143,11 +157,15 @@ print(f"{share:.0%} of what is trained on is prompt; you said {my_guess}")
 assert share > 0.25
 
 # %% [markdown]
+# The answer is 42% (200 examples). Many people guess more than a half, because the prompt looks
+# longer. But the strange words of Pig Latin are cut into more tokens.
+#
 # ## 3. Train on completions only
 #
-# TRL is the library with trainers for language models; its `SFTTrainer` is the one for supervised
-# fine-tuning. It trains on completions only if the data has two columns, `prompt` and `completion`
-# (`completion_only_loss` is then on by itself). Give it texts, or, for a chat model, messages:
+# **TRL** is a library with trainers for language models; its `SFTTrainer` is the one for
+# supervised fine-tuning. Give it data with two columns: the `prompt`, and the **completion**, the
+# part that the model should learn to write. Then it trains on the completions only. Both columns
+# can hold plain texts or, for a chat model, messages:
 
 # %% tags=["value:mask-completions"]
 import tempfile
@@ -186,17 +204,17 @@ trainer = make_trainer(as_messages)
 masks.show(first_batch(trainer), tokenizer)
 
 # %% [markdown]
-# The template is read, the answer is learned, and so is the EOS token behind it: that is how a
-# model learns to stop. (A line break of the template's may follow. It is learned too, and does no
-# harm: nobody asks the model for anything behind its EOS token.)
+# The prompt is grey, with the system prompt that SmolLM2's template adds. The answer is blue, and
+# so is the EOS token `<|im_end|>`, from which the model learns to stop. (The blue line break after
+# it does no harm, because generation stops before it.)
 #
 # ### Longer conversations
 #
-# With several turns, each of the assistant's counts: a column `messages`, and
-# `assistant_only_loss=True`. The trainer must know where the assistant speaks; the chat template
-# has to say it, with `{% generation %}` around its words. (A template is a small program in the
-# language Jinja, where commands stand in `{% %}`.) Most published templates do not have the mark.
-# What happens then?
+# With several turns, every turn of the assistant should be trained on. For this, TRL takes a
+# column `messages` and `assistant_only_loss=True`. The chat template has to mark the assistant's
+# words, with `{% generation %}` before them and `{% endgeneration %}` after them. Most models'
+# *stock templates*, the ones that come with them, have no marks, says TRL's documentation. What
+# happens then?
 
 # %% tags=["value:stock-template"]
 conversation = [
@@ -215,8 +233,20 @@ print("assistant tokens according to the stock template:", sum(encoded["assistan
 assert "{% generation %}" in tokenizer.chat_template or sum(encoded["assistant_masks"]) == 0
 
 # %% [markdown]
-# None, and transformers does not mind. A training on that mask learns *nothing*, in silence. (TRL
-# refuses such a template today.) Here is ChatML with the mark put in:
+# The mask is all zeros, so a training with it would have no labels. transformers raises no error.
+# It only logs a warning, which this notebook hides.
+#
+# TRL 1.16 does more. If the marks are missing, its `SFTTrainer` compares the template with the
+# stock templates that it knows. If one is the same in every character, the trainer uses a
+# *training template* with marks instead. TRL has training templates for Cohere, DeepSeek-V3 and R1
+# distills, Gemma 1 to 3, DiffusionGemma, GLM-4-MoE, GPT-OSS, Idefics3, LFM2, Llama 3, LLaVA-Next,
+# Muse Glimmer, Nemotron 3 and 3.5, Phi-3 and 3.5, Qwen2.5, Qwen3 to 3.8, Qwen's VL models and
+# SmolVLM.
+#
+# SmolLM2, Llama 3.1 and 3.2, and Gemma 4 are not among them. For such a model, or an edited
+# template, the trainer stops with a `ValueError`. Then put the marks in yourself, and set
+# `tokenizer.chat_template` first. Here is ChatML, the format of SmolLM2, with marks. (A template's
+# commands stand in `{% %}`.) The marks enclose `<|im_end|>` too, so that the model learns to stop:
 
 # %% tags=["value:chatml"]
 chatml = """\
@@ -249,15 +279,18 @@ if "<|im_end|>" in tokenizer.get_vocab():
     assert marked == stock  # the mark changes what is trained on, and not the text
 
 # %% [markdown]
-# ## 4. A collator of one's own
+# Both answers are blue, each with its `<|im_end|>`, and for this conversation the text is that of
+# the stock template.
 #
-# Nothing in it is magic. The recipe:
+# ## 4. A collator of your own
+#
+# A collator needs only a few lines. The recipe:
 #
 # 1. Pad all examples to the longest one.
 # 2. Put -100 on the prompt.
-# 3. Put -100 on all padding behind the example's EOS token, but not on that one.
-# 4. **Shift by one**, since what is to be predicted at a token is the next one: the inputs lose
-#    their last token, the labels their first.
+# 3. Put -100 on the padding after the EOS token, but not on the EOS token itself.
+# 4. **Shift by one.** At each token the model predicts the *next* one, so the inputs lose their
+#    last token and the labels their first.
 
 # %%
 
@@ -281,8 +314,8 @@ def own_collator(examples, pad_id):
 
 
 # %% [markdown]
-# Is it the same as TRL's? Compare label by label, on plain prompt and completion, and compare the
-# loss. (TRL's labels are not shifted: the model does that inside.)
+# Is it the same as TRL's? We compare all labels, and then the loss, on six examples. (TRL does not
+# shift its labels, because the model does.)
 
 # %%
 plain = some.map(
@@ -318,12 +351,15 @@ print(f"own loss {own_loss:.4f}, TRL's batch {their_loss:.4f}")
 assert abs(own_loss - their_loss) < 0.02 * their_loss
 
 # %% [markdown]
+# All labels are equal, and so are the losses. (They are high: the model has not learned Pig
+# Latin.)
+#
 # ## 5. A model that never stops
 #
 # Many tokenizers come without a padding token, and a common recipe says
-# `tokenizer.pad_token = tokenizer.eos_token`. (*eos*, end of sequence, is what transformers calls
-# the EOS token.) Then comes `DataCollatorForLanguageModeling`, which
-# puts -100 on every *padding token*, by its id. Draw what that does:
+# `tokenizer.pad_token = tokenizer.eos_token` (*eos*: end of sequence). But
+# `DataCollatorForLanguageModeling` puts -100 on every token with the padding token's id. Draw what
+# happens:
 
 # %%
 tokenizer.pad_token = tokenizer.eos_token
@@ -340,9 +376,10 @@ assert (careless["labels"] == end_id).sum() == 0
 assert (batch["labels"] == end_id).sum() == len(examples)
 
 # %% [markdown]
-# Not one EOS token is left to learn from. **Guess first:** after a short training, how many of 12
-# replies will end by themselves, with each of the two collators? (The task here is Yoda's word
-# order, which a model picks up in fewer steps than Pig Latin.)
+# The EOS tokens are grey, so the model cannot learn from them. Next we train two adapters for 20
+# steps: one with `pad = eos`, and one with another padding token. The task is Yoda's word order.
+#
+# **Guess first.** After each training, how many of 12 replies will stop at an EOS token?
 
 # %%
 my_guess_ended = {"pad = eos": 4, "pad ≠ eos": 12}
@@ -384,9 +421,9 @@ def train_briefly(pad_token):
 
 
 # %% [markdown]
-# Now train with each of the two, and let the untrained model, too, reply to 12 sentences that were
-# not trained on. A reply that has not ended is cut after 60 tokens. In the table, *ended* are the
-# replies that stopped by an EOS token of their own.
+# Both trainings have the same seed and examples. The 12 sentences are new to both models, and the
+# untrained model replies too. A reply that has not ended is cut after 60 tokens. *Ended* counts
+# the replies that stopped at an EOS token.
 
 # %% tags=["value:stops"]
 prompts = [f"English: {s}\nYoda:" for s in yoda["validation"].select(range(12))["sentence"]]
@@ -421,7 +458,13 @@ assert ended["pad = eos"] <= 3
 assert ended["pad ≠ eos"] >= 9
 
 # %% [markdown]
-# The loss says nothing of it: both curves fall alike.
+# With `pad = eos` none of 12 replies ends, and with the other padding token all 12 do
+# (SmolLM2-135M, one seed). Many people guess more than none, because a chat model has already
+# learned to stop. But it learned this in its own template: after these plain prompts, the
+# untrained model does not stop either.
+#
+# Both tuned models begin with the same sentence in Yoda's word order. Does the loss tell them
+# apart?
 
 # %% tags=["figure:03_loss_does_not_tell"]
 import matplotlib.pyplot as plt
@@ -442,9 +485,13 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# Two fixes: a padding token of its own, or a collator that goes by position and not by id, as TRL's
-# does. With that one pad = eos, which the chat model of this course comes with, is fine. Draw it to
-# be sure: the EOS token behind an answer is blue, and those that fill up the row are not.
+# No: both curves fall from about 5 to about 2. They rise at the same steps, because the batches
+# are the same. The dashed curve is slightly higher. We expect the reason to be the EOS token, an
+# easy label that only the other training has.
+#
+# There are two fixes: a separate padding token, or a collator that finds padding by its position,
+# as TRL's does. With TRL's collator, pad = eos does no harm. In the drawing, the EOS token after
+# an answer should be blue, and those that fill up the row should not.
 
 # %%
 tokenizer.pad_token = end_token
@@ -457,12 +504,12 @@ assert (careful["labels"] == end_id).sum() == len(careful["labels"])
 # %% [markdown]
 # ## 6. Padding is waste
 #
-# Padded tokens cost time and memory and teach nothing. **Packing** puts several examples into one
-# row; a **padding-free** batch lays all of them end to end. Both tell the model where an example
-# begins by `position_ids`, the numbers of the places in a text, which start anew.
+# Padding costs time and memory, and teaches nothing. **Packing** puts several examples into one
+# row instead. A **padding-free** batch lays all its examples end to end. Both need `position_ids`:
+# the place of each token in its own example, counted from 0.
 #
-# Here is the first batch of eight rows, each way. In the table, *tokens* are all places of the
-# batch, *padding* those that teach nothing, and *trained on* those that are labels.
+# Here is the first batch of eight rows in each layout. *Tokens* counts all places of the batch,
+# and *trained on* those with a label.
 
 # %%
 tokenizer.pad_token = end_token
@@ -493,12 +540,13 @@ assert layouts.loc["packed", "padding"] == 0
 assert layouts.loc["padding-free", "padding"] == 0
 
 # %% [markdown]
-# The padding is gone. (TRL lays packed rows end to end as well: what looks like one long row are
-# eight full ones, which hold many more than eight examples.)
+# The padded batch has 52 tokens of padding among 600, and the others have none. (Each of the eight
+# packed rows holds several examples, so there are more tokens. TRL lays these rows end to end
+# too.)
 #
-# Nothing is free, though: in one row, an example must not look back into the one before it.
-# FlashAttention takes the borders from the batch. Other attention has to be told; is it? The same
-# six examples, padded and padding-free:
+# In one row, an example must not look back into the one before it. Does the default attention keep
+# them apart? Then six examples should have the same loss padded and padding-free, but for
+# rounding.
 
 # %%
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TRLCollator
@@ -516,14 +564,15 @@ print({kind: round(loss, 3) for kind, loss in losses.items()})
 assert abs(losses["padded"] - losses["padding-free"]) < 0.05 * losses["padded"]
 
 # %% [markdown]
-# The same but for rounding: this version of transformers keeps the examples apart with its default
-# attention too. It is a thing to measure, not to believe: such a leak raises no error either.
+# The two losses differ by less than 0.1%. The code of transformers 5.23 agrees: without an
+# attention mask, it tells examples apart by `position_ids`. But we have not measured how much a
+# leak would change this loss. In your own setup, compare again: a leak raises no error.
 
 # %% [markdown]
 # ## 7. Check before you train
 #
-# All of these mistakes can be seen before a training starts: on the trainer's own batches, with one
-# step forward and back. `preflight` looks, and says what to do. First a trainer that is in order:
+# You can see all of these mistakes before a training starts. `preflight` checks the trainer's own
+# batches, and tries one step forward and back. First, a trainer without a mistake:
 
 # %% tags=["value:preflight"]
 from course_utils import preflight
@@ -540,8 +589,8 @@ print(report)
 assert report.ok
 
 # %% [markdown]
-# Now three trainings with one mistake each. All of them use transformers' own `Trainer`, and differ
-# only in the collator. None of them would raise an error.
+# All checks pass. Now three trainings with one mistake each. They differ only in the collator, and
+# none of them raises an error.
 
 # %%
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
@@ -589,8 +638,8 @@ trainers = {
 }
 
 # %% [markdown]
-# Look at one batch of each. Where the label at a place is another token than the one that is read
-# there, `masks.show` draws both, as `read→learned`.
+# Look at one batch of each. Where the label is not the token that the model reads there,
+# `masks.show` draws both, as `read→learned`.
 
 # %%
 from IPython.display import display
@@ -600,8 +649,9 @@ for name, each in trainers.items():
     display(masks.show(first_batch(each), tokenizer))
 
 # %% [markdown]
-# **Guess first:** what is wrong with each? Write `"end"` where no EOS token is learned, `"padding"`
-# where padding is learned, and `"shift"` where each place learns the wrong token.
+# **Guess first.** What is wrong with each? Write `"end"` where no EOS token is learned,
+# `"padding"` where padding is learned, and `"shift"` where each place learns the wrong token. (All
+# three train on the prompt too; leave this mistake aside.)
 
 # %%
 my_guess_faults = {"A": "?", "B": "?", "C": "?"}
@@ -616,44 +666,47 @@ for name, report in found.items():
 print("your guess:", my_guess_faults)
 
 # %% [markdown]
-# **A is `"end"`.** It is the collator of section 5: it masks every token that *is* the padding token,
-# and the EOS token is one.
+# **A is `"end"`.** This collator masks every token that *is* the padding token, as in section 5.
+# The mistake is easy to overlook, because only one token per example is wrong.
 #
-# **B is `"shift"`.** It shifts the labels by one place, and the model shifts them again. So each
-# place learns the token after the next.
+# **B is `"shift"`.** The collator shifts the labels, and the model shifts them again. So each
+# place learns the token after the next. Many people think that B is right, because the drawing
+# pairs each token with the next one.
 #
-# **C is `"padding"`.** It copies the input ids into the labels, padding included, so the model learns
-# to write padding.
+# **C is `"padding"`.** The labels are a copy of the inputs, padding included. C looks tidy,
+# because nothing is struck through.
 #
-# `preflight` found B by comparing: it looked at which token the loss makes more likely at each
-# place, and that token has to be the next one. The course's page "Silent faults" lists more such
-# mistakes, each with the report of somebody who made it.
+# `preflight` found B by looking at which token the loss makes more likely at each place. That
+# token should be the next one. The course's page "Silent faults" lists more such mistakes, from
+# public reports.
 
 # %% [markdown]
-# From here on, each training of this course is preceded by it.
+# Notebooks 03.1, 03.2, 06, 07 and 08 run `preflight` before they train.
 
 # %% [markdown]
 # ## Take away
 #
-# - The collator makes batches, and with the labels it decides what is learned.
-# - Train on completions only; in TRL, by `prompt` and `completion` columns.
-# - `assistant_only_loss` needs a template with `{% generation %}`; without it the mask is empty.
-# - The EOS token has to be a label. With pad = eos and masking by id it never is.
-# - None of these mistakes raises an error, and the loss falls all the same. Draw the mask, and run
-#   `preflight`.
+# - The collator makes the batch, and its labels decide what is learned (section 2).
+# - Train on completions only: in TRL, give the columns `prompt` and `completion` (section 3).
+# - `assistant_only_loss` needs a template with `{% generation %}`. Without it the mask is all
+#   zeros (section 3).
+# - The EOS token has to be a label. With pad = eos and masking by id it was not, and none of 12
+#   replies ended (section 5; SmolLM2-135M, one seed).
+# - None of these collators raised an error, and the loss did not show the mistake (section 5).
+#   Draw the mask, and run `preflight` (section 7).
 
 # %% [markdown]
 # ## Exercises
 #
 # **Quiz.** Put a letter for each, and run the cell below.
 #
-# **a.** A fine-tuned model gives the right answer, and then goes on and on. Where do you look
+# **a.** A fine-tuned model gives the right answer, and then writes on and on. Where do you look
 # first?
 #
-# - **A** At the learning rate: too large a step forgets how to stop.
+# - **A** At the learning rate: after too large a step, a model forgets how to stop.
 # - **B** At the number of steps: stopping is learned last.
-# - **C** At the labels: does an EOS token stand among them?
-# - **D** At the loss: it will show from where on things went wrong.
+# - **C** At the labels: is there an EOS token among them?
+# - **D** At the loss: its curve shows where things went wrong.
 #
 # **b.** The labels of the prompt's tokens are -100. What does this do?
 #
@@ -662,19 +715,19 @@ print("your guess:", my_guess_faults)
 # - **C** They are cut from the batch, which saves time and memory.
 # - **D** The model is trained *not* to write them.
 #
-# **c.** Two examples stand in one row. What has to be seen to?
+# **c.** Two examples share one row. What must you make sure of?
 #
 # - **A** That there is padding between them.
 # - **B** That the first has no EOS token, so that the row goes on.
 # - **C** That both have prompts of the same length.
 # - **D** That the second does not look back into the first.
 #
-# **d.** The training loss falls nicely from the first step on. What does it tell about the mask?
+# **d.** The training loss falls from the first step on. What does this say about the mask?
 #
-# - **A** That it is right: with a wrong one, the loss would stay where it is.
-# - **B** Nothing: it falls, whatever the labels are.
-# - **C** That the prompt is masked: with it, the loss would rise.
-# - **D** That the EOS token is a label: else the loss could not fall so far.
+# - **A** That it is right: a wrong one would keep the loss up.
+# - **B** Nothing: the loss can fall with wrong labels too.
+# - **C** That the prompt is masked: otherwise the loss would rise.
+# - **D** That the EOS token is a label: otherwise the loss would not fall so far.
 
 # %%
 from course_utils.exercises import check, quiz
@@ -683,8 +736,8 @@ quiz("03", a="...", b="...", c="...", d="...")
 
 # %% [markdown]
 # **03.1 · Change one number.** Write `padding_share(lengths)`: which share of a padded batch is
-# padding, if its examples have these lengths? Then change the 30 into 200, and run the check's cell
-# again: what does one long example do to a batch? Explain it in a sentence.
+# padding, if its examples have these lengths? Then change the 30 in the check's cell to 200, and
+# run it again. Explain in a sentence what one long example does to a batch.
 
 
 # %% tags=["exercise"]
@@ -702,8 +755,8 @@ check("03.1", padding_share)
 
 # %% [markdown]
 # **03.2 · Labels.** Write `labels_for(ids, prompt_length, end_id)`: the labels of one padded
-# example, as a list. -100 on the prompt, and on everything behind the first EOS token that comes
-# after the prompt; that EOS token itself is a label.
+# example, as a list. Put -100 on the prompt, and on everything after the first EOS token that
+# follows the prompt. This EOS token itself is a label.
 
 
 # %% tags=["exercise"]
@@ -722,9 +775,10 @@ def labels_for(ids, prompt_length, end_id):
 check("03.2", labels_for)
 
 # %% [markdown]
-# **03.3 · Packing, alone.** Write `pack(lengths, room)`: which examples go into which row, if a row
-# has room for so many tokens and no example may be cut? A list of lists of indices. Fewer rows are
-# better: with the lengths of the check you should need at most one row more than the best possible.
+# **03.3 · Packing, alone.** Write `pack(lengths, room)`: which examples go into which row, if a
+# row has room for `room` tokens and no example may be cut? Return a list of rows, each a list of
+# indices. Fewer rows are better: with the check's lengths, you should need at most one row more
+# than the best possible.
 
 
 # %% tags=["exercise"]

@@ -1,18 +1,23 @@
 # %% [markdown]
 # # 04 · Quantization, and where memory goes
 #
-# **You will learn** what a number loses in 16, 8 and 4 bits, and how a weight matrix is quantized, by
-# hand and by bitsandbytes. You will measure what that costs a real model and what it saves, and make
-# a 4-bit model ready for training. Then you will look at what fills a GPU during a training step,
-# moment by moment.
+# **You will learn** what a number loses in 16, 8 and 4 bits, and how a weight matrix is quantized,
+# by hand and by bitsandbytes. You will measure what this costs a real model and what it saves, and
+# make a 4-bit model ready for training. Then you will look at what fills a GPU during a training
+# step, moment by moment.
 #
 # **You need** notebook 02 (LoRA).
 #
-# **It takes** about an hour of reading and trying. The cells themselves run in about two minutes
-# on two CPU cores; on GPUs, not yet measured.
+# **It takes** about an hour of reading and trying. The cells themselves run in about two minutes on
+# two CPU cores; on GPUs, not yet measured.
 
 # %% [markdown]
 # ## The machine at hand
+#
+# Jonas wants to fine-tune a model with 1.7 billion parameters on a T4, a GPU with 16 GB of memory.
+# The weights take about 7 GB in 32 bits, but the training stops at once: out of memory. Where did
+# the memory go, and what can he do? Sections 1 to 4 make the weights small. Sections 5 to 7 look at
+# everything else that a training holds.
 
 # %%
 import logging
@@ -38,9 +43,10 @@ bytes_16 = 2 * model.num_parameters()
 # %% [markdown]
 # ## 1. Numbers in fewer bits
 #
-# A floating-point number is a sign, a fraction and an exponent: $\pm 1.\text{fraction} \times
-# 2^{\text{exponent}}$. The bits of the exponent decide how *far* the numbers reach, those of the
-# fraction how *close* together they lie. PyTorch knows both of each type:
+# **Quantization** writes the numbers of a model with fewer bits. What do the bits do? A
+# floating-point number is a sign, a fraction and an exponent: $\pm 1.\text{fraction} \times
+# 2^{\text{exponent}}$. The bits of the exponent decide how *far* the numbers reach. The bits of the
+# fraction decide how *close* together they lie. PyTorch knows both:
 
 # %% tags=["value:number-formats"]
 import math
@@ -64,8 +70,8 @@ for name, dtype in FLOATS.items():
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# So there are two kinds of 16 bits. float16 spends its bits on precision, bfloat16 on range: it
-# reaches as far as float32, but with seven bits of fraction in place of 23.
+# Of the two types with 16 bits, float16 spends the bits on precision and bfloat16 on range:
+# bfloat16 reaches as far as float32, but its fraction has seven bits instead of 23.
 #
 # **Guess first.** What becomes of 70000 in float16, and of 1.001 in bfloat16?
 
@@ -95,11 +101,11 @@ assert rounded["bfloat16"][1] == 70144
 assert rounded["bfloat16"][3] == 1
 
 # %% [markdown]
-# float16 ends at 65504, and what is larger is infinite. bfloat16 holds 70000, roughly; but 0.001
-# more than 1 is, to it, no more than 1.
+# float16 ends at 65504, so 70000 becomes infinite. bfloat16 holds 70000 roughly, as 70144, but it
+# rounds 1.001 to 1. Many people expect a small error in both cases.
 #
-# That has a consequence for training. Let a weight of 1 be raised by 0.001, a thousand times over.
-# **Guess first:** where does it end?
+# This matters for training. Suppose that a weight of 1 is raised by 0.001, a thousand times over.
+# **Guess first:** where does it end in each type?
 
 # %%
 my_guess = {"float32": 2, "float16": "...", "bfloat16": "..."}
@@ -119,20 +125,22 @@ assert ends["bfloat16"] == 1
 assert abs(ends["float32"] - 2) < 1e-3
 
 # %% [markdown]
-# In bfloat16 the weight has not moved at all: each time, 1.001 is rounded back to 1. (float16 gets
-# nearly there.) That is why what is *trained* is mostly held in float32, as the adapters of notebook
-# 02 are. But a frozen weight is only read. How few bits can it do with?
+# In bfloat16 the weight has not moved at all. Most people expect something near 2, but each sum,
+# 1.001, is rounded back to 1. float16 gets to 1.977, because its steps above 1 are close to 0.001.
+# For this reason, weights that are *trained* are mostly held in float32, like the adapters of
+# notebook 02. A frozen weight is only read. How few bits are enough for it?
 #
-# ### One scale for many
+# ### One scale for many numbers
 #
-# Eight bits are 256 different codes, four bits are sixteen. That is little for a number that has to
-# bring its own exponent. So a *block* of numbers shares one factor, its **scale**, and each code
-# stands for a *level* between −1 and 1. The scale is the largest absolute value of the block
-# (*absmax*), so that the largest number is one of the ends.
+# Eight bits can tell 256 values apart, and four bits sixteen: too few for an exponent in each
+# number. So a *block* of numbers shares one factor, the **scale**. Each number is stored as a
+# *code*, and a code stands for a *level* between −1 and 1. To get the number back, multiply its
+# level by the scale. The scale is the largest absolute value of the block (*absmax*).
 #
-# Which levels? For **int8**: evenly spaced. For four bits we take three sets: evenly spaced again;
-# **fp4**, a floating-point type of one sign, two exponent bits and one of fraction; and **nf4**,
-# which comes with QLoRA. The last two we ask of bitsandbytes itself.
+# Which levels? For **int8** they are evenly spaced. For four bits we compare three sets: **int4**,
+# evenly spaced again; **fp4**, a floating-point type with one sign bit, two exponent bits and one
+# fraction bit; and **nf4**, which comes with QLoRA. We get the last two from bitsandbytes, the
+# library that quantizes models for transformers.
 
 # %%
 from bitsandbytes.functional import get_4bit_type
@@ -147,7 +155,8 @@ for name in ("int4", "fp4", "nf4"):
     print(name, " ".join(f"{level:.2g}" for level in LEVELS[name].tolist()))
 
 # %% [markdown]
-# And this is all of absmax quantization:
+# The next cell is all of absmax quantization. `quantize` makes codes and scales. `dequantize` turns
+# them back into numbers.
 
 
 # %%
@@ -171,7 +180,7 @@ def there_and_back(weight, name, block):
 
 
 # %% [markdown]
-# **Guess first.** Our four numbers share a scale now. What is left of 1/3?
+# **Guess first.** Now our four numbers are one block, and share a scale. What is left of 1/3?
 
 # %%
 my_guess = "..."
@@ -185,8 +194,9 @@ shown(together, names)
 assert all(values.count_nonzero() == 1 for values in together.values())
 
 # %% [markdown]
-# Nothing. Next to 70000, a third is nothing, and 1.001 is nothing either. Without the large
-# neighbour it looks better:
+# Nothing. Many people expect a small relative error, as before. But the scale is 70000, so the
+# level next to zero is worth hundreds or more, and 1/3 and 1.001 are rounded to 0. We leave the
+# large neighbour out:
 
 # %%
 others = torch.tensor([1 / 3, 1e-6, 1.001])
@@ -198,9 +208,12 @@ assert abs(apart["int8"][0] - 1 / 3) < 0.005
 assert abs(apart["nf4"][0] - 1 / 3) < 0.03
 
 # %% [markdown]
-# So much for the rule: **a scale is only as good as its block is even.** Are real weights even?
-# Here are those of a layer in the middle of the model, each divided by the largest of its block of
-# 64, and the levels below them.
+# 1/3 comes back nearly right. (fp4 is the closest only because it happens to have a level at 0.33.)
+# 0.000001 is still lost beside 1.001. So this is the rule: **a scale works well only if the numbers
+# of its block are of similar size.**
+#
+# Are real weights of similar size? The plot shows the weights of a layer in the middle of the
+# model, each divided by the largest of its block of 64, and below them the levels of each set.
 
 # %% tags=["figure:04_levels"]
 import matplotlib.pyplot as plt
@@ -232,10 +245,11 @@ below.set_xlabel("weight / largest of its block of 64")
 plt.show()
 
 # %% [markdown]
-# (The spikes at both ends are the largest of each block.) The weights lie in a bell, and the bell
-# is where nf4 puts its levels: *NormalFloat*, made for numbers that are normally distributed. Even
-# spacing spends as many on the thin tails as on the middle. And fp4 leaves wide gaps around zero,
-# where most weights are, while four of its codes lie *at* zero or next to it:
+# The spikes at both ends are the largest weights of the blocks. The others form a bell. nf4
+# (*NormalFloat*) is made for numbers that are normally distributed, so it puts its levels close
+# together where the bell is high. Even spacing spends as many levels on the thin tails as on the
+# middle. fp4 leaves wide gaps near zero, where most weights are, while four of its codes are *at*
+# zero or next to it. We count the levels near zero:
 
 # %%
 near_zero = {name: int((levels.abs() < 0.01).sum()) for name, levels in LEVELS.items()}
@@ -248,11 +262,12 @@ assert near_zero["nf4"] == near_zero["int4"] == 1
 # %% [markdown]
 # ### One outlier
 #
-# Now the enemy. Take 65,536 numbers from a perfect bell, and make a single one larger: ten, a
-# hundred, a thousand times the spread of the others (their standard deviation).
+# An *outlier* is a number that is many times larger than its neighbours. The next cell draws 65,536
+# numbers from a normal distribution and makes one of them larger: up to a thousand times the
+# standard deviation of the others.
 #
-# **Guess first.** How large may this one be until int8 does *worse* on all the others than four
-# bits in blocks of 64?
+# **Guess first.** How large may the outlier be until int8 with one scale does *worse* on all the
+# others than nf4 in blocks of 64?
 
 # %%
 my_guess = 1000
@@ -313,11 +328,13 @@ for name in ("int8", "nf4"):
 assert max(errors["nf4", 64]) < 1.1 * min(errors["nf4", 64])
 
 # %% [markdown]
-# One number ruins eight bits for all the others, because the scale stretches to reach it. In
-# blocks, the damage stays in the outlier's own block: that is what blocks are for.
+# Among the sizes tried, 50 is enough. People often guess more, because eight bits have many more
+# levels than four. But the outlier stretches the scale, and the levels become too coarse for every
+# other number. Blocks keep the damage in the outlier's own block. (The error of int8 in blocks
+# rises a little: these are the outlier's 63 neighbours.)
 #
-# Do real weights have such outliers? **Guess first:** the largest weight of a matrix, in standard
-# deviations.
+# Do real weights have such outliers? **Guess first:** how large is the largest weight of a matrix,
+# in standard deviations?
 
 # %%
 my_guess = "..."
@@ -351,14 +368,15 @@ furthest.iloc[[0, len(furthest) // 2, -1]].round(1)
 assert furthest.median() > 1.5 * in_a_bell
 
 # %% [markdown]
-# They have: the middle one of the matrices already reaches far beyond the bell, and the last one much
-# further still. So blocks it will be.
+# Yes. In the median matrix (SmolLM2-135M in the saved run), the largest weight is at 11 standard
+# deviations, and in the most extreme one at 51. In a normal distribution it is at about 5, which is
+# what many people guess. So we need blocks.
 #
 # ## 2. Quantizing a layer by hand
 #
-# What counts in the end is not the weights but what the layer makes of real inputs. So we need
-# some, and for those a text. It has to be one that the model cannot have read: the paragraphs of
-# the course's own notebooks 01, 02 and 06, which were written after it.
+# In the end we care about what a layer makes of real inputs. To get inputs, we need a text that the
+# model cannot have read. We take paragraphs of the course's own notebooks 01, 02 and 06, which were
+# written after the model was trained.
 
 # %%
 import json
@@ -394,7 +412,8 @@ print(tokenizer.decode(ids[0, :70]), "…")
 assert ids.shape == (4, WINDOW)
 
 # %% [markdown]
-# A *hook* keeps what goes into a layer while the model reads the first window.
+# The model reads the first window of this text. Meanwhile a *hook*, a function that PyTorch calls
+# at each forward pass of a layer, keeps what goes into the layer.
 
 # %%
 inputs = {}
@@ -422,13 +441,13 @@ x = inputs[name]
 print(f"{name}: weight {tuple(weight.shape)}, inputs {tuple(x.shape)}")
 
 # %% [markdown]
-# Now the schemes: one scale for the whole matrix, one for each row (each output), or one for each
-# 64 numbers. A scale is a float32, so blocks of 64 cost half a bit a weight. *Off by* is the relative
-# error, of the weights and of the layer's outputs; the last column is for as many numbers from a
-# perfect bell.
+# We compare one scale for the whole matrix, one for each row (each output), and one for each 64
+# weights. A scale is a float32, so with blocks of 64 it adds half a bit to each weight. *Off by* is
+# the relative error of the weights, and of the layer's outputs. The last column is the error for as
+# many numbers from a normal distribution.
 #
-# **Guess first.** By how much are the layer's outputs off with nf4 in blocks of 64? One per cent,
-# ten, thirty?
+# **Guess first.** By how much are the layer's outputs off with nf4 in blocks of 64: one per cent,
+# ten, or thirty?
 
 # %%
 my_guess = 0.3
@@ -485,18 +504,19 @@ for column in ("normal numbers off by", "weights off by", "outputs off by"):
     assert int8 < nf4 < int4 < fp4
 
 # %% [markdown]
-# Three things to see.
+# The outputs are off by 9.1%. Many people guess less, because 4-bit models still write good text.
+# Three things to see:
 #
-# - Smaller blocks are better, each time, and cost little.
-# - At four bits, nf4 wins: on the normal numbers that it was made for, and on the real weights.
-#   Even spacing comes next, and fp4 last.
-# - About nine per cent is no small noise, and it is in every layer. That a model of so many layers
-#   works at all with this is the real surprise; section 3 will look at it.
+# - Smaller blocks are better each time, and they cost little.
+# - At four bits in blocks, nf4 has the smallest error, on normal numbers and on this layer. Even
+#   spacing comes next, and fp4 last.
+# - Nine per cent is a large error, and we expect one like it in every linear layer. Section 3
+#   measures how well the model still works.
 #
 # ### What bitsandbytes does
 #
-# Now the library. `quantize_4bit` packs two codes into a byte and remembers the rest in a *state*.
-# Is it the same as our five lines?
+# `quantize_4bit` packs two codes into a byte, and it keeps the scales and the rest in a *state*.
+# Does it compute the same as our few lines?
 
 # %%
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -517,13 +537,14 @@ assert torch.allclose(scales.flatten(), state.absmax)
 assert (pairs[:, 0] * 16 + pairs[:, 1] == packed.flatten()).float().mean() > 0.999
 
 # %% [markdown]
-# It is. What we have not written is **double quantization**: the scales are float32 numbers too, so
-# they are quantized in their turn, to 8 bits in blocks of 256.
+# It does: the numbers and the bytes are the same. We have left out one step, **double
+# quantization**. The scales are float32 numbers too, so they can be quantized in their turn: to 8
+# bits, in blocks of 256.
 #
-# And **int8** in bitsandbytes, `LLM.int8()`, has a scale for each row, and then goes a step
-# further: it quantizes the layer's *inputs* as well, row by row, and multiplies integers.
+# **int8** in bitsandbytes, which is called `LLM.int8()`, has a scale for each row. It also
+# quantizes the layer's *inputs*, row by row, so that it can multiply integers.
 #
-# Our errors and the library's, side by side, for the same layer: *hand* is ours.
+# The next table compares our errors (*hand*) with the library's.
 
 # %%
 from bitsandbytes.nn import Linear8bitLt
@@ -573,14 +594,15 @@ assert double < 1.02 * single
 assert of_outputs["bitsandbytes"]["int8", "row"] > 1.5 * of_outputs["hand"]["int8", "row"]
 
 # %% [markdown]
-# Double quantization takes 0.37 bits off each weight and changes the error in the third digit: as
-# good as free.
+# Double quantization saves 0.37 bits for each weight, and the table shows no difference in the
+# error.
 #
-# int8 holds a surprise. Its *weights* are as exact as ours by rows, but its *outputs* are further
-# off: the difference is the inputs, which are rounded too. What is so hard about inputs?
+# int8 holds a surprise: its *weights* are as exact as ours by rows, but its *outputs* are off by
+# 3.3% and not by 0.9%. The cause is that the inputs are rounded too. Why are inputs harder to
+# round?
 #
-# **Guess first.** In all inputs of all layers, on these 512 tokens: how many times as large as the
-# typical one (the root mean square) is the largest?
+# **Guess first.** Take all inputs of all layers, on these 512 tokens. How many times as large as
+# the typical input of its layer (the root mean square) is the largest?
 
 # %%
 my_guess = 20
@@ -605,10 +627,14 @@ spread.head(4).round(1)
 assert spread["ratio"].max() > 50
 
 # %% [markdown]
-# A few numbers are hundreds of times as large as the rest, and again it is a scale that suffers.
-# Such *outlier features* are what LLM.int8() was written for: features with a value above a
-# threshold (`llm_int8_threshold`, 6 by default) are left in 16 bits, and only the others become
-# integers. On these four layers, without and with:
+# More than 800 times, in one layer of the saved run. Most people guess less, because the largest
+# weight was at 51 standard deviations. Again a few huge numbers stretch the scale for all the
+# others.
+#
+# LLM.int8() was written for such *outlier features*. A feature with a value above a threshold
+# (`llm_int8_threshold`, 6 by default) is computed in 16 bits, and only the other features become
+# integers. The next cell computes the four layers with the largest ratio, without the threshold and
+# with it:
 
 # %%
 rows = {}
@@ -639,16 +665,17 @@ show(
 assert (outliers["with the threshold, off by"] < outliers["all in int8, off by"]).all()
 
 # %% [markdown]
-# (Below the threshold the inputs are rounded as before; that is the error in our first layer.)
+# In all four layers, the threshold makes the error smaller. An error remains, because the inputs
+# below the threshold are still rounded. This explains the 3.3% above, too.
 #
-# nf4 does not have this trouble. It leaves the inputs alone: the 4-bit weights are expanded to 16
-# bits each time that they are needed, and the multiplication is one of 16 bits. That saves memory
-# and no arithmetic.
+# nf4 does not have this problem, because it does not round the inputs. Each time the 4-bit weights
+# are needed, they are *dequantized*, that is, expanded to 16 bits, and the multiplication is done
+# in 16 bits. This saves memory, but no arithmetic.
 #
-# ### A trace
+# ### A trace in the weights
 #
-# One more look at the weights themselves. Among 32 numbers from a bell hardly any two are equal.
-# How many *different* ones are there in 32 neighbouring weights?
+# Among 32 numbers from a normal distribution, hardly any two are equal. How many *different*
+# numbers are there among 32 neighbouring weights of our layer?
 
 # %%
 different = {
@@ -668,17 +695,18 @@ if origin.where == "embedded":
     assert different["our layer"].max() <= 16
 
 # %% [markdown]
-# If yours is the embedded model: never more than sixteen. It has been through four bits before! The
-# line that was printed when it was loaded says so, *4-bit weights (Q4_1), expanded*, and the
-# weights keep the traces: blocks of 32, sixteen evenly spaced levels each. (Exercise 04.2
-# finds them.) A model from the hub has no such past.
+# If you have the embedded model, there are never more than sixteen. So its weights have been
+# through four bits before. The line that was printed when the model was loaded says so: *4-bit
+# weights (Q4_1), expanded*. The weights keep traces of it: blocks of 32, with sixteen evenly spaced
+# levels each (exercise 04.2). A model from the hub has no such past.
 #
-# Keep that in mind for what follows. Our float32 is not the model as it was trained, and what nf4
-# costs here comes on top of what was lost before.
+# So in the saved run, "float32" is not the model as it was trained, but the expanded Q4_1 weights.
+# What nf4 costs there is the cost of rounding a *second* time. We can compare the precisions on
+# these weights, but we cannot say what four bits cost the original model.
 #
 # ## 3. The model in each precision
 #
-# transformers quantizes while it loads. All it takes is a `quantization_config`:
+# transformers quantizes a model while it loads it. All it needs is a `quantization_config`:
 
 # %%
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -709,10 +737,10 @@ print(quantized.model.layers[0].mlp)
 assert quantized.is_loaded_in_4bit
 
 # %% [markdown]
-# Eight bits go the same way, with `BitsAndBytesConfig(load_in_8bit=True)`.
+# For eight bits you would write `BitsAndBytesConfig(load_in_8bit=True)`.
 #
-# **Guess first.** In 16 bits the model takes the megabytes that are printed below. How many in
-# four?
+# **Guess first.** The next cell prints how many megabytes the model takes in 16 bits. How many does
+# it take in four? The guess that is filled in is a quarter.
 
 # %%
 my_guess = bytes_16 / 1e6 / 4
@@ -763,15 +791,15 @@ assert held.loc["embeddings, output layer", "dtype"] == str(compute).removeprefi
 assert abs(missed - in_scales) < 0.05
 
 # %% [markdown]
-# "A 4-bit model" is a manner of speaking. Only the linear layers are in four bits; the embeddings,
-# the output layer and the norms stay as they were. In the embedded model, the embeddings are half
-# of what is left, or more.
+# The model takes 112 MB, which is 42% and not a quarter. The reason is that only the linear layers
+# are in four bits. The embeddings, the output layer and the norms stay as they were, and in this
+# small model the embeddings are half of what is left.
 #
-# And `get_memory_footprint` is a little short: it counts parameters and buffers, and the scales are
-# neither. In our tables they are in.
+# `get_memory_footprint` reports 2 MB less, because it counts parameters and buffers only, and the
+# scales are neither. Our tables include them.
 #
-# For larger models the same can be counted without loading them, on *meta* models as in notebook
-# 02:
+# How is it with larger models? We can count without loading them, on *meta* models, which have
+# shapes but no values (notebook 02):
 
 # %% tags=["value:bits-kept"]
 from course_utils.models import catalog
@@ -814,20 +842,21 @@ if origin.where == "embedded" and compute != torch.float32:
     assert abs(embedded - held["MB"].sum() / (bytes_16 / 1e6)) < 0.01
 
 # %% [markdown]
-# What stays in 16 bits is a matter of the vocabulary as well as of size: look at the two models of
-# seven billion. Count before you trust "a quarter".
+# How much a model keeps depends on its size and on its vocabulary: of the two models of about seven
+# billion parameters, the one with the larger vocabulary keeps 36% of its 16-bit size, the other
+# 29%. Count before you trust "a quarter".
 #
 # ### What does it cost?
 #
-# Now all precisions, one after the other. `load_model("chat", "nf4")` is the course's short form of
-# the cell above. Each model reads the 2,048 tokens of our text, and answers two questions.
+# `load_model("chat", "nf4")` is the course's short form of the cell above. Each model reads the
+# 2,048 tokens of our text, and answers two questions.
 #
-# **Perplexity** is the exponential of the mean loss: how many equally likely tokens the model would
-# have to choose from, to be as unsure as it is. Lower is better. The columns after it: the mean loss
-# itself; how much more of it there is than in float32, and how far that difference could be off; and
-# at how many places the likeliest next token is the same as in float32.
+# **Perplexity** is the exponential of the mean loss. It says among how many equally likely tokens
+# the model would have to choose, to be as unsure as it is. Lower is better. The table also has the
+# mean loss, how much higher it is than in float32, the standard error of this difference, and at
+# how many places the likeliest next token is the same as in float32.
 #
-# **Guess first.** Which precision is the first that you would notice?
+# **Guess first.** Which is the first precision that you would notice?
 
 # %%
 my_guess = "..."
@@ -940,15 +969,17 @@ axis.set_title("What the bits cost (bars: ± 2 standard errors of the difference
 plt.show()
 
 # %% [markdown]
-# Down to eight bits there is next to nothing to see. Four bits cost something here, and it matters
-# *which* four: nf4 costs clearly less than fp4, in the same space. Double quantization is free, as
-# on the single layer.
+# Down to eight bits, the loss hardly changes. In four bits it rises, and it matters *which* four
+# bits: nf4 adds 0.175 to the loss and fp4 adds 0.382, in the same space (SmolLM2-135M, 2,048
+# tokens). Double quantization adds nothing measurable.
 #
-# (The high perplexity is not the four bits' doing; float32 has it too. The model is small, and the
-# paragraphs are short, torn out of their notebooks, and in a manner of their own. The *differences*
-# are what we look at, and those are taken token by token: that is why their errors are small.)
+# nf4 is not the main cause of the high perplexity: the float32 copy of the same weights has 68.3
+# already. Reasons may be the small model, the paragraphs without context, and the earlier rounding
+# (Q4_1). We cannot tell the share of the earlier rounding, because the original weights are not on
+# this machine. So look at the *differences* between rows. They are computed token by token, which
+# makes their standard errors small.
 #
-# What does one read of it?
+# What do these differences mean for a reader?
 
 # %%
 replies = compared["then"].tolist()
@@ -962,19 +993,24 @@ text_table(
 )
 
 # %% [markdown]
-# In our run, the four-bit models leave float32's words early, talk more, and one of them goes round
-# in a circle. Two answers are an anecdote. The column *same next token* has the same in numbers:
-# where the precision changes the likeliest token, a greedy answer takes another turn, and goes its
-# own way from then on. (At eight bits that is one token in ten, at next to no cost in perplexity: so
-# another answer need not be a worse one.)
+# In the saved run, eight bits hardly changed the loss, and yet the 8-bit model answers the first
+# question in broken French, and repeats itself. The four-bit models all name Paris, and only talk
+# more.
+#
+# The column *same next token* explains how this can happen. At eight bits, the likeliest token
+# changes at about one place in ten. If it changes early in a greedy answer, the rest of the answer
+# changes with it. So an equal loss does not promise equal replies. By the loss you would first
+# notice nf4, by these replies 8 bits. Most people guess by the loss alone. But two replies are too
+# few to judge a precision by.
 #
 # ### Is it the size?
 #
 # One often reads that small models suffer more from four bits than large ones. The course has a
-# much smaller one, from notebook 06, which has never been in four bits before: 2.6 million
-# parameters, trained on texts that a program writes. The program writes new ones for us.
+# much smaller model, from notebook 06: 2.6 million parameters, trained on texts that a program
+# writes, and never in four bits before. The program writes new texts for our test.
 #
-# **Guess first.** Fifty times as small as the embedded chat model: does nf4 cost it more, or less?
+# **Guess first.** This model is fifty times smaller than the embedded chat model. Does nf4 cost it
+# more, or less?
 
 # %%
 my_guess = "..."
@@ -1002,25 +1038,32 @@ if small:
     assert own["more than float32"]["nf4"] < 0.2 * more["nf4"]
 
 # %% [markdown]
-# It costs it nothing that we could measure. So size *alone* is not it. One study of some 1,500
-# quantized models (Ouyang et al., below) finds two things that go together: larger models lose
-# less, and models that were trained on *more text for their size* lose more. Seen that way, our two
-# are at opposite ends. The chat model has read two trillion tokens (Allal et al., below), 15,000
-# for each of its parameters; ours has read six million, hardly more than two for each. One may
-# picture it so: a weight that has to carry much has no digits to spare.
+# On this model, nf4 adds 0.001 to the loss, with a standard error of 0.002. We could not measure
+# any harm. Most people expect the smaller model to suffer more, but a small model does not always
+# suffer.
 #
-# Two models that differ in everything prove nothing. They agree with the study, no more.
+# The two models together show little: they differ in size, training and test text, and only the
+# chat model was rounded before. One study of some 1,500 quantized models (Ouyang et al., below)
+# finds that larger models lose less, and that models which were trained on *more text for their
+# size* lose more. The chat model has read two trillion tokens (Allal et al., below), 15,000 for
+# each of its parameters; ours has read six million, hardly more than two for each. Our numbers are
+# no evidence for or against the study.
 #
-# **What was not measured.** Larger models: on a GPU, these cells will tell you about yours. The
-# chat model before its first rounding to four bits: it is not on this machine. Whether what was
-# lost matters for a *task*: perplexity says how well a text is predicted, not how well a job is
-# done. And speed: four bits save memory; whether they save time depends on the machine.
+# **What was not measured:**
+#
+# - Larger models. On a GPU, these cells show you the numbers of yours.
+# - The chat model before its first rounding to four bits.
+# - Whether the loss matters for a *task*. Perplexity says how well a text is predicted, and not how
+#   well a job is done.
+# - Speed. Whether four bits also save time depends on the machine.
 #
 # ## 4. Ready for training: `prepare_model_for_kbit_training`
 #
-# QLoRA trains an adapter beside a frozen 4-bit model. Two things have to be right: gradients must
-# get *through* the quantized layers, and what needs precision should have it. First
-# the way through, on one layer: no gradient *of* the weight, but one that passes it.
+# QLoRA trains an adapter beside a frozen 4-bit model. For this, gradients have to get *through* the
+# quantized layers, and the parts that need precision should have it.
+#
+# We begin with the gradients, on one layer. The weight should get no gradient, but the layer's
+# input should.
 
 # %%
 from course_utils.models import keep_weights_trainable
@@ -1060,10 +1103,11 @@ assert layer.weight.grad is None
 assert off(x.grad, expected) < 1e-4
 
 # %% [markdown]
-# In both directions the weight is expanded, used, and thrown away again.
+# The weight has no gradient, and the gradient at the input is exactly the expected one. In both
+# directions, the weight is expanded, used, and thrown away again.
 #
-# Now the second thing. peft has a function for it. **Guess first:** it is to get a model ready for
-# training in little memory. Does the model get smaller by it, larger, or neither?
+# For the precision, peft has `prepare_model_for_kbit_training`. **Guess first:** the function
+# prepares a model for training in little memory. Does the model get smaller, or larger, or neither?
 
 # %%
 my_guess = "..."
@@ -1126,16 +1170,18 @@ if origin.where == "embedded":
     assert grown > (bytes_16 / 1e6 - flags_before["MB in parameters"]) / 3
 
 # %% [markdown]
-# Four things have changed.
+# The model gets larger, by 57 MB in the saved run. Most people expect the function to save memory.
+# Four things have changed:
 #
-# - Everything is **frozen**. (The adapter comes later, and is not.)
-# - What is not quantized is **float32** now. With the embeddings in float32, so is the stream of
-#   hidden states that each layer adds to; the 4-bit layers still compute in 16 bits in between.
-# - **Gradient checkpointing** is on, which saves memory of another kind: a later section will say
-#   which.
-# - The **embeddings' output still asks for a gradient**, though the embeddings are frozen now. That
-#   is for the checkpointing in its older form, *reentrant*. Watch what that form does to a
-#   trainable layer whose input asks for none:
+# - All parameters are **frozen**. (The adapter comes later, and is trained.)
+# - What is not quantized is in **float32** now. So the hidden states, to which each layer adds its
+#   result, are in float32 as well. The 4-bit layers still compute in 16 bits.
+# - **Gradient checkpointing** is on. It saves memory for activations, and section 5 explains how.
+# - The **embeddings' output still requires a gradient**, although the embeddings are frozen now.
+#   The older form of gradient checkpointing, called *reentrant*, needs this.
+#
+# The next cell shows why. It runs a trainable layer under both forms, with an input that requires a
+# gradient and with one that does not:
 
 # %%
 from torch.utils.checkpoint import checkpoint
@@ -1158,19 +1204,19 @@ asked
 assert asked["layer is trained"].tolist() == [False, True, True, True]
 
 # %% [markdown]
-# The first row is an adapter that learns nothing, with no more than a warning. Hence the switch;
-# and hence `use_reentrant=False`, the newer form, wherever you can choose.
+# In the first row, the layer learns nothing, and you get no more than a warning. So the function
+# makes the embeddings' output require a gradient. Where you can choose, take the newer form,
+# `use_reentrant=False`.
 #
-# **The price**: in float32 the embeddings are twice as large, which takes back a good part of what
-# quantization had saved. In the embedded model it is more than a third. TRL's trainers no longer
-# call this function ([its maintainers on one of
-# them](https://github.com/huggingface/trl/issues/2459)): `SFTTrainer` 1.16 leaves the 4-bit model
-# as it is, and casts the adapter to bfloat16.
+# **The price**: in float32 the embeddings are twice as large as in 16 bits. In the embedded model,
+# this takes back more than a third of what quantization had saved. TRL's trainers no longer call
+# this function ([its maintainers on one of them](https://github.com/huggingface/trl/issues/2459)):
+# `SFTTrainer` 1.16 leaves the 4-bit model as it is, and casts the adapter to bfloat16.
 #
 # ### A few steps
 #
-# An adapter on it, and six steps on the sentences of notebook 02. What becomes of the 4-bit
-# weights?
+# Now we put an adapter on the prepared model, and train it for six steps on the sentences of
+# notebook 02. What becomes of the 4-bit weights?
 
 # %%
 from peft import LoraConfig, get_peft_model
@@ -1217,15 +1263,18 @@ assert same
 assert {p.dtype for p in trained} == {torch.float32}
 
 # %% [markdown]
+# The loss falls from 7.06 to 4.26. (It does not fall in each step, because each step has other
+# sentences.) All quantized weights are exactly what they were: only the adapter has learned.
+#
 # ### Are the gradients right?
 #
-# For that we build the same model without quantization: `dequantize` turns each 4-bit layer into a
-# plain one that holds the very numbers which the codes stand for. Same adapter, same sentences, all
-# in float32: these are the gradients as they should be.
+# To check the gradients, we build the same model without quantization: `dequantize` turns each
+# 4-bit layer into a plain layer that holds exactly the numbers which the codes stand for. With the
+# same adapter and sentences, all in float32, its gradients are the reference.
 #
-# Against them: the 4-bit model computing in float32; in 16 bits, prepared; in 16 bits, not
-# prepared. And to know what is much and what is little: the right gradients of the *next* four
-# sentences. **Guess first:** by how much are they off?
+# We compare the 4-bit model in float32, in 16 bits and prepared, and in 16 bits and not prepared.
+# To know what is a large error, we add the correct gradients of the *next* four sentences. The last
+# row is the model as it was before nf4. **Guess first:** by how much are the first three off?
 
 # %%
 my_guess = "..."
@@ -1284,21 +1333,25 @@ assert exact < prepared < unprepared < before_nf4
 assert prepared < 0.1 < next_batch
 
 # %% [markdown]
-# In float32 the two agree, but for the last digits: training through 4-bit weights **is** training
-# through their expanded values, nothing more mysterious. In 16 bits there is rounding, and
-# preparing the model keeps a part of it away: what is added up from layer to layer is then added in
-# float32. That is what the megabytes are for. Whether it is worth them is another question, as both
-# are little next to what one batch differs from the next.
+# In float32 the error is 0.0%. So training through 4-bit weights **is** training through their
+# expanded values. People often expect noise from the four bits, but the gradients are exact for the
+# weights that the model has.
 #
-# The last row is of another kind: no rounding in the computation, but another *model*. QLoRA's
-# adapter learns on the quantized weights, as they are.
+# In 16 bits there is rounding: 5.1%, or 2.4% if the model was prepared. Preparing helps because the
+# sums from layer to layer are then computed in float32. This is what the 57 MB are for. But both
+# errors are small beside the 131% of the next sentences. (Two unrelated gradients of equal size
+# differ by 141%.)
+#
+# The last row, 62%, is no error of computation: it belongs to another *model*, with the weights
+# before nf4 (in the saved run, the expanded Q4_1 weights). QLoRA's adapter learns on the quantized
+# weights, as they are.
 #
 # ### A trap on some CPUs
 #
-# Why `keep_weights_trainable`? On a CPU with bfloat16 instructions (AVX512_BF16), bitsandbytes
-# repacks each 4-bit weight at the first forward pass in eval mode, so that it can be multiplied
-# faster. The backward pass does not know of it. So: a model that has answered one question, and is
-# trained then.
+# Why did we call `keep_weights_trainable`? On a CPU with bfloat16 instructions (AVX512_BF16),
+# bitsandbytes rearranges each 4-bit weight at the first forward pass in eval mode, to multiply
+# faster. The backward pass does not know about the new arrangement. The trap is a model that first
+# answers, and then is trained:
 
 # %%
 from bitsandbytes.functional import has_avx512bf16
@@ -1322,26 +1375,25 @@ else:
     print("This machine does not repack.")
 
 # %% [markdown]
-# No error, a loss that looks right, and gradients that are mostly noise; at best, once, a warning
-# that names neither the model nor the remedy. The function is a loop of one line: it sets
-# `support_avx512bf16_for_cpu = False` on each `Linear4bit`. On a GPU nothing is repacked. It is one
-# more reason to *check* a gradient now and then instead of trusting it.
+# Without the function, the loss looks right, but in the saved run the gradients are off by 96%.
+# There is no error message, only a warning, at most once, which names neither the model nor the
+# solution. The function sets `support_avx512bf16_for_cpu = False` on each `Linear4bit`. On a GPU
+# nothing is rearranged. So *check* a gradient now and then.
 
 # %% [markdown]
 # ## 5. The life of a training step
 #
-# So far a model lay in memory and answered. Training it is another matter: gradients come, and the
-# optimizer's states, and everything that the forward pass keeps for the backward pass, the
-# *activations*.
+# A training holds more than weights: gradients, the optimizer's states, and the *activations*,
+# which is everything that the forward pass keeps for the backward pass.
 #
-# We follow one training through its steps and ask at each moment who holds what. That needs no GPU:
-# the model is made with shapes and without values, and every tensor's beginning and end is told to a
-# copy of PyTorch's *allocator*, the part that hands out a GPU's memory. (Notebook 05 shows that this
-# is near the truth.)
+# We follow a training through its steps, and see at each moment what the memory is used for. This
+# needs no GPU. The model is made with shapes and without values, and each tensor is reported to a
+# copy of PyTorch's *allocator*, the part that hands out a GPU's memory. (Notebook 05 checks the
+# prediction.)
 #
-# We follow the same training twice: with transformers' `Trainer`, and with TRL's `SFTTrainer`, which
-# this course uses. The prediction runs the code of the trainer that is installed, so it also shows
-# what that trainer does by default.
+# We follow the same training twice: with transformers' `Trainer`, and with TRL's `SFTTrainer`,
+# which this course uses. The prediction runs the code of the trainer that is installed, so it also
+# shows what the trainer does by default.
 
 # %%
 from course_utils.display import MEMORY_COLOURS
@@ -1357,9 +1409,10 @@ step = Setup(
 print(step)
 
 # %% [markdown]
-# **Guess first.** The weights of this model take 269 MB. How much is in use at the worst moment of
-# such a training, in MB: with transformers' `Trainer`, and with TRL's `SFTTrainer`? And how much does
-# LoRA save with the latter, as a share of the peak?
+# **Guess first.** The weights of this model take 269 MB. The *peak* is the most memory that is held
+# at any moment, so the peak has to fit into the GPU. How high is it, in MB, with transformers'
+# `Trainer`, and with TRL's `SFTTrainer`? And what share of the peak does LoRA save with the
+# `SFTTrainer`?
 
 # %%
 my_guess = {"Trainer (MB)": 1000, "SFTTrainer (MB)": 1000, "LoRA saves": 0.6}
@@ -1430,29 +1483,33 @@ assert lora.at_peak["optimizer"] < 0.1 * full.at_peak["optimizer"]
 assert 0.5 < lora.peak_allocated_mb / full.peak_allocated_mb < 0.6
 
 # %% [markdown]
+# The peak is 6,304 MB with the `Trainer` and 1,441 MB with the `SFTTrainer`, and LoRA saves 46% of
+# the latter. Most people forget the activations.
+#
 # Read the first picture from the left. The weights are there from the beginning. The forward pass
-# piles up activations, layer by layer; the backward pass takes them down again and leaves gradients
-# in their place. Then the optimizer makes its states, which stay, so the second step starts from a
-# higher floor than the first. **A first step that fits says nothing about the second.**
-# (*Workspaces* are scratch memory of the matrix multiplications. They are small: you can hardly see
-# them here.)
+# adds activations, layer by layer. The backward pass releases them again, and leaves gradients in
+# their place. Then the optimizer makes its states. The states stay, so the second step starts
+# higher than the first. **A first step that fits does not promise that the second one fits.** The
+# thin spike, where the forward pass ends and the backward pass begins, is the peak. At that moment
+# there are no gradients yet: 0 MB in the table. (*Workspaces*, the scratch memory of the matrix
+# multiplications, are hardly visible.)
 #
 # The second picture is the same training with `SFTTrainer`. It needs less than a quarter, because
 # TRL changes two defaults:
 #
 # - *Gradient checkpointing* is on. Each layer keeps only its input, and the backward pass computes
-#   the rest of the layer again. This costs about a third more computing.
-# - A *fused output head* computes the loss piece by piece, so the logits of all tokens never exist at
-#   the same time.
+#   the rest of the layer again. By the usual estimate, this costs a third more computing.
+# - A *fused output head* computes the loss piece by piece, so the logits of all tokens never exist
+#   at the same time.
 #
 # The third picture shows LoRA. Gradients and optimizer states are nearly gone, because only the
-# adapter is trained. The weights are still there, and so is most of the activations: the frozen
-# layers need theirs to pass the gradient on. So LoRA saves about as much as the states were, and not
-# more.
+# adapter is trained. The weights are still there, and so are most of the activations, because the
+# frozen layers need theirs to pass the gradient on. Of the 657 MB that LoRA saves, about 500 are
+# optimizer states; the rest are activations.
 #
 # ### The largest single request
 #
-# What exactly does the fused output head avoid? Look at the largest requests of the first picture.
+# What is the spike in the first picture? Look at the largest requests for memory.
 
 # %%
 print("The operation at the Trainer's peak:", plain.peak_op)
@@ -1470,20 +1527,19 @@ pd.DataFrame(rows, index=["largest request", "second", "third"]).T
 assert abs(largest / (tokens * vocabulary * 4) - 1) < 0.01
 
 # %% [markdown]
-# They are the *logits*: one number for each token and each word of the vocabulary. The `Trainer`
-# computes the loss from them in float32, with a copy for the softmax and another one for the
-# gradient. For a small model with a large vocabulary they are the largest thing of all, and the
-# textbook formulas do not count them.
+# The largest request is the *logits*: one number for each token and each word of the vocabulary.
+# The `Trainer` computes the loss from them in float32, with a copy for the softmax and another one
+# for the gradient. No request is larger here, and the textbook formulas leave it out.
 #
 # `SFTTrainer` has no request of that size. Its largest one is a *tile*: the logits of at most 4,096
-# tokens and 32,768 words, which it fills and uses again and again. It also skips every token whose
-# label is -100, so long prompts with short answers need even less (try `supervised_share=0.25`).
-# Liger does the same for other trainers.
+# tokens and 32,768 words, which it fills and uses again and again. It also skips tokens whose label
+# is -100, so long prompts with short answers need even less (try `supervised_share=0.25`). Liger
+# does the same for other trainers.
 #
-# ### And in truth?
+# ### Is the prediction right?
 #
-# Where a GPU is at hand, the same training is run on it, for real, and its peaks stand beside the
-# predicted ones, one for each phase of the training.
+# On a GPU, the next cell runs the same trainings and shows the measured peaks of each phase beside
+# the predicted ones. Without a GPU, as in the saved run, you see predictions only.
 
 # %%
 if torch.cuda.is_available():
@@ -1500,10 +1556,10 @@ pd.DataFrame(by_phase).map("{:,.0f} MB".format)
 # %% [markdown]
 # ## 6. Formulas, and how far they go
 #
-# For the back of an envelope there are formulas. Take *p* parameters, *L* layers of width *h*, *n*
-# heads, and a batch of *b* examples of *s* tokens. Attention comes in two kinds: *eager* writes down
-# a table of all pairs of tokens, for each head; *flash* works piece by piece and never has the whole
-# table (notebook 05).
+# For a rough number on paper, there are formulas. Take *p* parameters, *L* layers of width *h*, *n*
+# heads, and a batch of *b* examples of *s* tokens. Attention comes in two kinds. *Eager* attention
+# stores a table of all pairs of tokens, for each head. *Flash* attention works piece by piece and
+# never holds the whole table (notebook 05).
 #
 # | what | how much | from |
 # |---|---|---|
@@ -1513,20 +1569,22 @@ pd.DataFrame(by_phase).map("{:,.0f} MB".format)
 # | activations, flash attention | $L\cdot 34\,hbs$ bytes | the second term is never stored |
 # | weights, gradients, Adam's states | $p$, $p$, $2p$ | Rajbhandari and others, 2020 |
 #
-# The first row counts the matrices of a block. Queries and the output take *h* × *n·d* numbers each,
-# with heads of width *d*. Keys and values take *h* × *n_kv·d* each: in most models of today several
-# query heads share one key-value head, so *n_kv* is smaller than *n*. The MLP has *g* matrices of
-# *h* × *m*: two in GPT-2, three where it has a gate. Put in GPT-2's numbers (*n·d* = *h*,
-# *n_kv* = *n*, *g* = 2, *m* = 4*h*), and you get the second row. People use the second row for every
-# model. The table below shows where that goes wrong.
+# Here a *block* is a layer of the model, attention and MLP. The first row counts the matrices of a
+# block. Queries and the output take *h* × *n·d* numbers each, with heads of width *d*. Keys and
+# values take *h* × *n_kv·d* each: in most models of today several query heads share one key-value
+# head, so *n_kv* is smaller than *n*. The MLP has *g* matrices of *h* × *m*: two in GPT-2, three
+# where it has a gate. Put in GPT-2's numbers (*n·d* = *h*, *n_kv* = *n*, *g* = 2, *m* = 4*h*), and
+# you get the second row. People use the second row for every model; the table below shows where it
+# goes wrong.
 #
-# The workshop divides activations by weights. For the second row that gives a short formula:
+# The workshop divides activations by weights. For the second row this gives a short formula:
 #
 # $$\frac{\text{activations}}{\text{weights}} = \left[\frac{34\,bs}{12\,h} +
 # \frac{5\,n\,b\,s^2}{12\,h^2}\right] \cdot \frac{p_{comp}}{p_{model}}$$
 #
-# Here $p_{comp}$ is the size of a number that is computed with, and $p_{model}$ the size of a stored
-# weight. The 34 counts bytes at 16 bits, so with 16-bit weights the bracket is divided by two.
+# Here $p_{comp}$ is the size of a number that is computed with, and $p_{model}$ the size of a
+# stored weight. The 34 counts bytes at 16 bits, so with 16-bit weights the bracket is divided by
+# two.
 #
 # In the table, *blocks* are the weights of all layers in 16 bits, counted by the first row, and
 # *12·L·h²* is the approximation. The *ratios* are for one example of *s* tokens.
@@ -1554,14 +1612,16 @@ assert llama["ratio, eager"] > 5 > 2 > llama["ratio, flash"] > 1
 assert qwen["blocks (GB)"] > 1.5 * qwen["12·L·h² (GB)"]
 
 # %% [markdown]
-# For the older models the approximation is good. For Qwen2.5-7B it is not: its MLP is wide and has a
-# gate, so its blocks take 13.0 GB and not 8.6.
+# By the formulas, 8.0 times with eager and 1.4 times with flash attention. People often guess less
+# for eager attention, but its table grows with the *square* of the length: with 32,768 tokens
+# (Mistral, Qwen2.5) the ratio is in the hundreds. With flash attention it is between 0.7 and 10.5
+# in this table.
 #
-# Eager attention is out of the question for long examples: the activations are a multiple of the
-# whole model. With flash attention they are of its size.
+# For most of the models, the approximation of the weights is good. For Qwen2.5-7B it is not: its
+# MLP is wide and has a gate, so its blocks take 13.1 GB and not 8.6.
 #
-# Do the formulas hold? The prediction knows every tensor, so we can compare. First weights, gradients
-# and states, then the activations, all in MB.
+# Do the formulas agree with the prediction, which counts every tensor? We compare weights,
+# gradients and states first, then the activations, in MB.
 
 # %%
 # The formulas know neither checkpointing nor mixed precision, so compare them with the Trainer.
@@ -1599,17 +1659,17 @@ activations["formula / predicted"] = activations["formula"] / activations["predi
 activations.round(2)
 
 # %% [markdown]
-# The states: within three per cent, for they are simple. The activations: the order of magnitude is
-# right, and no more. The formula counts a GPT of 2022 whose dropout keeps masks; OPT today keeps
-# other things, and outside the blocks stand embeddings and logits, of which the formula knows nothing.
+# Weights, gradients and states agree within about one per cent. For the activations, the formulas
+# are 19% (eager) and 28% (flash) below the prediction. They count a GPT of 2022, whose dropout
+# keeps masks, and they leave out what is outside the blocks, such as embeddings and logits.
 #
-# An envelope is for deciding what to try. For deciding whether it fits, ask the prediction.
+# Use a formula to decide what to try, and the prediction to decide whether it fits.
 #
 # ## 7. Many problems, many solutions
 #
-# Now the whole toolbox, on one training that is too large: SmolLM2-1.7B, all weights in 32 bits,
-# plain Adam, eager attention, two examples of 2,048 tokens, with the `SFTTrainer` and its
-# checkpointing and mixed precision switched off.
+# Back to Jonas and his training: SmolLM2-1.7B, all weights in 32 bits, plain Adam, eager attention,
+# two examples of 2,048 tokens, with the `SFTTrainer` and its checkpointing and mixed precision
+# switched off.
 #
 # **Guess first.** Which single change saves most: quantizing, LoRA, 8-bit Adam, checkpointing or
 # fused attention?
@@ -1689,12 +1749,18 @@ assert together < 0.2 * base_peak
 assert all(p.peak_allocated_mb < base_peak for n, p in predicted.items() if n != "as it is")
 
 # %% [markdown]
-# Here checkpointing is the best single tool, because activations are the largest part *of this
-# training*. LoRA removes gradients and states but not activations, so alone it saves little. The bar of
-# checkpointing shows gradients, because its peak has moved from the middle of the backward pass to
-# the optimizer's step. With 16-bit weights the activations grow instead of halving, because eager
-# attention keeps a second copy of its table for the softmax in float32. All changes together save
-# most. Mixing and matching them is the subject of notebook 05.
+# Checkpointing saves most here, 51%, and fused attention comes next with 40%. Many people guess
+# LoRA or quantizing, but LoRA saves 16% and QLoRA 30%. In *this training* the activations are the
+# largest part, and both leave most of them in place.
+#
+# A change can touch several parts, and the peak can move:
+#
+# - With 16-bit weights, weights and optimizer states are halved. But the activations grow, because
+#   eager attention keeps a second copy of its table for the softmax in float32.
+# - With checkpointing, the bar shows gradients, because the peak has moved from the middle of the
+#   backward pass to the optimizer's step.
+# - All together, the prediction is 3.3 GB instead of 70.5, so Jonas's training fits. Notebook 05 is
+#   about such combinations.
 #
 # ### Try your own
 #
@@ -1715,24 +1781,27 @@ print("fits a T4" if fits(mine, "t4") else "does not fit a T4")
 # %% [markdown]
 # ## Take away
 #
-# - float16 is precise and short of range, bfloat16 the other way round. A weight that is trained in
-#   bfloat16 may not move at all.
-# - Quantizing is dividing by a scale and rounding to a level. A scale is only as good as its block
-#   is even: one outlier ruins a whole matrix, but only its own block of 64.
-# - nf4 puts its levels where normally distributed weights are, and beats fp4 and even spacing.
-# - LLM.int8() is about outliers in the *inputs*: it keeps those features in 16 bits.
-# - "4 bit" means the linear layers. Embeddings, output layer, norms and scales come on top; in a
-#   small model they are half of it.
-# - What four bits cost depends on the model, and not only on its size. Measure yours: perplexity,
-#   and your own task.
+# - float16 is precise but its range is short, and bfloat16 is the other way round. A weight that is
+#   trained in bfloat16 may not move at all (section 1).
+# - To quantize is to divide by a scale and to round to a level. One outlier spoils all that share
+#   its scale: a whole matrix, or only its block of 64 (section 1).
+# - nf4 puts its levels where normally distributed weights are. In blocks, its error was smaller
+#   than that of fp4 and even spacing, on normal numbers and on one layer (section 2).
+# - LLM.int8() is made for outliers in the *inputs*: it keeps those features in 16 bits (section 2).
+# - "4 bit" means the linear layers. Embeddings, output layer, norms and scales come on top: half of
+#   SmolLM2-135M (section 3).
+# - Measure what four bits cost your model: perplexity, and your own task. Our smallest model lost
+#   nothing measurable. The chat model's weights had been rounded before, so its numbers say nothing
+#   about the original (section 3).
 # - Gradients pass *through* a 4-bit weight as through its expanded values. Preparing a model costs
-#   memory and makes them more exact.
-# - A training's memory is weights, gradients, optimizer's states and activations, and they peak at
-#   different moments. The states are there from the second step on.
+#   memory and makes its gradients more exact (section 4).
+# - A training's memory is weights, gradients, the optimizer's states and activations, and they peak
+#   at different moments. The states are there from the second step on (section 5).
 # - With transformers' `Trainer`, logits count: tokens × vocabulary × 4 bytes, more than once. TRL's
-#   `SFTTrainer` computes them in tiles and uses gradient checkpointing by default: for the training
-#   above, it needed less than a quarter.
-# - Look at which part is largest in your training, then choose what shrinks it.
+#   `SFTTrainer` computes them in tiles and uses gradient checkpointing by default. For our
+#   training, the prediction was less than a quarter (section 5).
+# - Look at which part is largest in your training, and begin with what makes that part smaller
+#   (section 7).
 
 # %% [markdown]
 # ## Exercises
@@ -1762,8 +1831,8 @@ print("fits a T4" if fits(mine, "t4") else "does not fit a T4")
 # - **C** The gradient ends there; only the last adapter learns
 # - **D** A copy in 16 bits is kept for the backward pass
 #
-# **d.** LoRA training of a small model on long texts: memory runs out in the *forward* pass. What is
-# most likely to help?
+# **d.** LoRA training of a small model on long texts: memory runs out in the *forward* pass. What
+# is most likely to help?
 #
 # - **A** An optimizer with states of 8 bits
 # - **B** A lower rank for the adapter
@@ -1776,12 +1845,12 @@ from course_utils.exercises import check, quiz
 quiz("04", a="...", b="...", c="...", d="...")
 
 # %% [markdown]
-# **04.1 · Change one number.** Write `bits_a_weight(bits, block, double)`: what a weight takes if it
-# is a code of so many bits and each block of weights has a scale, a float32. With double quantization
-# the scales have 8 bits, and each 256 of them share one float32. Then look for the block with which
-# nf4 takes as little *without* double quantization as it takes with it in blocks of 64, and see what
-# the layer's weights lose by it: `off(there_and_back(weight, "nf4", block), weight)`. Which of the
-# two would you take, and why?
+# **04.1 · Change one number.** Write `bits_a_weight(bits, block, double)`: how many bits a weight
+# takes if its code has so many bits and each block of weights has a scale, a float32. With double
+# quantization the scales have 8 bits, and each 256 of them share one float32. Then look for the
+# block size with which nf4 takes as little *without* double quantization as it takes with it in
+# blocks of 64. What does this block size do to the layer's weights? `off(there_and_back(weight,
+# "nf4", block), weight)` tells you. Which of the two would you take, and why?
 
 
 # %% tags=["exercise"]
@@ -1797,12 +1866,12 @@ def bits_a_weight(bits, block, double=False):
 check("04.1", bits_a_weight)
 
 # %% [markdown]
-# **04.2 · Two ends.** Absmax wastes levels where the numbers of a block do not lie around zero.
-# Write `affine(weight, bits, block)`: in each block, the levels go in even steps from its
-# *smallest* number to its *largest*, both included, 2^bits of them; each number becomes the nearest
-# level. Give back the numbers that are left (not the codes), in the weight's shape. Then try it on
-# a layer of the chat model (`weight` still holds one) with 4 bits and blocks of 32, and again with
-# blocks of 64. What do you find?
+# **04.2 · Two ends.** Absmax wastes levels if the numbers of a block are not centred on zero. Write
+# `affine(weight, bits, block)`: in each block, the levels go in even steps from its *smallest*
+# number to its *largest*, both included, 2^bits of them; each number becomes the nearest level.
+# Return these levels (not the codes), in the weight's shape. Then try it on a layer of the chat
+# model (`weight` still holds one) with 4 bits and blocks of 32, and again with blocks of 64. What
+# do you find?
 
 
 # %% tags=["exercise"]
@@ -1822,10 +1891,10 @@ check("04.2", affine)
 # %% [markdown]
 # **04.3 · Alone: the second step.** A training ran for one step and then was out of memory. Write
 # `second_step_costs(setup)`: by how many MB does the peak of allocated memory rise if two optimizer
-# steps are run instead of one? Two predictions tell. A micro-batch is what goes through the model at
-# once: `micro_batches` says how many of them are run, `accumulation` how many make a step. Then try
-# eight examples of 256 tokens and
-# `course/pythia-3m` with different optimizers. For which of them is the second step free?
+# steps are run instead of one? Compare two predictions. A micro-batch is what goes through the
+# model at once: `micro_batches` says how many of them are run, `accumulation` how many make a step.
+# Then try eight examples of 256 tokens and `course/pythia-3m` with different optimizers. For which
+# of them is the second step free?
 
 
 # %% tags=["exercise"]

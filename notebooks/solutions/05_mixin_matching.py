@@ -1,17 +1,23 @@
 # %% [markdown]
 # # 05 · Mixin'Matching: GPU memory
 #
-# **You will learn** which of the many settings of a training decide its memory, and how to predict
-# the peak before the training runs. You will see why published figures and yours may differ, what
-# each technique saves and what it costs, and what fits on your GPU.
+# **You will learn** which of the many settings of a training decide how much GPU memory it needs,
+# and how to predict the peak before you run it. You will see why published figures and yours can
+# differ, what each technique saves and what it costs, and what fits on your GPU.
 #
 # **You need** notebooks 02 (LoRA) and 04 (quantization, and where memory goes).
 #
-# **It takes** about an hour of reading and trying. The cells themselves run in about three
-# minutes on two CPU cores; on GPUs, not yet measured.
+# **It takes** about an hour of reading and trying. The cells themselves run in about three minutes
+# on two CPU cores; on GPUs, not yet measured.
 
 # %% [markdown]
 # ## The machine at hand
+#
+# Samir fine-tunes a small model on long letters, on a GPU of about 24 GB. The training stops: out
+# of memory. On the web he reads about LoRA, 8-bit optimizers, checkpointing and other kinds of
+# attention. Which of them will help him? Here you will learn to choose before you run anything.
+#
+# You need no GPU: without one, our memory figures are predictions for the GPU named below.
 
 # %%
 import warnings
@@ -35,22 +41,26 @@ print("Predicted for:", GPU.name, "(this machine's own)" if here else "(no GPU h
 # %% [markdown]
 # ## 1. One training, many switches
 #
-# OPT-350M is a small model of 331 million weights. We fine-tune it on one example of 2,000 tokens
-# at a time, on a GPU of about 24 GB. There are these switches:
+# OPT-350M is a small model with 331 million weights. We fine-tune it on one example of 2,000 tokens
+# at a time, on such a GPU. We can switch:
 #
-# - **attention**: three ways to compute the same. *Eager* writes down a number for every pair of
-#   tokens; PyTorch's *SDPA* and the library *FlashAttention 2* go piece by piece and do not;
+# - **attention**, in which a token looks at the earlier ones. It can be computed in three ways.
+#   *Eager* attention writes down a number for every pair of tokens. PyTorch's *SDPA* and the
+#   library *FlashAttention 2* work piece by piece and do not store all these numbers;
 # - **gradient checkpointing** (notebook 04): on or off;
 # - **LoRA**: on or off;
 # - **optimizer**: Adam, or Adam with 8-bit states;
-# - **gradient accumulation**: on or off. With it a batch is cut into *micro-batches*, one after the
-#   other. Their gradients are added up, and only then does the optimizer take its step.
+# - **gradient accumulation**: on or off. If it is on, a batch is cut into *micro-batches*, which go
+#   through the model one after the other. Their gradients are added up, and then the optimizer
+#   takes one step.
 #
-# That makes 3 × 2 × 2 × 2 × 2 = 48 combinations. Somebody has measured all of them: the workshop
-# that this course follows published them in November 2024.
+# That makes 3 × 2 × 2 × 2 × 2 = 48 combinations. The memory of all 48 has been published, in the
+# slides of the workshop "Fine-tuning Language Models" by Daniel Voigt Godoy (Data Science Retreat,
+# 2024), which this course follows. Such a table helps a person like Samir, who must choose settings
+# for a GPU.
 #
 # **Guess first.** How many MB does the largest of the 48 take at its peak, and how many the
-# smallest? And which switch matters most? (In this notebook a MB is 10⁶ bytes.)
+# smallest? And which setting matters most? (In this notebook a MB is 10⁶ bytes.)
 
 # %%
 my_guess = {"largest (MB)": 10_000, "smallest (MB)": 5_000, "matters most": "..."}
@@ -58,11 +68,12 @@ my_guess = {"largest (MB)": 10_000, "smallest (MB)": 5_000, "matters most": "...
 # %% [markdown]
 # ### One prediction
 #
-# Notebook 04 has looked into one training, moment by moment. Here is the same tool for any
-# training: a `Setup` says how a model is trained, and `predict` tells what that will need.
+# First we look at one training, so that you can read a prediction. A `Setup` says how a model is
+# trained, and `predict` returns the memory that this training needs.
 #
-# The workshop trained without TRL. So sections 1 to 5 predict transformers' `Trainer`
-# (`trainer="trainer"`); section 6 comes back to `SFTTrainer`, which is the default.
+# The workshop trained without TRL. So up to section 5 we predict transformers' `Trainer`
+# (`trainer="trainer"`), or a loop written by hand for the published tables. The end of section 6
+# comes back to `SFTTrainer`, which is the default.
 
 # %%
 from course_utils.memory import Setup, predict
@@ -89,37 +100,41 @@ pd.DataFrame(
 assert round(known_model(OPT).parameters / 1e6) == 331
 
 # %% [markdown]
-# Two tables in one. The right column takes the highest moment of all and says what was held then;
-# its figures add up to the peak. The weights are a small part, and so are the optimizer's states.
-# Most of it is *activations*: what the forward pass keeps for the backward pass. The left column
-# says how high each phase of a step rises: loading the weights, forward, backward, the optimizer's
-# step.
+# The right column says what was in memory at the highest moment of all. Its figures add up to the
+# peak. Weights and optimizer states are a small part. Most of the peak is *activations*: what the
+# forward pass keeps for the backward pass. The left column says how high memory rises in each phase
+# (*weights* is the loading).
 #
-# Above the table: *allocated* is what tensors fill; *reserved* is what PyTorch has taken from the
-# GPU for them, gaps included, and that is what has to fit. The name after "at" is PyTorch's, for
-# the operation at the peak: here the backward pass of the loss has just begun.
+# Above the table, *allocated* is what the tensors fill. *Reserved* is what PyTorch has taken from
+# the GPU for them, gaps included. The reserved memory has to fit. After "at" stands PyTorch's name
+# for the operation at the peak: here the backward pass of the loss has just begun, so there are no
+# gradients yet.
 #
-# How can it know, without a GPU and without the weights? It trains the model, with the installed
-# libraries' own code, on PyTorch's *meta* device. Tensors there have a shape and no values. Each
-# tensor's beginning and end is told to a simulation of the allocator that PyTorch has on a GPU: it
-# rounds sizes, keeps blocks and gives them out again. What a GPU's kernels do differently is put in
-# by hand: the attention's, for example, and cuBLAS's workspaces.
+# How can `predict` know this without a GPU or the weights? It rehearses the training: it runs the
+# installed libraries' own code on PyTorch's *meta device*, where tensors have a shape and no
+# values. It reports each new or freed tensor to a simulation of PyTorch's GPU allocator, which
+# rounds sizes and reuses freed blocks. What a GPU's kernels do differently, such as attention, is
+# put in by hand.
 #
-# So it is no formula. It is a rehearsal, and it takes certain things for granted:
+# The next cell prints what this takes for granted, and the versions of the libraries:
 
 # %%
 print(*told.assumptions, sep="\n")
 print(told.versions)
 
 # %% [markdown]
-# Three things are left out. The **CUDA context**: some hundred MB that belong to no allocator. What
-# **loading** holds for a moment. And **outliers**: 8-bit layers treat large activations by
-# themselves, and without values nobody can say how many there are.
+# The prediction leaves three things out:
 #
-# ## 2. The table, again
+# - the **CUDA context**: some hundred MB that the driver and its libraries take outside the
+#   allocator;
+# - what **loading** the weights needs for a moment;
+# - **outliers**: 8-bit layers treat large activations separately, and without values we cannot
+#   count them.
 #
-# Now all 48. Where there is a GPU, they are measured on it; else they are predicted, which takes
-# half a minute.
+# ## 2. The published table and ours
+#
+# If there is a GPU, the next cell measures all 48 combinations. If not, it predicts them, which
+# takes half a minute.
 
 # %%
 from course_utils.memory import grid
@@ -138,9 +153,11 @@ print(f"{len(setups)} cells, {len(set(setups))} of them different")
 print("This run's figures are", "measured." if measured else "predicted; none is measured here.")
 
 # %% [markdown]
-# Only 18 are different? The published figures repeat themselves, and we shall come to that. First
-# look at them all: the published ones on the left, ours on the right. (Our first cell is less than
-# the peak of section 1. There it was two steps of training; here it is one, as in the workshop.)
+# Only 18 of the 48 are different: many published figures are equal, and we describe the trainings
+# accordingly. Section 3 explains how.
+#
+# The published figures are on the left, ours on the right. (Our first cell is lower than the peak
+# of section 1. There we ran two training steps; here we run one, as we think the workshop did.)
 
 # %% tags=["figure:05_heat_maps"]
 import matplotlib.pyplot as plt
@@ -170,17 +187,22 @@ assert (checkpointed["Eager"] < 1.6 * checkpointed["SDPA"]).all()
 assert (without["Eager"].loc["no", "yes"] > without["Eager"].loc["no", "no"]).all()
 
 # %% [markdown]
-# **Two switches matter most: the attention and checkpointing.** Each by itself makes the largest
-# cells four times smaller or more, and where one has done so the other has much less left to do.
+# The left heat map is about the libraries of November 2024, such as transformers 4.46. The right
+# one is about today's: the versions printed in section 1.
 #
-# LoRA, famous for saving memory, saves *nothing* in the dark column at the top: those cells are
-# even a little larger with it. Section 5 says why.
+# The largest published figure is nearly ten times the smallest. **Two settings matter most: the
+# attention and checkpointing.** Each of them alone makes the largest published cells four times
+# smaller or more. If one is in use, the other has much less left to save.
 #
-# ### Theirs and ours
+# Many people guess LoRA, which is famous for saving memory. In the dark cells (eager attention, no
+# checkpointing) LoRA saves *nothing*: those cells are even a little larger with it. Section 5
+# explains why.
 #
-# The two pictures look alike, but compare the figures. Most of our eager cells are lower, and many
-# of the others are higher (below: the last row of each block of four, in MB). Is the prediction
-# bad? Think of a reason before you go on.
+# ### Why the figures differ
+#
+# The two heat maps look alike, but compare the figures. Most of our eager cells are lower, and many
+# of the others are higher. Is the prediction bad? Think of a reason first. Then look at the last
+# row of each block of four, in MB.
 
 # %%
 my_guess = "..."
@@ -191,10 +213,10 @@ both = both.astype(float).groupby(level=["grad_checkpointing", "lora", "attentio
 both.last().assign(difference=lambda t: t["today"] - t["published"]).round(0).astype(int)
 
 # %% [markdown]
-# In two years the libraries have changed. The repository has a program that predicts the same cells
-# with the versions *of that time* (`make replicate-memory`, in an environment of its own; nothing
-# is fitted to the published figures). Its results are in a file, and with them those for the
-# workshop's other two tables: OPT-350M and Falcon-7B, both with weights in 8 bits.
+# It is natural to blame the prediction, but the libraries have changed since 2024. A program of the
+# repository predicts the same cells with the versions *of that time* (`make replicate-memory`; only
+# PyTorch is today's). Nothing is fitted to the published figures. The file of its results also has
+# the workshop's other two tables: OPT-350M and Falcon-7B, both with weights in 8 bits.
 
 # %%
 from course_utils.data import folder
@@ -245,13 +267,14 @@ axis.set_title("The same predictor, two sets of libraries")
 plt.show()
 
 # %% [markdown]
-# Each dot is one figure; at 0 the prediction hits it. (The crosses have section 3 to themselves.)
-# With the libraries of the time the 48 cells are met to less than one per cent. With today's they
-# are not, and they should not be: **the software matters as much as the settings.**
+# Each dot is one figure. At 0 the prediction is exact. (The crosses mark odd figures: see section
+# 3.) With the libraries of that time, all 48 cells of the first table are predicted to within one
+# per cent. With today's, most are not, with the same settings. **So a figure depends on the
+# versions as well as on the settings.**
 #
-# What has changed? Two things can be shown here. Today's loss function turns the logits into
-# float32 before it does anything else, which takes more. And eager attention keeps less of its
-# *matrices*, the tables with a number for every pair of tokens. How much less?
+# What has changed? We can show two things. Today's loss function begins by turning the logits into
+# float32, which takes more memory. And eager attention keeps less of its *matrices*, the tables
+# with a number for every pair of tokens. How much less?
 
 # %%
 import inspect
@@ -277,14 +300,17 @@ assert 0.8 < less < 1.2
 assert now.loc[row, "SDPA"] > published.loc[row, "SDPA"]
 
 # %% [markdown]
-# One matrix of 16 heads × 2,000 × 2,000 numbers of two bytes, in 24 layers: 3 GB. So always say
-# which versions a figure is of. And what holds for a published table holds for this notebook: it
-# speaks for the versions that you have installed.
+# Eager attention keeps about one matrix less in each layer. One matrix has 16 heads × 2,000 × 2,000
+# numbers of two bytes: in 24 layers, that is 3 GB. The loss adds less than that, so the largest
+# eager cells are lower today.
+#
+# So always say which versions a figure belongs to. This notebook's predictions hold for the
+# versions that you have installed.
 #
 # ### Other ways to estimate
 #
-# How do the usual ways do on the same tables? Each has been asked with the settings that it knows.
-# Below is by how much each is off, up or down, in the mean over a table.
+# How close do other estimates come? Each was given the settings that it knows. The next table shows
+# by how much each is off, up or down, in the mean.
 
 # %% tags=["value:other-estimates"]
 WAYS = {
@@ -309,17 +335,21 @@ assert first_table.iloc[0] < 0.002
 assert (first_table.iloc[1:] > 0.3).all()
 
 # %% [markdown]
-# Be fair to the other three: each was made for something else. The **formula** sees the
-# transformer's blocks and nothing besides: no embeddings, no logits. **accelerate**'s estimate is
-# of loading and of training all weights with Adam; it is not told the attention, nor LoRA, nor the
-# length. **fitcheck** is made for models like Llama with LoRA, and was checked on a T4. Our
-# predictor was checked on these tables alone: against a GPU with today's versions it is not yet
-# measured.
+# Be fair to the other three: each was made for something else.
+#
+# - The **formula** counts only the transformer's blocks: no embeddings and no logits.
+# - **accelerate** estimates loading, and training all weights with Adam. It is not told the
+#   attention, LoRA or the length. So it is far off for Falcon-7B with LoRA.
+# - **fitcheck** is made for models like Llama with LoRA, and was checked on a T4.
+#
+# Our predictor is off by 6.4% for Falcon-7B, because seven of the twelve figures are odd (section
+# 3). `docs/tools.md` lists more checks. TRL's trainers are not yet measured on a GPU.
 #
 # ## 3. Rows that repeat
 #
-# Back to the repetitions. The published table has four blocks of four rows. Here is one, with
-# checkpointing and without LoRA. Look at the rows for accumulation and for the 8-bit Adam:
+# Before you rely on a table, find out what was measured. The published table has four blocks of
+# four rows. Here is one, with checkpointing and without LoRA. Compare the rows for accumulation and
+# 8-bit Adam:
 
 # %%
 block = published.loc[("yes", "no")]
@@ -330,15 +360,16 @@ for _, rows in published.groupby(level=["grad_checkpointing", "lora"], sort=Fals
     assert rows.iloc[1:].nunique().max() == 1  # rows 2 to 4 are equal in every block
 
 # %% [markdown]
-# Three of four rows are equal to the last digit. Why should accumulating gradients have just the
-# effect of an 8-bit optimizer? **Guess first:** what may have happened there?
+# Three of the four rows are equal to the last digit. Why should accumulating gradients have exactly
+# the same effect as an 8-bit optimizer? **Guess first:** what may have happened there?
 
 # %%
 my_guess = "..."
 
 # %% [markdown]
-# Do the sum. After a step of Adam there are in memory the weights, their gradients and the states.
-# How large is that at 16 bits, with Adam's states and with 8-bit ones?
+# A sum gives a hint. After a step of Adam, memory holds the weights, their gradients and the
+# optimizer's states. How large are the three together at 16 bits, with plain Adam and with 8-bit
+# Adam?
 
 # %% tags=["value:optimizer-states"]
 # As the workshop did it: a loop written by hand, one step, and the older form of checkpointing.
@@ -365,18 +396,18 @@ held.round(0).astype(int)
 assert (held["sum"] > block["SDPA"].iloc[1]).all()
 
 # %% [markdown]
-# Both sums are *larger* than the peak that was published. So in these rows there were no such
-# states in PyTorch's memory: neither Adam's nor 8-bit ones. Two ways lead there, and we can try
-# them.
+# Both sums are *larger* than the published peak. So in these rows PyTorch's memory never held all
+# three at once. We suspect that the optimizer's states were missing. That can happen in two ways,
+# and we try both.
 #
-# **Paged states.** bitsandbytes' paged optimizers keep their states in memory that CUDA may move to
-# the CPU. PyTorch's allocator does not know of it.
+# **Paged states.** bitsandbytes' *paged optimizers* keep their states in memory that CUDA may move
+# to the CPU. PyTorch's allocator does not count this memory.
 #
-# **No step.** With `accumulation=4`, one micro-batch is not enough for the optimizer to do
-# anything.
+# **No step.** With `accumulation=4`, the optimizer waits for four micro-batches. If only one is
+# run, the optimizer does nothing.
 #
-# In the table below, `peak` is the whole training's, then come the peaks of its three phases, and
-# `states` is what the optimizer's states had of the peak.
+# In the table below, `peak` is the whole training's, with today's libraries. Then come the peaks of
+# its three phases, and the optimizer's `states` at the peak.
 
 # %%
 trials = {
@@ -403,14 +434,19 @@ assert peaks["8-bit Adam, one step"] > peaks["paged 8-bit Adam, one step"] + 1
 assert abs(peaks["accumulation, a true step"] - peaks["Adam, one step"]) < 1
 
 # %% [markdown]
-# Paged states and no step at all have the same peak, just as those rows are equal in the published
-# table. A *true* accumulated step, of four micro-batches, is another matter. It has to hold
-# gradients and states as well, so its peak is that of the plain row, in which the optimizer's step
-# is the highest point.
+# Paged states and no step have the same peak, just as those rows are equal in the published table.
+# So the likely answer is that PyTorch saw no optimizer states in these rows. Many people guess
+# instead that accumulation saves memory. (With today's libraries the peak is higher than the
+# published one.)
 #
-# Look at the last two rows, too: from the second step on the states are there from the beginning.
-# Now accumulation takes *more* than no accumulation. Between two micro-batches the gradients stay,
-# while without accumulation they are gone when the next forward pass begins.
+# A *true* accumulated step, with four micro-batches, has to hold gradients and states as well. So
+# its peak is that of the plain row: in both, the optimizer's step is the highest point. (So the
+# first row of the published block hardly depends on the attention.)
+#
+# Now look at the last two rows. From the second step on, the states are there from the beginning,
+# and accumulation takes *more* memory than no accumulation. The gradients stay between two
+# micro-batches; without accumulation, they are gone when the next forward pass begins. So the
+# difference should be about as large as the gradients:
 
 # %%
 more = peaks["accumulation, two true steps"] - peaks["Adam, two steps"]
@@ -422,12 +458,12 @@ print(
 assert 0.8 < more / held.loc["adamw_torch", "gradients"] < 1.05
 
 # %% [markdown]
-# So accumulation by itself saves nothing. It saves where it lets you make the micro-batch smaller.
-# What happened in the workshop is our inference; nobody wrote it down.
+# It nearly is. So accumulation alone saves nothing. It helps only if you also make the micro-batch
+# smaller. (What happened in the workshop is our inference; it is not written down.)
 #
-# `grid` knows both readings: what the published figures are *of*, and what the settings *say*. The
-# libraries are today's in both columns. (The *KV cache* is what a model keeps of earlier tokens for
-# generating. In training it is of no use.)
+# `grid` can describe a cell in two ways. `published` is what we think was measured, and `today` is
+# what the settings *say*. Both columns use today's libraries. (The *KV cache* is what a model keeps
+# of earlier tokens while it generates. In training it is of no use.)
 
 # %%
 cells = [
@@ -451,13 +487,13 @@ assert readings["published"].round(0).nunique() == 2
 assert readings["today"].round(0).nunique() == 4
 
 # %% [markdown]
-# On the right, four settings have four figures, as they should.
+# In the right column, four settings have four figures, as they should.
 #
 # ### What we found, and what we did not
 #
-# The other two tables have odd figures as well: the crosses in the picture of section 2. Here they
-# are, with what the file says of them. A replication is honest when it shows these. (*Mixed
-# precision*: the weights are kept as they are, and most of the computing is done in 16 bits.)
+# The other two tables have odd figures, too: the crosses in section 2. Here they are, with our
+# remarks. (*Mixed precision*: the weights are kept as they are, and most of the computing is done
+# in 16 bits. *Math attention*: the form of SDPA that stores whole matrices.)
 
 # %%
 odd = figures[figures["remark"] != ""]
@@ -473,11 +509,15 @@ assert len(floor) == 4
 assert set(floor["published_mb"]) == {"10369"}
 
 # %% [markdown]
+# For one figure we found no cause, and the other remarks are not proved.
+#
 # ## 4. Length
 #
-# Eager attention writes down, in each layer and each head, a number for every *pair* of tokens.
-# What becomes of it when the examples grow ten times as long? **Guess first:** by which factor do
-# the activations grow with eager attention, and by which with SDPA, from 200 tokens to 2,000?
+# How do activations grow with longer examples? Eager attention stores a number for every *pair* of
+# tokens, in each layer and each head. SDPA does not.
+#
+# **Guess first:** from 200 tokens to 2,000, by which factor do the activations grow with eager
+# attention, and by which with SDPA?
 
 # %%
 my_guess = {"eager": 10, "sdpa": 10}
@@ -504,8 +544,12 @@ print("From 200 to 2,000 tokens:", {name: f"× {by:.0f}" for name, by in growth.
 activations.round(0).astype(int)
 
 # %% [markdown]
-# On paper with a logarithm on both sides, whatever grows as a power is a straight line, and the
-# line's slope is the power.
+# With SDPA the factor is 10, as for the tokens. With eager attention it is 32. Many people guess
+# 100, because there are 100 times as many pairs. But the pairs are only one part of the
+# activations, and the rest grows tenfold.
+#
+# We plot both parts on log-log axes. There, a power law is a straight line, and its slope is the
+# exponent.
 
 # %% tags=["figure:05_length"]
 lines = {
@@ -540,12 +584,14 @@ assert 0.95 < slopes["SDPA"] < 1.05
 assert activations["sdpa"].equals(activations["flash_attention_2"]) or here
 
 # %% [markdown]
-# What eager has on top of SDPA grows with the square: ten times longer, a hundred times more. SDPA
-# and FlashAttention compute attention piece by piece and never write the matrix down, and what is
-# left grows in a straight line. Between those two there is no difference here.
+# The red line is what eager attention stores in addition to SDPA. Its slope is 2: with ten times as
+# many tokens, this part takes a hundred times as much. SDPA and FlashAttention 2 do not store it
+# here. Their slope is 1, so the memory grows in proportion to the length. There is no difference
+# between the two here.
 #
-# What is left has a large part of its own, the **logits**: a number for each word of the vocabulary
-# at each token, in float32, in more than one copy when the loss is computed. Where was the peak?
+# A large part of what is left is the **logits**: at each token, one number for each word of the
+# vocabulary. They are in float32, and there is more than one copy while the loss is computed. Where
+# was the peak, and how large is one copy?
 
 # %%
 print("peak at:", predict(long.replace(seq_len=2000), GPU).peak_op)
@@ -554,10 +600,12 @@ for name in (OPT, "meta-llama/Llama-2-7b-hf", "Qwen/Qwen2.5-7B"):
     print(f"{name}: {words:,} words, so {4 * words * 2000 / 1e6:,.0f} MB a copy for 2,000 tokens")
 
 # %% [markdown]
-# ## 5. What each technique buys
+# The peak is in the loss, and a larger vocabulary has larger logits.
 #
-# From one common base (eager attention, all weights, Adam, two steps) we change **one thing at a
-# time**. Then we put them on top of one another.
+# ## 5. What each technique saves
+#
+# Now we test the techniques. From one common setup, *the base* (eager attention, all weights, Adam,
+# two steps), we change **one thing at a time**. Then we combine the changes.
 #
 # **Guess first.** Which single change saves most, and which saves nothing at all: *fused* Adam (its
 # step in one piece, for all weights at once), 8-bit Adam, LoRA, LoRA on weights of 8 or 4 bits,
@@ -634,16 +682,20 @@ assert last.peak_allocated_mb < alone["the base"].peak_allocated_mb / 7
 assert last.at_peak["activations"] > 0.75 * last.peak_allocated_mb
 
 # %% [markdown]
-# Look where the colours are. **A technique only helps with what the peak is made of.** Here it is
-# activations, so what makes weights and optimizer small hardly counts, until SDPA and checkpointing
-# have taken the activations away. From there on LoRA is worth a lot.
+# Checkpointing saves most, and fused Adam saves nothing. Many people guess LoRA or 4-bit weights.
+# But look at the colours: this peak is mostly activations. **A technique only helps with what the
+# peak is made of.** If Samir's training is like this one, SDPA or checkpointing will help him most.
 #
-# And the dark column of section 2, where LoRA cost a little? LoRA saves gradients and states, and
-# at those peaks there were hardly any to save (section 3). But an adapter keeps activations of its
-# own beside the model's: see the last line above the chart.
+# In the second chart, SDPA and checkpointing have removed most of the activations. Now LoRA saves a
+# much larger share of the peak. After LoRA, 8-bit Adam saves next to nothing, because hardly any
+# states are left.
 #
-# The fused optimizer saves nothing here for the same reason: it spares a temporary copy in the
-# optimizer's step, and that is not where this peak is. Compare the phases:
+# Why did LoRA cost a little in section 2? At those peaks there were hardly any gradients and states
+# to save (section 3). But an adapter keeps activations of its own: see the last line above the
+# chart.
+#
+# Fused Adam avoids a temporary copy in the optimizer's step, and this peak is in the backward pass.
+# Compare the phases:
 
 # %%
 pd.DataFrame({name: alone[name].phases for name in ("the base", "fused Adam")}).round(0).astype(int)
@@ -652,7 +704,7 @@ pd.DataFrame({name: alone[name].phases for name in ("the base", "fused Adam")}).
 assert alone["fused Adam"].phases["optimizer"] < alone["the base"].phases["optimizer"] - 500
 
 # %% [markdown]
-# And at the end of the second chart most of it is activations again. Where is *that* peak?
+# At the end of the second chart, most of the peak is activations again. Where is *this* peak?
 
 # %%
 print(
@@ -664,8 +716,9 @@ assert "softmax" in last.peak_op
 assert last.at_peak["activations"] > 2 * logits
 
 # %% [markdown]
-# In the loss. No technique in our list makes the logits smaller. Another trainer does: TRL's
-# `SFTTrainer` computes them in tiles and never has them all (notebook 04, section 5).
+# It is in the loss again. No technique in our list makes the logits smaller. Another trainer does:
+# TRL's `SFTTrainer` computes them in tiles, so they never all exist at once (notebook 04, section
+# 5).
 
 # %%
 with_sft = predict(last.setup.replace(trainer="sft"), GPU)
@@ -676,8 +729,11 @@ print(f"                SFTTrainer {with_sft.peak_allocated_mb:,.0f} MB, at {wit
 assert with_sft.peak_allocated_mb < last.peak_allocated_mb
 
 # %% [markdown]
-# One thing in the first chart ought to surprise you. Why do quantized *weights* make the
-# *activations* smaller? Compare with LoRA on weights of 32 bits:
+# `SFTTrainer` needs much less here. We expect that most of the difference is logits, but we did not
+# test it. `SFTTrainer` also leaves a 4-bit model as it is (notebook 04, section 4).
+#
+# One thing in the first chart may surprise you: with quantized *weights*, the *activations* are
+# smaller, too. To find out why, we compare with LoRA on weights of 32 bits:
 
 # %%
 formats = {}
@@ -700,16 +756,17 @@ assert formats.loc["nf4-double", "eager"] < formats.loc["16-bit", "eager"]
 assert formats.loc["nf4-double", "sdpa"] > 1.2 * formats.loc["16-bit", "sdpa"]
 
 # %% [markdown]
-# The activations on 4-bit weights are those of a model in *float32*. peft's preparation for
-# quantized training (notebook 04) raises norms and embeddings to 32 bits, and from there it
-# spreads. With SDPA that costs a third more. Eager attention happens to gain: its softmax is in
-# float32 anyway, and at 16 bits a second, rounded copy of the matrix is kept beside it.
+# The activations on 4-bit weights are nearly those of a model in *float32*. peft's preparation for
+# quantized training (notebook 04) raises norms and embeddings to 32 bits, and the layers pass
+# 32-bit numbers on. With SDPA the activations take about a third more. With eager attention they
+# take less: its softmax is in float32 anyway, and at 16 bits a second, rounded copy of the matrix
+# is kept beside it.
 #
 # ### What checkpointing costs
 #
-# Nothing is free: checkpointing throws activations away and computes them again. How long does that
-# take? Time cannot be predicted from shapes, so we train for real: the course's own small model, in
-# its own process each time, with and without, three times in turn.
+# Checkpointing throws activations away and computes them again. How long does that take? Time
+# cannot be predicted from shapes, so we train the course's own small model for real: with and
+# without checkpointing, three times in turn.
 
 # %%
 from course_utils.memory import measure
@@ -740,16 +797,18 @@ print(
 assert memory["non-reentrant"] < memory["none"]
 
 # %% [markdown]
-# Three ratios are few, and timings are noisy, on a shared machine most of all: take it as a rough
-# figure. The rule of thumb is a third more: one forward pass more, beside a forward pass and a
-# backward pass of twice its work. It can be less, since the output layer and the loss are outside
-# the checkpointed blocks and are not computed again.
+# The first ratio is the middle one of three. Three are few, and timings are noisy: in our saved run
+# one was 1.71. So the figure is rough, and for one small model.
+#
+# The rule of thumb is a third more: a backward pass is twice the work of a forward pass, and
+# checkpointing adds one more forward pass. It can be less, since the output layer and the loss are
+# not computed again.
 #
 # ## 6. What fits on my GPU?
 #
-# A larger model: **Falcon-7B**, in 8 bits with LoRA. At 16 bits its weights alone are 14 GB. Here
-# is what the workshop measured, in MB (*OOM*: out of memory), and what the predictor says with the
-# libraries of the time. The rows with eager attention are left out.
+# Now a larger model: **Falcon-7B**, in 8 bits with LoRA. At 16 bits its weights alone are 14 GB.
+# The next table shows what the workshop measured, in MB (*OOM*: out of memory), and what the
+# predictor says with the libraries of that time. The rows with eager attention are left out.
 
 # %%
 falcon = replicated[
@@ -779,10 +838,11 @@ plain = falcon[(falcon["error (%)"] != "") & (falcon["remark"] == "")]
 assert (plain["error (%)"].astype(float).abs() < 0.5).all()
 
 # %% [markdown]
-# 2,000 tokens fit with checkpointing only; where the workshop ran out of memory, the prediction is
-# above what such a GPU has, or within a hair of it.
+# 2,000 tokens fit only with checkpointing. An RTX 4090, which we assume here, has about 25,800 MB
+# in all. In three of the four OOM rows the prediction is above that. In one it is just below, but a
+# program does not get all of that memory (see *Your GPU*).
 #
-# And with today's libraries? All 24 cells again, eager ones too:
+# And with today's libraries? All 24 cells again, also the eager ones:
 
 # %%
 rows = grid.run(map(grid.as_setup, grid.published("falcon-7b-8bit")), gpu=GPU, progress=False)
@@ -792,9 +852,10 @@ print(rows[0].get("error", ""))
 refused = [row for row in rows if row["status"] == "refused"]
 
 # %% [markdown]
-# Falcon's code adds the attention's output *into* the output of an 8-bit layer, in place, and
-# PyTorch forbids that, since it would lose the layer's own way to compute gradients. Is it the
-# predictor's fault? Here is bitsandbytes' own function, which needs no GPU for this:
+# All are refused. Falcon's code adds the attention's output *into* the output of an 8-bit layer, in
+# place. PyTorch forbids this, because it would bypass the layer's own way to compute gradients. Is
+# it the predictor's fault? It uses a stand-in for the 8-bit layer, so we try bitsandbytes' own
+# function, which needs no GPU for this:
 
 # %%
 import torch
@@ -818,12 +879,12 @@ assert bool(refused) == ("inplace" in said_by_bitsandbytes)
 assert len(refused) in (0, len(rows))
 
 # %% [markdown]
-# So a rehearsal finds more than memory: none of these trainings would have begun. (On a GPU we have
-# not tried it.) With LoRA on *all* linear layers, as notebook 02 advises anyway, each 8-bit layer's
-# output is added to its adapter's, which makes a new tensor, and it runs.
+# The same happens, only the message is worded differently. So a rehearsal finds more than memory
+# problems: we expect that none of these trainings would begin. (We have not tried it on a GPU.)
+# With LoRA on *all* linear layers, as notebook 02 advises, each 8-bit layer's output is added to
+# its adapter's. This makes a new tensor, and the prediction runs.
 #
-# What makes Falcon fit? An RTX 4090 has about 25,800 MB in all. (Each row: the peak, and what it is
-# made of.)
+# What makes Falcon fit into 25,800 MB? Each row below has the peak, and what it is made of.
 
 # %%
 everywhere = Setup(
@@ -854,14 +915,14 @@ assert kept[2000, "sdpa", "none"] > 6 * kept[500, "sdpa", "none"]
 assert kept[2000, "flash_attention_2", "none"] < 0.5 * kept[2000, "sdpa", "none"]
 
 # %% [markdown]
-# LoRA takes away gradients and optimizer, 8 bits half of the weights, and checkpointing most of the
-# activations.
+# LoRA leaves hardly any gradients and optimizer states. 8 bits save nearly half of the weights, and
+# checkpointing saves most of the activations.
 #
-# Without checkpointing, four times the length takes seven times the activations, in spite of SDPA.
-# Falcon has *one* head for keys and values and 71 for queries. The fused kernels do not take that
-# in the way transformers calls them here, so that in the prediction SDPA writes the matrices down,
-# as eager does; FlashAttention 2 does not. In the file of the replication, eager and SDPA are
-# nearly equal as well:
+# Surprisingly, without checkpointing four times the length takes seven times the activations,
+# although this is SDPA. Falcon has *one* head for keys and values and 71 for queries, and as
+# transformers calls SDPA here, its fused kernels cannot compute that. So in the prediction SDPA
+# stores the matrices, as eager attention does. FlashAttention 2 does not. In the file of the
+# replication, eager and SDPA are nearly equal as well:
 
 # %%
 longest = replicated[replicated["model"].str.contains("falcon") & (replicated["seq_len"] == 2000)]
@@ -875,9 +936,9 @@ assert abs(longest["sdpa"] / longest["eager"] - 1) < 0.01
 # %% [markdown]
 # ### Your GPU
 #
-# `GPUS` knows some by name. A program does not get all of a GPU's memory. The driver keeps a part, and
-# the CUDA context takes another one. For the T4 both are measured: of 15,360 MiB a process gets
-# 14,912, and the context takes 141. For the others we guess cautiously: 3% and 600 MiB.
+# The driver keeps a part of a GPU's memory, and the CUDA context takes another part. For the T4
+# both are measured: of 15,360 MiB a process gets 14,912, and the context takes 141. For the others
+# in `GPUS` we guess cautiously: 3% and 600 MiB.
 
 # %%
 from course_utils.memory import METHODS, fit, usable_bytes, ways_to_fit
@@ -896,8 +957,8 @@ pd.DataFrame(
 ).set_index("name")
 
 # %% [markdown]
-# **Guess first.** Qwen2.5-7B and examples of 1,024 tokens on the T4 that Colab lends: how many
-# examples fit into a batch with LoRA on 16-bit weights, and how many with QLoRA?
+# **Guess first.** You train Qwen2.5-7B on examples of 1,024 tokens, on the T4 that Colab lends. How
+# many examples fit into a batch with LoRA on 16-bit weights, and how many with QLoRA?
 
 # %%
 my_guess = {"LoRA on 16-bit": 1, "QLoRA": 4}
@@ -915,14 +976,16 @@ assert on_t4.loc["QLoRA", 1024] == 0
 assert on_t4.loc["QLoRA, checkpointing", 1024] >= 1
 
 # %% [markdown]
-# This table is for `SFTTrainer`, which you use in this course. A 0 says that not even one example
-# fits. The weights alone are 15 GB at 16 bits. In 4 bits they fit, and then it is the activations
-# that do not, so it takes checkpointing too. `SFTTrainer` switches it on by default: the rows
-# without it are what you get with `gradient_checkpointing=False`.
+# A 0 says that not even one example fits. At 16 bits the weights alone are 15 GB. In 4 bits the
+# weights fit, and many people stop counting there. But the activations do not fit, so QLoRA needs
+# checkpointing too. In our saved run, nine examples fit then.
 #
-# The other way round: here is a training that does *not* fit on an RTX 4090. What is the least to
-# change? `ways_to_fit` tries single changes first, then combinations, from what costs least. (It
-# compares the peak *reserved* with the room in the table above.)
+# This table is for `SFTTrainer`, which switches checkpointing on by default. The rows without it
+# are what you get with `gradient_checkpointing=False`.
+#
+# Now the other way round: here is a training that does *not* fit on an RTX 4090. What is the least
+# to change? `ways_to_fit` tries single changes first, then combinations, the cheapest first. (It
+# compares the *reserved* peak with the room in the table above.)
 
 # %%
 too_large = Setup(QWEN, lora=True, lora_targets="all-linear", batch_size=16, seq_len=1024)
@@ -935,20 +998,25 @@ assert list(answers["change"]) == ["smaller micro-batches", "4-bit weights"]
 assert (answers["peak reserved (MB)"] <= usable_bytes("rtx4090") / 1e6).all()
 
 # %% [markdown]
-# In the shell: `python -m course_utils memory fit --model Qwen/Qwen2.5-7B --gpu t4`.
+# Each change is enough alone. In the shell, you get a similar table by:
+#
+# `python -m course_utils memory fit --model Qwen/Qwen2.5-7B --gpu t4`.
 
 # %% [markdown]
 # ## Take away
 #
-# - Ask first what the peak is made of. A technique only helps with what is there.
-# - Long examples: activations. What eager attention writes down grows with the square of the
-#   length; all the rest, and with SDPA and FlashAttention everything, in a straight line.
-# - Checkpointing takes activations away, and costs time. LoRA takes gradients and optimizer states
-#   away. 8 and 4 bits make frozen weights small.
-# - Accumulation saves nothing by itself; smaller micro-batches do.
-# - A figure belongs to its versions, and to what was really measured: one step or two, states in
-#   sight or paged.
-# - Predict before you run; measure before you believe.
+# - Ask first what the peak is made of. A technique only helps with what is there (section 5;
+#   OPT-350M, predicted).
+# - With long examples, most of the peak is activations (section 1). What eager attention stores
+#   grows with the square of the length, and the rest in proportion (section 4). SDPA avoids the
+#   square for OPT-350M, but not for Falcon-7B (section 6).
+# - Checkpointing saves activations and costs time (section 5; time measured on one small model,
+#   three ratios). LoRA saves gradients and optimizer states. 8 and 4 bits make frozen weights small
+#   (sections 5 and 6).
+# - Accumulation alone saves nothing (section 3). Smaller micro-batches do (section 6).
+# - A figure belongs to its versions (section 2), and to what was really measured: one step or two,
+#   states counted or paged (section 3).
+# - A prediction leaves things out (section 1). So predict before you run, and then measure.
 
 # %% [markdown]
 # ## Exercises
@@ -956,12 +1024,13 @@ assert (answers["peak reserved (MB)"] <= usable_bytes("rtx4090") / 1e6).all()
 # **Quiz.** Put a letter for each, and run the cell below.
 #
 # **a.** A training with eager attention and long examples is far too large for your GPU. Somebody
-# proposes LoRA: "It trains less than one per cent of the weights." What will it do here?
+# proposes LoRA: "It trains less than one per cent of the weights." How much memory will LoRA save
+# here?
 #
-# - **A** take nearly all of the memory away, since so few weights are trained
-# - **B** take about half away, since frozen layers need no backward pass
-# - **C** take nothing away: it makes smaller files, not smaller trainings
-# - **D** take only a little away, since the peak is made of something else
+# - **A** nearly all of it, since so few weights are trained
+# - **B** about half of it, since frozen layers need no backward pass
+# - **C** nothing: it makes smaller files, not smaller trainings
+# - **D** only a little, since the peak is made of something else
 #
 # **b.** A batch of eight examples does not fit. You set `accumulation=8` and leave `batch_size=8`.
 #
@@ -970,15 +1039,15 @@ assert (answers["peak reserved (MB)"] <= usable_bytes("rtx4090") / 1e6).all()
 # - **C** It fits: only the gradients are kept from one example to the next.
 # - **D** It does not fit: the activations of eight batches wait for the step.
 #
-# **c.** Your examples become twice as long. What will the activations do with eager attention?
+# **c.** Your examples become twice as long. How do the activations grow with eager attention?
 #
-# - **A** double: each token takes as much as before
-# - **B** become four times as many: attention is quadratic
-# - **C** something between the two, nearer to four the longer they are
-# - **D** more than four times: each layer adds to the one before
+# - **A** They double: each token takes as much as before
+# - **B** They become four times as many: attention is quadratic
+# - **C** By a factor between two and four, nearer to four the longer they are
+# - **D** By a factor of more than four: each layer adds to the one before
 #
-# **d.** Somebody publishes 12.3 GB for a training. With the same settings yours takes 14.1. What
-# first?
+# **d.** Somebody publishes 12.3 GB for a training. With the same settings yours takes 14.1. What do
+# you do first?
 #
 # - **A** ask for the versions, and for how many steps were measured
 # - **B** distrust the figure: memory can be counted, so it must agree
@@ -991,11 +1060,12 @@ from course_utils.exercises import check, quiz
 quiz("05", a="...", b="...", c="...", d="...")
 
 # %% [markdown]
-# **05.1 · One number.** The training of section 1 does not fit on an RTX 3060; the check says by how
-# much. Change its length, and nothing else, until it just fits; steps of 100 tokens are fine enough.
-# **Guess first:** to make the memory a seventh less, do you need a seventh of the tokens less, too?
+# **05.1 · One number.** The training of section 1 does not fit on an RTX 3060. The check says by
+# how much. Change its length, and nothing else, until it just fits. Steps of 100 tokens are fine
+# enough. **Guess first:** the reserved memory has to shrink by about a sixth. Do you also need a
+# sixth fewer tokens?
 #
-# `just_fits(setup)` gets that training and hands back the shorter one: `setup.replace(seq_len=...)`.
+# `just_fits(setup)` gets that training and returns the shorter one: `setup.replace(seq_len=...)`.
 # Then explain what you see.
 
 
@@ -1011,11 +1081,11 @@ def just_fits(setup):
 check("05.1", just_fits)
 
 # %% [markdown]
-# **05.2 · Onto the T4.** A colleague wants to tune Qwen2.5-7B on Colab's T4. These are the wishes:
-# examples of 1,024 tokens or more, all of them full; LoRA of rank 16 or more on all linear layers;
-# and eight examples for each step of the optimizer. Write `fits_t4()`, which gives a `Setup` that
-# fits. (Mind what a T4 computes in. `help(Setup)` lists the fields and what each may be. The check
-# may take a minute.)
+# **05.2 · Onto the T4.** A colleague wants to tune Qwen2.5-7B on Colab's T4. The wishes: examples
+# of 1,024 tokens or more, all of them full; LoRA of rank 16 or more on all linear layers; and eight
+# examples for each step of the optimizer. Write `fits_t4()`, which returns a `Setup` that fits.
+# (Remember which number formats a T4 can compute in. `help(Setup)` lists the fields. The check may
+# take a minute.)
 
 
 # %% tags=["exercise"]
@@ -1045,10 +1115,9 @@ check("05.2", fits_t4)
 
 # %% [markdown]
 # **05.3 · Alone: ten questions.** A prediction takes a second or more, so do not ask for every
-# batch size. Somebody hands you a function `fits`: `fits(batch)` is true where a batch of that size
-# fits on a GPU, and whatever fits, fits with fewer examples too. Write `largest_batch(fits)`: the
-# largest batch size that fits, from 1 to 1,000, or 0 if none does. You may call `fits` ten times at
-# most.
+# batch size. You get a function: `fits(batch)` is true if a batch of that size fits on a GPU. If a
+# batch fits, every smaller one fits, too. Write `largest_batch(fits)`, which returns the largest
+# batch size that fits, from 1 to 1,000, or 0 if none does. You may call `fits` ten times at most.
 
 
 # %% tags=["exercise"]
@@ -1070,8 +1139,8 @@ def largest_batch(fits):
 check("05.3", largest_batch)
 
 # %% [markdown]
-# Then try yours on something real. (`course_utils.memory.largest_batch` does better than ten: it goes by a straight
-# line through two predictions. Why is that a good idea?)
+# Then try your function on a real training. (`course_utils.memory.largest_batch` needs even fewer
+# predictions: it draws a straight line through two of them. Why is that a good idea?)
 
 # %%
 from course_utils.exercises import done
@@ -1090,10 +1159,9 @@ if done("05.3"):
     print(largest_batch(fits_here), "examples; asked for", asked)
 
 # %% [markdown]
-# **If you have a GPU: add your own row.** No solution here: it is yours to find. On a machine with
-# one the next cell measures five trainings, and writes each as a line of `my_gpu.jsonl` with its
-# prediction beside it. Where do the two differ most, and what does that training have that the
-# others have not?
+# **If you have a GPU: add your own row.** There is no solution here: nobody else has your machine.
+# The next cell measures five trainings and writes each to `my_gpu.jsonl`, with its prediction.
+# Where do the two differ most, and what does that training have that the others have not?
 
 # %%
 from pathlib import Path

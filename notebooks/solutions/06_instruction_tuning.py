@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 06 · Instruction-tuning Pythia
 #
-# **You will learn** where instruction data comes from and what has to be done to it, what a chat
-# template is made of and what happens when it does not fit, and how a base model becomes one that
-# answers. And you will settle, by an experiment, what everybody says: that instruction tuning
-# brings out what pre-training has put in.
+# **You will learn** where instruction data comes from and how to prepare it, what a chat template
+# is and what happens when it does not fit, and how a base model becomes one that answers. You will
+# also test the claim that *instruction tuning* (fine-tuning on requests with good responses) only
+# brings out what *pre-training* (the first, long training on plain text) has put in.
 #
 # **You need** notebooks 02 (LoRA) and 03 (masks and collators).
 #
@@ -13,6 +13,11 @@
 
 # %% [markdown]
 # ## The machine at hand
+#
+# Amir works for a publisher of school atlases. His base model has read texts about every country.
+# But when he asks it for the capital of Mexico, it writes more questions. So he wants to tune the
+# model on questions with answers about some countries. Will it then answer about the *other*
+# countries? And what will it say about a country that it has never read about?
 
 # %%
 import logging
@@ -42,10 +47,9 @@ print(describe())
 # ## 1. A model that knows, and does not answer
 #
 # Pythia is a family of base models that EleutherAI trained for research: everything about their
-# training is known. The course has a very small one of the same architecture, and of it we know
-# even more: each sentence that it has ever read was written by a program that you can read
-# (`benchmarks/pretraining`). It is too small for anything but this experiment. For this
-# experiment it is just right.
+# training is known. The course has a very small model of the same architecture. A program that you
+# can read (`benchmarks/pretraining`) wrote all of its training texts. The model is too small for
+# anything but this experiment.
 
 # %%
 from course_utils import load_model, load_tokenizer
@@ -58,7 +62,7 @@ tokenizer = load_tokenizer(OWN)
 print(f"{base.config.model_type}: {base.num_parameters():,} parameters, {len(tokenizer)} tokens")
 
 # %% [markdown]
-# This is the kind of text that it was trained on:
+# It was trained on texts like these:
 
 # %%
 from course_utils.data import Corpus
@@ -68,12 +72,13 @@ for kind in ("entry", "travel", "homework", "reading"):
     print(f"── {kind}\n{getattr(corpus, kind)()}\n")
 
 # %% [markdown]
-# Facts are told in entries and stories. Homework asks for facts, and nobody answers. A reading test
-# has answers, but only about lands that do not exist, and they stand in the text above it. So the
-# model has read again and again what Kenya's capital is; and it has never once seen anybody *ask*
-# for the capital of a country of this world and *be told*.
+# Entries and travel stories state facts. Homework asks for facts, and no answers follow. A reading
+# test has answers, but only about countries that do not exist, and each answer stands in the text
+# above. So the model has often read what the capital of Kenya is. But it has never seen anybody
+# *ask* about a real country and *get an answer*.
 #
-# What does it know? We ask in its own way: by a sentence that wants to be ended.
+# What does it know? We give it unfinished sentences: first three, then 250 about 50 countries. If
+# it completes one correctly, it knows the fact.
 
 # %% tags=["value:base-ends"]
 from course_utils.data import right
@@ -98,7 +103,8 @@ print(f"\nOf {len(ended)} such sentences, it ends {knows:.0%} rightly.")
 assert knows >= 0.95
 
 # %% [markdown]
-# It knows nearly all. **Guess first:** and if you *ask* it? Write down the share of right answers.
+# The model knows nearly all of these facts. **Guess first:** what if you *ask* for them? Write down
+# the share of right answers, from 0 to 1.
 
 # %%
 my_guess = 0.5
@@ -107,9 +113,10 @@ my_guess = 0.5
 print(ask_base("What is the capital of Mexico?", max_new_tokens=40))
 
 # %% [markdown]
-# It goes on as homework does. Perhaps the form is wrong? Here are some that help with large models:
-# question and answer, chat marks, seven answered questions in front. We count twice: how often the
-# reply *is* the answer, and how often the answer is *anywhere* in its first line.
+# The model continues as its homework texts do. Perhaps the form is wrong? The next cell tries forms
+# that often help with large models: `Question:` and `Answer:`, chat marks, and seven answered
+# questions in front. It counts how often the reply *is* the right answer, and how often the answer
+# is *anywhere* in its first line.
 
 # %%
 QA = "Question: {prompt}\nAnswer:"
@@ -157,11 +164,12 @@ assert untuned["answered rightly"].max() <= 0.05
 assert untuned["answer anywhere in the line"].max() <= 0.1
 
 # %% [markdown]
-# (Shares: 1.0 would be all.) No form helps. Even seven examples do not, from which a large model
-# would see what is wanted.
+# No form helps: none of the 250 questions is answered (2.6 million parameters, one seed). Most
+# people guess more, because the model knows the facts. But it has never seen a question answered
+# from memory, so it writes more questions, or `I see.`, a phrase from its training texts. (The 0.02
+# are a few lines that contain the right word, most likely by chance.)
 #
-# One thing it can do: read. When the answer stands in the text above the question, as in the
-# reading tests it knows, it finds it, even for a land that was invented a second ago.
+# The model does answer questions about a text above them. Here are 100 new reading tests:
 
 # %% tags=["value:reading"]
 tests = [corpus.reading().partition("\nQuestions on the text\n") for _ in range(100)]
@@ -178,14 +186,14 @@ print(f"\nOf {len(prompts)} such questions, it answers {reads:.0%} rightly.")
 assert reads > 0.5
 
 # %% [markdown]
-# So the knowledge is there, and the behaviour of answering from it is not. Behaviour is what
-# instruction data teaches.
+# It finds 84% of the answers, although the countries are invented. So it can answer from a text. It
+# lacks the behaviour of answering from what it knows. Instruction data can teach a behaviour.
 #
 # ## 2. Instruction data
 #
-# An instruction dataset is a list of pairs: what somebody wants, and a good response. Pairs exist
-# already in many places: questions and answers on a help page (*FAQ*), support chats, forum
-# threads, mails with their replies. Some sets were made for the purpose, and are on the hub:
+# An instruction dataset is a list of pairs: a request and a good response. Many pairs exist
+# already: on help pages (*FAQ*), in support chats, forum threads and emails. Others were made for
+# the purpose, such as these two from the hub.
 
 # %%
 from course_utils.models import datasets_for
@@ -208,8 +216,9 @@ text_table(
 # %% [markdown]
 # ### How a pair is written
 #
-# A model reads one text, so a pair has to become one. Several ways to write it have names. Which of
-# them costs most tokens? **Guess first**, then look.
+# A model reads one text, so a pair has to become one. There are several styles, and their marks
+# cost tokens. **Guess first:** which costs most tokens: plain (`Question: ... Answer:`), Alpaca,
+# Llama 2, ChatML or Phi-3?
 
 # %%
 my_guess = "..."
@@ -241,17 +250,16 @@ print("You said:", my_guess)
 text_table(pd.DataFrame(rows))
 
 # %% [markdown]
-# Two things to see. A style is cheap only for a tokenizer that has its marks as single tokens:
-# ChatML's are in the vocabulary of SmolLM2 (the course's chat model) and in ours, Phi-3's in
-# neither, so they fall to pieces. And a long fixed text is paid for at each example.
+# Alpaca does: each example pays for its long fixed text. Many people guess ChatML or Phi-3, because
+# their marks look long. But ChatML's marks are single tokens for SmolLM2 (the course's chat model)
+# and for our model. Phi-3's marks are in neither vocabulary, so they are cut into many tokens.
 #
-# None of them is better by itself. What counts is that **training and use have the same**, to the
-# letter. We measure that in section 4.
+# **Training and use must have the same style**, to the letter (section 4).
 #
 # ### From a document
 #
-# Where there are no pairs, there may be documents. Each of the course's datasets has a card with
-# paragraphs that begin with a bold word or two. That structure is enough to make questions.
+# Where there are no pairs, there may be documents. Each of the course's datasets has a *card*. The
+# bold words that begin a paragraph tell us what to ask, and the paragraph is the answer.
 
 # %%
 from course_utils.data import folder
@@ -286,13 +294,14 @@ assert len(from_cards) >= 10
 assert all(pair["question"].endswith("?") and pair["answer"] for pair in from_cards)
 
 # %% [markdown]
+# Read such pairs before you use them: "changed as told here" makes sense only on the card.
+#
 # ### From another model
 #
-# Or a language model writes them. Alpaca's 52,000 pairs were written by a larger model that was
-# shown a few examples and asked for more. Here our chat model does it: it gets two examples, a
-# topic, and, so that it keeps to the form, the first word of its answer. It is far too small for
-# this to go well, which makes it a good lesson: **the work is not in the writing, but in the
-# checking.**
+# A language model can also write pairs. A larger model wrote Alpaca's 52,000 pairs after it was
+# shown a few examples. Our chat model now does the same, with two examples and a topic. We begin
+# its reply with `Question:`, so that it keeps to the form. It is far too small for this, so you
+# will see that **the work is not in the writing, but in the checking.**
 
 # %%
 from course_utils import runner
@@ -323,9 +332,9 @@ written = writer(
 print("Question:" + written[0])
 
 # %% [markdown]
-# Five sieves, one after the other: is it in the form that was asked for; is it of a sensible
-# length; is it in the language; is it about its topic; is it unlike those that we have already? The
-# share of letters in common tells near-duplicates; the language is guessed by a small library.
+# This question imitates our example about the spine of a book, and its answer is nonsense. Can a
+# program sort out such pairs? We try five filters: the form, the length, the language, the topic,
+# and the share of letters in common with earlier questions.
 
 # %% tags=["value:fate"]
 from difflib import SequenceMatcher
@@ -372,19 +381,20 @@ text_table(pd.DataFrame(generated))
 assert 0 < len(generated) < len(written)
 
 # %% [markdown]
-# Read them as you would read a stranger's homework. All are in good form, and from a model as small
-# as the embedded one most are nonsense: no sieve here knows the world. A model that is tuned on
-# them learns to be wrong in good form. That is why generated data comes from models much better
-# than the one to be trained, and is checked by people, or by programs where a program can tell. We
-# leave ours where they are.
+# The filters keep 17 of 24 replies (SmolLM2-135M, one seed). All have the right form, and most are
+# nonsense, because no filter here knows anything about the world. A model tuned on them would, we
+# expect, learn to be wrong in good form. So generated data should come from a much better model,
+# and people should check it, or programs where a program can tell.
 #
 # ### The steps
 #
-# From pairs to training data: **collect** them, **concatenate** prompt and response in one style,
-# **tokenize**, **pad or truncate** (the collator, notebook 03), and **split** into training,
-# validation and test. We take questions about countries, with short answers, from the course's own
-# tables; the test split is called `held_out`. The split is the crucial step: it goes *by country*.
-# All that is asked in the end is about countries of which the tuning has seen nothing.
+# Pairs become training data in five steps: **collect** them, **concatenate** prompt and response in
+# one style, **tokenize**, **pad or truncate** (the collator, notebook 03), and **split**. A *split*
+# is a part of a dataset with its own purpose: training, validation or test.
+#
+# We use the course's own questions about countries. We split *by country*, so the tuning sees
+# nothing of the countries in the test split, `held_out`. The next cells show some rows, and search
+# the training pairs for held-out countries.
 
 # %%
 text_table(pd.DataFrame(countries["train"][:4])[["country", "relation", "question", "answer"]])
@@ -416,8 +426,8 @@ print({row["answer"] for row in found})
 assert not any(leaks.values())
 
 # %% [markdown]
-# Spain is held out, and Port of Spain is a town in the Caribbean. Look at what a check finds before
-# you believe it, or throw anything away.
+# All four are false alarms: Spain is held out, and Port of Spain is a town in the Caribbean. Look
+# at what a check finds before you believe it. Now we write the rows as prompts and completions:
 
 
 # %%
@@ -443,22 +453,22 @@ train, validation = pairs(countries["train"]), pairs(countries["validation"])
 train[0]
 
 # %% [markdown]
-# Do not overlook the blank before `Kabul`. In what the model has read, a capital stands in the
-# middle of a sentence, and there a blank belongs to its first token (this tokenizer writes it as
-# `Ġ`). Without it, the same town begins with another token, which the model has never had to write
-# there:
+# Do not overlook the leading space, or *blank*, in `' Kabul'`. In the training texts, a capital
+# stands in the middle of a sentence, and the space belongs to its first token. (This tokenizer
+# writes it as `Ġ`.) Without the space, the same town begins with another token, which the model has
+# never had to write there:
 
 # %%
 for text in ("The capital is Nairobi", "Answer: Nairobi", "Answer:Nairobi"):
     print(tokenizer.tokenize(text)[-4:])
 
 # %% [markdown]
-# What that costs, section 4 will measure.
+# The third line begins with `N`, not with `ĠN`. Section 4 measures the difference.
 #
 # ## 3. Chat templates
 #
-# A chat has roles and turns. The template that writes them as one text is a small program in the
-# language Jinja, and it is part of the *tokenizer*. A base model has none. Here is ChatML by hand:
+# A chat has roles and turns, and a chat template writes them as one text. It is a small Jinja
+# program, and part of the *tokenizer*. Our base model has none, so we write one for ChatML:
 
 # %%
 import copy
@@ -475,8 +485,8 @@ messages = [{"role": "user", "content": question}]
 print(with_template.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 # %% [markdown]
-# `add_generation_prompt` opens the assistant's turn: without it the model might well write another
-# user's turn. Compare with a model that has a template of its own:
+# The last line opens the assistant's turn: `add_generation_prompt` does this. Without it, the model
+# might write another turn of the user. Compare with SmolLM2, which has its own template:
 
 # %%
 whole = [*messages, {"role": "assistant", "content": answer}]
@@ -489,15 +499,15 @@ assert theirs.endswith(ours)
 assert ours.startswith(CHATML.replace("{prompt}", question))
 
 # %% [markdown]
-# The same marks; but SmolLM2's template also puts a system prompt in front, which nobody wrote.
-# Always look at the text that a template makes.
+# The marks are the same, but SmolLM2's template also puts a system prompt in front, which you did
+# not write. Always look at the text that a template makes.
 #
 # ### New tokens
 #
-# `<|im_start|>` and `<|im_end|>` are in our vocabulary, but in no text that the model has read. To
-# another base they may have to be added first. Then the *embeddings* have to grow: the table with a
-# row of numbers for each token, by which it enters the model. A new row is random; by default,
-# transformers draws it around the mean of the others (not here, to be quick).
+# `<|im_start|>` and `<|im_end|>` are in our vocabulary, but in no text that the base model has
+# read. For another base model, you may have to add such marks. Then the table of *embeddings* has
+# to grow: it has a row of numbers for each token, by which the token enters the model. A new row is
+# random. By default, transformers draws it around the mean of the others (not here, to be quick).
 
 # %%
 other_tokenizer, other = copy.deepcopy(tokenizer), copy.deepcopy(base)
@@ -511,12 +521,11 @@ print("embeddings:", tuple(other.get_input_embeddings().weight.shape))
 assert other.get_input_embeddings().weight.shape[0] == len(tokenizer) + 1
 
 # %% [markdown]
-# So with chat marks there is more to learn: LoRA on the linear layers leaves the embeddings as they
-# are. `trainable_token_indices` trains just the rows of some tokens; `modules_to_save` trains whole
-# tables, and saves them with the adapter. Section 4 tries both.
+# LoRA on the linear layers does not change the embeddings. Two options of `LoraConfig` do:
+# `trainable_token_indices` trains only the rows of some tokens, and `modules_to_save` trains whole
+# tables, and saves them with the adapter.
 #
-# Time to train. What is the course's own is known from notebook 03.1: `watch` draws the losses,
-# `faster_on_cpu` computes them in a way that suits a CPU.
+# The next cell prepares the training. You know `watch` and `faster_on_cpu` from notebook 03.1.
 
 # %%
 from peft import LoraConfig
@@ -573,8 +582,8 @@ def tune(rows, **options):
 # %% [markdown]
 # ## 4. Tune the base
 #
-# First the checks, then the training: LoRA with rank 8, on questions and answers in the plain
-# style.
+# We train LoRA with rank 8 on pairs in the plain style. The checks come first, to find mistakes
+# early.
 
 # %%
 report = preflight(make_trainer(train, validation=validation))
@@ -584,11 +593,11 @@ print(report)
 assert report.ok
 
 # %% [markdown]
-# Ready. (Before the tuning the loss is *higher* than that of somebody who takes all tokens for
-# equally likely: the model is sure that something else comes next.)
+# All checks pass. The loss before the tuning, 9.59, is higher than the 7.62 of a guess with all
+# tokens equally likely, because the model is sure that something else comes next.
 #
-# **Guess first.** It learns from 96 countries. What share of the questions about the 50 others will
-# it answer rightly?
+# **Guess first.** The model is tuned on 96 countries. What share of the questions about the 50
+# others will it answer rightly?
 
 # %%
 my_guess = 0.3
@@ -611,10 +620,15 @@ pd.DataFrame(results).T.map("{:.1%}".format)
 assert results["tuned, LoRA"]["held out"] >= 0.9
 
 # %% [markdown]
+# The tuned model answers 97.6% of the 250 held-out questions rightly (2.6 million parameters, one
+# seed). Most people guess less, because the tuning says nothing about these countries. But the
+# pre-training did; section 5 tests this explanation. (A training point is the mean of ten steps, so
+# it can lie above the validation loss.)
+#
 # ### All weights, or LoRA?
 #
-# The model is so small that all weights can be tuned. It needs another learning rate: a sixth of
-# LoRA's here. **Guess first**: does it answer better, or worse?
+# LoRA trains 98,304 parameters. We can also tune all weights of this small model, with a sixth of
+# LoRA's learning rate. **Guess first**: does it then answer better, or worse?
 
 # %%
 my_guess = "..."
@@ -629,14 +643,16 @@ print("You said:", my_guess)
 pd.DataFrame(results).T.map("{:.1%}".format)
 
 # %% [markdown]
-# Both know their training pairs. About the other countries, all weights do no better here, with far
-# more of them trained. That is one run; the end of section 5 has it for three.
+# Worse: 89.6% of the held-out questions instead of 97.6% (one seed; section 5 has three). It is
+# natural to guess *better*, because more weights can learn more. But we expect that training all
+# weights also disturbs more of what the model knows. We tried only one learning rate for each.
 #
 # ### Overfitting, provoked
 #
-# Now a mean experiment: 20 pairs only, and three times the learning rate. The model soon knows the
-# pairs by heart. `EarlyStoppingCallback` watches the validation loss and ends the training when it
-# has not improved for a while; `load_best_model_at_end` goes back to where it was best.
+# Now we provoke overfitting, with only 20 pairs and about three times the learning rate. *Early
+# stopping* ends a training when the validation loss no longer falls. `EarlyStoppingCallback` stops
+# after two evaluations without improvement, and `load_best_model_at_end` returns to the best
+# checkpoint. We train without early stopping, then with it.
 
 # %% tags=["figure:06_overfitting"]
 from transformers import EarlyStoppingCallback
@@ -679,21 +695,25 @@ assert rows["stopped early"]["validation loss"] < rows["to the end"]["validation
 assert abs(loss - stopped.state.best_metric) < 0.01
 
 # %% [markdown]
-# The last line is worth keeping in your own trainings. When *all* weights of a GPT-NeoX are tuned,
-# transformers 5.23 loads the best checkpoint without its output layer, which is saved under another
-# name ([a known problem](https://github.com/huggingface/transformers/issues/43701)), and says so in
-# a log line that is easily missed. An adapter is not touched by that.
+# The training loss goes to 0: the model soon knows the pairs by heart. The validation loss is
+# lowest at step 20. (Its rise at step 15 probably comes from the high learning rate.) Early
+# stopping ended the second run at step 30. Its loss in the table, 2.12, is the lowest of its curve,
+# so the best checkpoint was loaded.
 #
-# And note what did not get better: stopped or not, 20 pairs are too few for new countries. Early
-# stopping saves you from getting worse; it does not make data.
+# Check this in your own trainings. After tuning *all* weights of a Pythia, transformers 5.23 loads
+# the best checkpoint without its output layer ([a known
+# problem](https://github.com/huggingface/transformers/issues/43701)), and only a log line says so.
+#
+# Stopped or not, few answers are right: 18.0% and 17.2% differ by two questions of 250 (one seed).
+# Twenty pairs are too few, and early stopping does not replace data.
 #
 # ### The template has to fit
 #
-# Four more tunings on the same pairs: one in the plain style without the blank; one in ChatML with
-# LoRA alone; one that also trains the embeddings of the two marks; one that also trains the whole
-# output layer. Then each model is asked in each style. (They take a minute or more.)
+# We tune four more models on the same pairs: one in the plain style without the blank, one in
+# ChatML with LoRA alone, one that also trains the embeddings of the two marks, and one that also
+# trains the whole output layer. Then we ask each model in each style.
 #
-# **Guess first.** Which of the five does best in its own style, and which worst?
+# **Guess first.** Which of the five does best in its own style, and which does worst?
 
 # %%
 my_guess = {"best": "...", "worst": "..."}
@@ -736,14 +756,18 @@ assert fits.loc["ChatML", "plain"] < 0.5
 assert fits.loc["ChatML, output trained", "ChatML"] < fits.loc["ChatML", "ChatML"]
 
 # %% [markdown]
-# The style itself matters little: ChatML does about as well as plain text. That training and use
-# **agree** matters more than anything: a model that answers nearly all in its own style fails in
-# others. (The exception: tuned in ChatML with LoRA alone, it goes by the question more than by the
-# marks, and answers the bare question too.) And a blank can decide.
+# *Plain* does best in its own style, with 98%, and ChatML about as well, with 96%. *Plain, no
+# blank* does worst, with 13% (250 questions, one seed). Few people expect so much of one space. But
+# without it, each answer begins with a token that the model has never written there.
 #
-# But did you see the curves? That the loss stays high without the blank goes with its few right
-# answers. In ChatML, though, it stops falling at about 1, and nearly all answers are right. Look at
-# what each token of a right reply costs the model, its loss one by one (0: it was sure of it):
+# Training and use must also **agree**: a model that answers nearly all in its own style fails in
+# others. There is one exception: the model tuned in ChatML with LoRA alone also answers 81% of the
+# bare questions. It probably uses the question more than the marks, whose embeddings were not
+# trained.
+#
+# Now compare the curves. Without the blank, the loss stays above 1, and few answers are right. In
+# ChatML it stops at about 1, but nearly all answers are right. Why? Look at the loss of each token
+# of one right reply:
 
 # %%
 reply = CHATML.replace("{prompt}", question) + f" {answer}<|im_end|><|endoftext|>"
@@ -764,27 +788,31 @@ assert costs["ChatML, marks trained"]["<|im_end|>"] > 2
 assert costs["ChatML, output trained"]["<|im_end|>"] < 0.5
 
 # %% [markdown]
-# It is the end mark. To *read* a new mark takes its row of the embeddings; to *write* it takes its
-# row of the output layer, which here is another table (they are not *tied*), and which neither LoRA
-# nor `trainable_token_indices` has touched. The model helps itself: it ends with the EOS token that
-# it knows. Training the output layer mends the mark, and does harm: it answers less about the other
-# countries. Probably so because all 393,216 weights of that table move, at LoRA's high rate,
-# towards the words of the training pairs; we have not looked further.
+# The end mark `<|im_end|>` has a loss of about 4, and it alone raises the mean.
 #
-# So, for a base model: a style whose marks it can already write is the easy way.
+# To *read* a new mark, the model needs its row of the embeddings. To *write* the mark, it needs its
+# row of the output layer, which is another table here (they are not *tied*). Neither LoRA nor
+# `trainable_token_indices` has changed that table. The replies still end, most likely with the EOS
+# token, which the model can already write.
+#
+# Training the output layer brings the loss of the mark to 0, but only 56% of the answers are right
+# then. We have not tested why. So for a base model, choose a style whose marks it can already
+# write.
 
 # %% [markdown]
 # ## 5. The experiment
 #
-# The claim: *instruction tuning reaches what pre-training has put in; it does not put it in.* Three
-# things have to be ruled out before we believe it.
+# The claim is: *instruction tuning brings out what pre-training has put in; it does not put it in.*
+# We have to rule out three other explanations.
 #
-# - The tuned model might **guess**: many countries pay with the euro. So we need floors: always the
-#   most frequent answer, and a model with random weights that is tuned in the same way.
+# - The tuned model might **guess**: many countries pay with the euro. So we need baselines: always
+#   the most frequent answer, and a model with random weights, tuned on the same pairs.
 # - It might have learned the held-out facts **from the tuning**. The split forbids that.
-# - It might know the facts from **nowhere we control**. Here a *control base* helps: the same
-#   architecture, the same training, but the facts of 25 of the 50 held-out countries are not in its
-#   corpus. It has met these countries only as names.
+# - It might know them from **somewhere else**. So we need a *control*, a model that differs in just
+#   one thing. Our *control base* is trained in the same way, but its corpus lacks the facts of 25
+#   of the 50 held-out countries. It has met these only as names.
+#
+# First, the control base completes sentences about both halves, 125 for each:
 
 # %%
 control = load_model("course/pythia-3m-control", dtype=torch.float32)
@@ -800,12 +828,15 @@ for name, rows in cues.items():
     print(f"control base, sentences to end, countries {name}: {ended:.0%}")
 
 # %% [markdown]
-# **Guess first.** The control base is tuned as the base was. What does the result say about the 25
-# countries it knows, and about the 25 that it does not: does it answer rightly, does it answer
-# wrongly, or does it say nothing?
+# The control base knows one half, and not the other. (Guessing gets about 7%, too: see the next
+# table.)
 #
-# After your guess three models are trained for the table, one of them for 1,000 steps; that takes
-# longest in this notebook.
+# **Guess first.** The control base is now tuned as the base was. What share of the questions will
+# it answer rightly about the 25 countries in its corpus, and about the 25 hidden ones? Will it be
+# wrong about those, or silent?
+#
+# After your guess, we train three models: the control, a model with random weights (all of them
+# trained, for 1,000 steps, because it has more to learn), and the base on pairs without currencies.
 
 # %%
 my_guess = {"told": 0.5, "hidden": 0.5}
@@ -910,12 +941,20 @@ assert not_told < table.loc["random weights, tuned", "all"] + 0.1
 assert table.loc["base, tuned without currency", "currency"] < 0.2
 
 # %% [markdown]
-# Read it from the top. The first three rows are floors: a good guess, a model that knows its
-# training pairs by heart and nothing else, and the base as it was. The tuned base is far above
-# them. And the last two rows are *one* model, tuned once: what divides them is only what its corpus
-# told. (In the row above these two, no training pair asked for a currency.)
+# Read the table from the top (2.6 million parameters, one seed; 250 questions a row, 125 for the
+# control). The first three rows are baselines: 9% for the most frequent answer, 9% for the model
+# with random weights, which knows its training pairs by heart, and 0% for the untuned base. The
+# tuned base is far above them.
 #
-# How does the control sound where it knows nothing?
+# The last two rows are *one* model, tuned once: 98% about the countries in its corpus, and 6% about
+# the hidden ones, no more than guessing. The difference is what the corpus told. Many people guess
+# more for the hidden half, because the tuning has practised such questions. But it told none of
+# these facts.
+#
+# The tuning is narrow: in the row *without currency*, no training pair asked for a currency, and no
+# answer about one is right.
+#
+# What does the control say where it knows nothing?
 
 # %% tags=["value:invented"]
 ask_tuned, ask_tuned_control = (
@@ -934,12 +973,14 @@ text_table(
 )
 
 # %% [markdown]
-# Just as well-formed. It has learned *that* a question about a capital gets a town, and puts one
-# there. Nothing in the tuning ever told it to say that it does not know: this is how hallucination
-# is trained.
+# Its answers have the same form as right ones. It has learned *that* a question about a capital
+# gets a town. So it gives one: another country's capital, or an invented word such as `Segucaran`.
+# Nothing in the tuning told it to say that it does not know. This is one way in which a model
+# learns to hallucinate.
 #
-# **Guess first.** The reader cannot tell. Can the model? How likely does it itself find its
-# answers, about the countries that it knows, and about the others?
+# **Guess first.** A reader cannot tell which answers are invented. Can the model? What probability
+# does it give to its own answers, on average, about the countries that it knows (`told`), and about
+# the others (`hidden`)?
 
 # %%
 my_guess = {"told": 0.5, "hidden": 0.5}
@@ -974,15 +1015,15 @@ pd.DataFrame(sure).describe().loc[["mean", "25%", "50%", "75%", "max"]].round(2)
 assert sure["told"].mean() > sure["hidden"].mean() + 0.3
 
 # %% [markdown]
-# It can, on average. What it makes up comes from many possibilities of which hardly any is likely;
-# the greedy answer hides that. Some of the made-up answers are sure all the same, so it is a hint
-# and no proof.
+# It can, on average: 0.93 against 0.35 (125 answers each, one seed). Many people guess two similar
+# numbers, because the answers look alike. But greedy decoding prints the likeliest answer, even if
+# its probability is small: half of the answers about hidden countries are below 0.28. Yet a quarter
+# are above 0.54, and only 6% are right. So the probability is a hint, and no proof.
 #
-# ### The way back
+# ### Backwards
 #
-# In the corpus the country always comes before its capital. Ask the tuned model the other way
-# round, in a wording that means the same. **Guess first:** for what share of the countries does it
-# find the way back?
+# In the corpus, the country always comes before its capital. Now we give the tuned model the
+# capital. **Guess first:** for what share of the 50 held-out countries does it find the country?
 
 # %%
 my_guess = 0.5
@@ -1011,17 +1052,21 @@ print(backwards[0]["question"], "→", ask_tuned(backwards[0]["question"]))
 assert back < there / 2
 
 # %% [markdown]
-# Known as the *reversal curse*: a model that was told "A is B" has not been told "B is A". Tuning
-# cannot repair it, because there is nothing to bring out. Large models show it too, for facts that
-# their texts tell in one direction only.
+# For none of them, although it names 94% of the capitals. Most people expect more, because to us
+# both questions are about the same fact. This is known as the *reversal curse*: a model that was
+# told "A is B" has not been told "B is A". Asked about Tirana, it names Pretoria.
+#
+# We expect that tuning cannot repair this, because there is nothing to bring out. But this test
+# does not prove it: the tuning never asked backwards, and currency questions failed, too, when the
+# tuning did not ask them. Large models show the reversal curse as well, for facts told in one
+# direction only (Berglund and others, below).
 #
 # ### Is it luck?
 #
-# All of the above is one pre-training and one tuning. The same experiment was run with three seeds
+# All results above come from one seed. So we ran the experiment with three seeds
 # (`benchmarks/pythia.py`): three bases and three controls pre-trained from nothing, and seven
-# tunings for each seed. Mean of the right answers about held-out countries, the lowest and highest,
-# and the number of seeds. A row without a colon is of all 50 countries; behind a colon stands what
-# the row is of instead.
+# tunings for each seed. The table shows the shares of right answers. A row without a colon is about
+# all 50 held-out countries; `told` and `hidden` are the two halves.
 
 # %%
 from course_utils.results import whole_rows
@@ -1053,23 +1098,25 @@ assert means["base, question and answer"] <= 0.05
 assert means["base, bare question"] <= 0.05
 
 # %% [markdown]
-# ### What this proves, and what it does not
+# The seeds agree. Untuned, the base answers none. Tuned with LoRA, it is right in 97.2% to 98.0%.
+# The control is right in 97.6% to 100% where its corpus told the facts, and in 4.0% to 10.4% where
+# it did not. All weights reach 89.6% to 92.8%, less than LoRA with each seed.
 #
-# It proves that here the *facts* come from pre-training and the *answering* from tuning: where the
-# facts are in the corpus, questions about countries that the tuning never mentioned are answered;
-# where they are not, the same tuning gives sentences of the same form with inventions in them. And
-# the tuning is narrow: a relation that it did not ask about stays unanswered, though the fact is
-# there.
+# ### What this shows, and what it does not
 #
-# It does not prove that tuning *cannot* teach facts: nobody here tried to teach it one that its
-# corpus lacks. Nor does it say how large models behave. They have read questions with answers by
-# the million, so that for them tuning may be more of a selection than a beginning.
+# For this model of 2.6 million parameters, with generated texts and three seeds, the *facts* come
+# from pre-training and the *answering* from tuning. Where the corpus lacks the facts, the same
+# tuning gives made-up answers of the same form.
+#
+# This does not show that tuning *cannot* teach facts: nobody here tried to teach the model one that
+# its corpus lacks. Large models have read millions of questions with answers. That they behave in
+# the same way is an expectation.
 
 # %% [markdown]
 # ## 6. Talk to it
 #
-# Base, tuned, and the control, side by side. Ask something that is no question about a country,
-# too.
+# Ask the base, the tuned base and the tuned control side by side, also about other things than
+# countries.
 
 # %%
 from course_utils.widgets import translator
@@ -1097,14 +1144,15 @@ text_table(
 )
 
 # %% [markdown]
-# It was tuned on countries alone; what does it make of a question about a book? The corpus has told
-# it who wrote *Dracula*, too.
+# Both tuned models know the currency of Kenya. But they were tuned on countries alone: the corpus
+# also says that Bram Stoker wrote *Dracula*, and neither names him. (`Bram Stese` comes close.) To
+# `How are you?` they reply with one word, as they learned in the tuning.
 #
 # ## 7. The real Pythia
 #
-# With the hub and a GPU, the same steps on a Pythia of 410 million to 1.4 billion parameters, as
-# your machine's tier allows, and on instructions that people wrote. New are only the style
-# (Alpaca's) and that what is too long is cut.
+# With the hub and a GPU, the same steps now run on a Pythia of 410 million to 1.4 billion
+# parameters, with instructions that people wrote, in Alpaca's style. Texts that are too long are
+# cut. Without a GPU, the steps run on our small base, with the pairs from the cards.
 
 # %%
 from course_utils.hardware import pick_dtype, tier
@@ -1194,8 +1242,8 @@ def loss_and_replies():
 before = loss_and_replies()  # the adapter is still zero: this is the untuned model
 
 # %% [markdown]
-# If you run the next cell a second time, it trains the same adapter further. To start over, first
-# run the cell that makes `real_trainer`, and the one above.
+# If you run the next cell twice, it trains the same adapter further. To start over, first run the
+# cell that makes `real_trainer` and the cell above this text.
 
 # %%
 _ = real_trainer.train()
@@ -1212,20 +1260,23 @@ assert after[0] < before[0]
 assert real or "Nairobi" not in after[1][0]
 
 # %% [markdown]
-# Without a GPU this has shown that the steps run, and no more: twenty of them, on a handful of
-# pairs, lower the loss, and what it says is no answer yet. With one, read the two columns.
+# Without a GPU, this shows only that the steps run. Twenty steps lower the held-out loss from 9.85
+# to 8.03, still worse than a uniform guess (7.62), and the replies are still homework and
+# conversation. With a GPU, compare the columns: does the model answer after the tuning?
 #
 # ## Take away
 #
-# - A base model continues; instruction tuning teaches it to answer. It needs few pairs and few
-#   weights, because it brings out what is there.
-# - What pre-training has not put in is not brought out. The tuned model does not fall silent then:
-#   it makes something up, in good form.
-# - Instruction data: collect, concatenate, tokenize, pad, split. Look at each step; split so that
-#   nothing leaks. What a model generates is to be checked, one by one.
-# - A chat template is part of the model: training and use must have the same, to the blank. New
-#   marks have to be read (embeddings) and written (output layer); look at the loss of each token.
-# - One run is an anecdote. Floors, controls and seeds make it evidence.
+# - A base model continues a text; instruction tuning teaches it to answer. With 98,304 trained
+#   parameters, right answers about held-out countries went from 0% to 98% (section 4).
+# - What pre-training had not put in, tuning did not bring out: about hidden countries, the control
+#   made up answers, and 7% were right (section 5).
+# - Both shares are means of three seeds (250 and 125 questions), at 2.6 million parameters with
+#   generated texts (section 5). That they hold for large models is an expectation.
+# - Split so that nothing leaks, and check generated pairs one by one: filters let nonsense pass
+#   (section 2).
+# - Training and use must have the same template, to the blank: without it, 13% were right instead
+#   of 98% (section 4, one seed). New marks have to be read (embeddings) and written (output layer).
+# - One run can be luck. Baselines, a control and several seeds make it evidence (section 5).
 
 # %% [markdown]
 # ## Exercises
@@ -1234,18 +1285,18 @@ assert real or "Nairobi" not in after[1][0]
 #
 # **a.** Which finding shows best that the *facts* in the answers come from pre-training?
 #
-# - **A** The tuned base answers nearly all about held-out countries, the untuned one nothing.
-# - **B** Tuned with 98,304 parameters it answers about as well as with all of its weights.
+# - **A** The tuned base answers nearly all about held-out countries, the untuned base none.
+# - **B** Tuned with 98,304 parameters, it answers no worse than with all of its weights.
 # - **C** Tuned in the same way, the control fails at just what its corpus had left out.
 # - **D** The model with random weights learns its training pairs, and fails at the others.
 #
 # **b.** Tuned in ChatML with LoRA, the loss stops falling at about 1, yet nearly all answers are
-# right. How does that go together?
+# right. Why?
 #
 # - **A** It cannot write the end mark, and that one token raises the mean of them all.
 # - **B** The loss is computed on the prompt as well, which nobody can foresee.
 # - **C** It is sure of nothing, and greedy decoding happens to find the right tokens.
-# - **D** It has overfitted: answers are learned by heart, and the loss says so.
+# - **D** It has overfitted: it knows the answers by heart, and the loss says so.
 #
 # **c.** The tuned control invents capitals. Why does it not say that it does not know them?
 #
@@ -1258,7 +1309,7 @@ assert real or "Nairobi" not in after[1][0]
 # any. What do you ask for first?
 #
 # - **A** the temperature that the program samples with
-# - **B** the kind of number that the weights are loaded in
+# - **B** the number format that the weights are loaded in
 # - **C** the share of the questions that were in the training
 # - **D** the exact text that the program gives to the model
 
@@ -1268,7 +1319,7 @@ from course_utils.exercises import check, quiz
 quiz("06", a="...", b="...", c="...", d="...")
 
 # %% [markdown]
-# Both checks train for some seconds: they tune what you hand over with this function.
+# Both checks train for some seconds, with this function:
 
 
 # %%
@@ -1278,9 +1329,9 @@ def share_after(rows, adapter=LORA):
 
 
 # %% [markdown]
-# **06.1 · How few countries?** Write `nineteen(rows)`, which gets the training rows of `countries`
-# and hands back those of 19 countries of your choice. Tuned on them, the base should still answer
-# 60% of the questions about the held-out ones.
+# **06.1 · How few countries?** Write `nineteen(rows)`. It gets the training rows of `countries` and
+# returns those of 19 countries of your choice. Tuned on them, the base should still answer 60% of
+# the questions about the held-out countries.
 
 
 # %% tags=["exercise"]
@@ -1296,8 +1347,8 @@ def nineteen(rows):
 check("06.1", nineteen, share_after)
 
 # %% [markdown]
-# Then change the number in your function: 5 countries, 10, 40. Run its cell again and this one.
-# What do so few countries teach, and what do more of them add?
+# Then change the number in your function: 5 countries, 10, 40. Run its cell again, and the cell
+# below. What do so few countries teach the model, and what do more add?
 
 # %%
 from course_utils.exercises import done
@@ -1310,7 +1361,7 @@ if done("06.1"):
 # **06.2 · Alone: how small an adapter?** Find the smallest adapter with which the model still
 # answers 90% of the questions about held-out countries. Ours, of rank 8 on all linear layers, has
 # 98,304 parameters; 25,000 are allowed, and far fewer are possible. Which layers does it need?
-# Write `smallest()`, which hands back the arguments of its `LoraConfig` as a dictionary.
+# Write `smallest()`, which returns the arguments of its `LoraConfig` as a dictionary.
 
 
 # %% tags=["exercise"]

@@ -1,10 +1,9 @@
 # %% [markdown]
 # # 07 · Base or instruct: which one to fine-tune?
 #
-# **You will learn** a QLoRA recipe that tunes a base model and its chat version alike, what tuning
-# takes from a chat model, how to measure that, and what gives it back. You will hold four common
-# claims against measurements, and see that some of them hold, one of them differently than it is
-# told, and that some cannot be decided on a small model.
+# **You will learn** a QLoRA recipe that tunes a base model and its chat version alike, what a chat
+# model can lose by tuning, how to measure that, and what helps. You will test four common claims,
+# one of which cannot be decided on a small model.
 #
 # **You need** notebooks 02 (LoRA), 04 (quantization) and 06 (instruction tuning).
 #
@@ -13,6 +12,14 @@
 
 # %% [markdown]
 # ## The machine at hand
+#
+# Amir tunes a chat model on a hotel's old replies to its guests. Now it writes about rooms in just
+# the right tone. Then a guest asks for three tips for a rainy day, as a numbered list. The model
+# used to write such lists, but now it writes one odd sentence. "You should have tuned the base
+# model", says a friend. Is she right? And how could Amir have noticed the loss earlier? You will
+# measure both.
+#
+# The text quotes the saved outputs: two CPU cores and the course's small models.
 
 # %%
 import copy
@@ -46,16 +53,16 @@ print(describe())
 # %% [markdown]
 # ## 1. What people say
 #
-# There are two models on the hub, `…-8B` and `…-8B-Instruct`, and you have data of your own. Which
-# one do you tune? A common answer is: the base. It gives four reasons.
+# The hub often has two versions of a model, `…-8B` and `…-8B-Instruct`. The second is a chat model,
+# made from the first by instruction tuning. Which one do you tune on your own data? A common answer
+# is: the base. People give four reasons.
 #
 # 1. **Speed.** A base model has no fixed format, so it picks up a new style faster.
 # 2. **Disruption.** Tuning a chat model undoes a part of what it was trained to do.
-# 3. **Conflict.** A chat model has a template and a system prompt; new ones get in their way.
+# 3. **Conflict.** A chat model has a template and a system prompt, and new ones conflict with them.
 # 4. **Safety.** A tuned chat model forgets to refuse.
 #
-# And yet most people who tune at home take the chat model. **Guess first:** which of the four will
-# hold when we measure them?
+# **Guess first:** which of the four will hold when we measure them?
 
 # %%
 my_guess = {"speed": True, "disruption": True, "conflict": True, "safety": True}
@@ -63,17 +70,17 @@ my_guess = {"speed": True, "disruption": True, "conflict": True, "safety": True}
 # %% [markdown]
 # ## 2. Data in Guanaco's form
 #
-# [OpenAssistant Guanaco](https://huggingface.co/datasets/timdettmers/openassistant-guanaco) has
-# about 10,000 conversations, each one text, with plain words to mark who speaks:
+# The QLoRA recipe came with [OpenAssistant
+# Guanaco](https://huggingface.co/datasets/timdettmers/openassistant-guanaco), about 10,000
+# conversations. Each is one text, in which plain words mark who speaks:
 #
 # ```
 # ### Human: Can you explain …### Assistant: Of course! …
 # ```
 #
-# For the claims we need data in which we can *measure* what was learned. So we take questions about
-# countries (notebook 06) and have them answered in a style that no model here knows: the way Yoda
-# would. The answer comes first and the verb last, so that a program can tell whether a reply is in
-# style, and whether it begins with the right answer.
+# To test the claims, we have to *measure* what a model has learned. So we take questions about
+# countries (notebook 06), and answer them in a style that no model here knows: as Yoda would. The
+# answer comes first and the verb last. So a program can check both the style and the answer.
 
 # %%
 from course_utils.data import GUANACO, in_style, load_data, tells, yoda_answer
@@ -84,10 +91,10 @@ row = asked[0]
 print(GUANACO.replace("{prompt}", row["question"]), yoda_answer(row))
 
 # %% [markdown]
-# The countries in `held_out` are in no training row. The last piece of a text is the *end-of-text
-# token*. A model learns to stop because it has seen where texts end; a pad token that is the same
-# as the EOS token hides just that (notebook 03). So each of our two models needs a pad token which
-# is not its end. The tokenizers have some to spare:
+# A model learns to stop because it is trained on the EOS token after each text. Padding is left out
+# of the training. If the pad token *is* the EOS token, the ends can be left out, too (notebook 03).
+# So each model gets a pad token that its tokenizer has to spare. `<|endoftext|>` ends the base
+# model's texts, and pads the chat model's.
 
 # %%
 from course_utils import load_tokenizer
@@ -136,13 +143,13 @@ for text in as_guanaco(asked.select(range(2)), tokenizers["tuning_chat"])["text"
 # %% [markdown]
 # ## 3. One recipe for both
 #
-# The recipe is a well-known one for an 8B model on a GPU of 24 GB: QLoRA with all that saves
-# memory.
+# We train both models by one recipe, well known for an 8B model on a GPU of 24 GB: QLoRA, with
+# everything that saves memory.
 #
 # | what | how |
 # |---|---|
 # | weights | NF4, double quantization (notebook 04) |
-# | made trainable | `prepare_model_for_kbit_training`: freezes all, norms in float32, checkpointing |
+# | made trainable | `prepare_model_for_kbit_training`: freezes all, norms float32, checkpointing |
 # | adapter | LoRA, r = 16, alpha = 16, dropout 0.05, on the seven projections of each block |
 # | optimizer | AdamW with 8-bit states, paged |
 # | batch | 8 × 4 accumulated |
@@ -150,8 +157,8 @@ for text in as_guanaco(asked.select(range(2)), tokenizers["tuning_chat"])["text"
 # | length | 512 tokens at most; evaluation every 25 steps |
 # | trained on | the whole text, questions too: each row is one text, without a prompt of its own |
 #
-# How much memory is that? **Guess first**, in GB, for 8 billion parameters. Then we predict it;
-# that needs neither the weights nor a GPU.
+# How much memory does this need? **Guess first**, in GB, for 8 billion parameters. The next cell
+# predicts it without weights or GPU.
 
 # %%
 my_guess_gb = 30
@@ -195,16 +202,16 @@ pd.Series(found.at_peak).sort_values(ascending=False).map("{:,.0f} MB".format).t
 assert found.peak_reserved_mb * 1e6 < usable_bytes("rtx4090")
 
 # %% [markdown]
-# More than you thought? Two things are easily forgotten. Not all weights are in 4 bits: the
-# embedding and the output layer, a billion numbers, are not quantized, and
+# The prediction is 12.6 GB. A guess of 4 GB, half a byte for each weight, forgets two things. The
+# embedding and the output layer, a billion numbers, are not in 4 bits:
 # `prepare_model_for_kbit_training` turns them into float32. And there are activations: the input of
-# each of 32 layers for 8 × 512 tokens, what one layer computes again in the backward pass, and the
-# tile in which `SFTTrainer` computes the logits. (The total lies above the sum of the rows, because
-# memory is reserved in larger pieces.)
+# each of 32 layers for 8 × 512 tokens, what one layer computes again in the backward pass, and a
+# part of the logits. A guess above 16 GB may count 16-bit weights, or the gradients and optimizer
+# states of full fine-tuning. (Memory is reserved in larger pieces, so the rows sum to less.)
 #
-# Here is the recipe as today's libraries spell it. How many steps, how large a batch and which
-# learning rate: that is looked up by the machine's tier. All else is the same on every machine,
-# with NF4 on a CPU, too.
+# The next cell is the recipe as code. Steps, batch and learning rate depend on the machine's tier:
+# a CPU does only 30 steps, at ten times the rate, without checkpointing and 16-bit training. The
+# rest is the same everywhere, NF4 included.
 
 # %%
 from peft import LoraConfig, prepare_model_for_kbit_training
@@ -273,10 +280,10 @@ def recipe_trainer(model, tokenizer, rows, validation=None, seed=0, **changes):
 
 
 # %% [markdown]
-# Now both. With the hub and a GPU, these are a base model and the chat model that was made of it,
-# on Guanaco itself. Without them the course's own base stands on one side, the embedded chat model
-# on the other, and the countries take Guanaco's place: that shows the recipe at work, and compares
-# nothing, because these two are not one family.
+# Now we prepare both trainings. With the hub and a GPU, these are a base model and the chat model
+# made from it, on Guanaco itself. Otherwise they are the course's own base model and
+# SmolLM2-135M-Instruct, on the countries. These two are not one family, and the tiny base needs
+# more and larger steps. So this section does not compare them.
 
 # %%
 from course_utils.models import hub_reachable
@@ -312,6 +319,9 @@ for role, model in models.items():
     assert report.ok
 
 # %% [markdown]
+# `preflight` warns that the chat model's texts are not in its chat template. This is on purpose:
+# both models get Guanaco's form. The weights "in float32" are those that are not quantized.
+#
 # "All linear layers" are the seven projections of the recipe, where the architecture is Llama's:
 
 # %%
@@ -322,8 +332,8 @@ print(sorted(adapted))
 assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 # %% [markdown]
-# Now train both. The second takes a few minutes on a CPU. (If you run a cell with `train()` a second
-# time, it trains the same adapter further. To start over, first run the cell that makes its trainer.)
+# Now train both, about a minute on two CPU cores. (Running a `train()` cell again trains the same
+# adapter further. To start over, first run the cell that makes its trainer.)
 
 # %%
 _ = trainers["tuning_base"].train()
@@ -332,10 +342,9 @@ _ = trainers["tuning_base"].train()
 _ = trainers["tuning_chat"].train()
 
 # %% [markdown]
-# Did it work? The adapter can be switched off, so that the untouched model is still at hand: the
-# same weights in the same 4 bits. Both answer questions about countries that were in no training
-# row, asked in Guanaco's form. We count two things: replies that are in style from the first word
-# to the last, and replies that begin with the right answer, as the style has it ("Kabul, the …").
+# Both losses level off. Did it work? We ask about the countries in `held_out`, which are in no
+# training row. "Before" is the same model with its adapter switched off. We count replies that are
+# in style throughout, and replies that begin with the right answer ("Kabul, the …").
 
 # %%
 from course_utils.models import Runner
@@ -386,14 +395,15 @@ learned = recipe_table["in style"].unstack()
 assert real or (learned["after"] > learned["before"] + 0.5).all()
 
 # %% [markdown]
-# The recipe works on both. Now the claims.
+# The recipe works on both: no reply is in style before, and all 40 are after (one seed). But only
+# 22% and 55% are right, so the style seems easier to learn than the answers. The untouched models
+# reply "I see." or write numbers, probably because this form is new to them.
 #
 # ## 4. Speed: does the base learn the style faster?
 #
-# That takes two models which differ in nothing but instruction tuning. We can make such a pair: the
-# course's own base, and the same base after notebook 06's training, with which it answers questions
-# shortly and rightly. Its adapter is merged afterwards (notebook 02), so that both are plain models
-# and can be tuned in just the same way.
+# We need two models that differ in nothing but instruction tuning. We make them: the course's base
+# model (2.6 million parameters), and the same model after notebook 06's training, which teaches it
+# short answers. We merge the adapter (notebook 02), so both are plain models.
 
 # %%
 OWN = "course/pythia-3m"
@@ -443,7 +453,10 @@ own_instruct = copy.deepcopy(own_base)
 _ = own_instruct.load_state_dict(merged.state_dict())
 
 # %% [markdown]
-# Are they the pair that we need? Both get held-out questions in the form of that first tuning,
+# The loss begins above a uniform guess (7.62), probably because the base model is sure of other
+# words, such as "I see."
+#
+# Are these the two that we need? Both get 40 held-out questions in the form of that first tuning,
 # `Question: … Answer: …`.
 
 # %%
@@ -465,9 +478,9 @@ assert share(knows["base"]) < 0.1
 assert share(knows["instruct"]) > 0.8
 
 # %% [markdown]
-# Now both learn the new style, with three seeds, and every few steps we ask. **Guess first:** after
-# how many steps, of 16 texts each, will half of the answers be in style? And whose answers will be
-# *right*?
+# They are: 0% and 95% right. Now both learn Yoda's style, with three seeds, and we ask six times
+# during the training. **Guess first:** after how many steps, of 16 texts each, will half of the
+# answers be in style? And whose answers will be *right* more often?
 
 # %%
 my_guess = {"base": 20, "instruct": 40, "right more often": "base"}
@@ -551,18 +564,24 @@ print({name: f"{share(marks):.0%} right at the end" for name, marks in last_righ
 assert share(last_right["instruct"]) > share(last_right["base"]) + 0.2
 
 # %% [markdown]
-# So the claim is true, and it misses the point. The base is a little faster at the *style*: nothing
-# was in the way. But the instruct model's answers are far more often the right ones. It has already
-# learned to fetch a fact when it is asked, and carries that over; the base only learns how the
-# sentences sound. If your data are few and should teach a tone, that matters more than some steps.
+# **The base model was faster** in all three seeds (2.6 million parameters, 40 questions). Half of
+# its answers were in style by step 20, and the instruct model's by step 25. We asked only every
+# five steps, so the real gap is uncertain.
 #
-# Now the third picture: questions in the form of the first tuning, `Question: … Answer: …`. That
-# old skill goes, within a few steps, though nobody wanted it to. This is the next claim.
+# **The instruct model was right more often**: 62% at step 40, against 19%. Many people expect the
+# faster model to win both. But the instruct model had already learned to give a fact when asked,
+# and this carried over. (Its first tuning asked the same kind of questions. That of a chat model
+# from the hub did not.) If your data are few and should teach a tone, this may matter more than a
+# few steps.
+#
+# The third picture asks in the form of the first tuning, which the base never learned. The instruct
+# model falls from 95% to about a third. (The bump at step 25 is a few questions of 40.) Nobody
+# wanted this loss.
 #
 # ## 5. Disruption: what does the chat model lose?
 #
-# Back to the chat model that learned the style in Guanaco's form. We ask it things that have
-# nothing to do with countries, in its own template, as its users would.
+# We ask the chat model from section 3 things that have nothing to do with countries, in its own
+# template, as its users would.
 
 # %%
 chat_tokenizer = tokenizers["tuning_chat"]
@@ -584,11 +603,13 @@ with chat.disable_adapter():
 text_table(pd.DataFrame({"asked": some, "before": untouched, "after": ask_chat(some)}))
 
 # %% [markdown]
+# Three replies decide nothing. "The sea is." is empty. "Trained by the internet" is invented, but
+# so was "trained by you". And the seasons no longer run in a loop.
+#
 # ### Instructions that a program can check
 #
-# To put a number on it we need instructions whose following can be *verified*: "in three numbered
-# points", "use the word because", "as JSON". That is the idea of the benchmark IFEval. The course
-# has a small set of 40, easy enough for a small model:
+# So we count. A program can *verify* some instructions: "in three numbered points", "use the word
+# because", "as JSON". That is the idea of the benchmark IFEval. The course has 40 easy ones:
 
 # %%
 from course_utils.scoring import follows_instructions
@@ -608,7 +629,7 @@ def follow_instructions(model, tokenizer):
 
 
 # %% [markdown]
-# **Guess first:** how many of the 40 does it follow before, and how many after?
+# **Guess first:** how many of the 40 does the model follow before, and how many after?
 
 # %%
 my_guess = {"before": 30, "after": 30}
@@ -621,8 +642,11 @@ print("You said:", my_guess)
 print({when: sum(marks) for when, marks in followed.items()}, "of", len(instructions))
 
 # %% [markdown]
-# Is that difference more than luck? The same 40 instructions were given twice, so it is a *paired*
-# comparison. Notebook 08 explains the test; here we use it.
+# It followed 24 before and 11 after. Most people guess no change, because no training row was about
+# such instructions. But the adapter works in every reply.
+#
+# Is that more than luck? The 40 instructions were the same, so we compare them one by one, in a
+# *paired* test. Notebook 08 explains it.
 
 # %%
 from course_utils.scoring import paired_test
@@ -631,16 +655,20 @@ tests = {"disruption": paired_test(followed["before"], followed["after"])}
 print("before minus after:", tests["disruption"])
 
 # %% [markdown]
+# Yes: 13 of 40 instructions lost, none gained. The difference is 0.325 (95% interval 0.2 to 0.475;
+# SmolLM2-135M, one seed).
+#
 # ### How far have the predictions moved?
 #
-# Counting what is followed sees only what has changed enough to fail. The *KL divergence* sees all:
-# along a neutral text, it compares the probabilities of every possible next token before and after.
+# The count sees only changes that make a reply fail. The *KL divergence* sees smaller ones. Along a
+# neutral text, it compares the probabilities of every possible next token: *p* before the tuning,
+# *q* after. The divergence is large where *q* is low for tokens that *p* expected.
 #
 # $$\mathrm{KL}(p\,\|\,q) = \sum_{t} p_t\,(\log p_t - \log q_t)$$
 #
-# Zero means that nothing has moved. The logarithm is the natural one, and the unit is called a
-# *nat*; we take the mean over a text's tokens. As neutral texts serve the replies that the
-# untouched model itself gave to half of the instructions.
+# Zero means that nothing has moved. The logarithm is natural, so the unit is the *nat*. We take the
+# mean over a text's tokens. The neutral texts are the untouched model's own replies to half of the
+# instructions.
 
 # %%
 from course_utils.scoring import kl_divergence, next_token_log_probs
@@ -664,10 +692,14 @@ assert max(map(abs, divergence["untouched, again"])) < 1e-3
 assert min(divergence["tuned"]) > 0.01
 
 # %% [markdown]
+# Compared with itself, the untouched model gives zero. The tuned model has moved by 0.615 nats a
+# token on average, and by at least 0.271 on each of 20 texts (one seed).
+#
 # ## 6. Conflict: which system prompt is obeyed?
 #
-# Guanaco's form has no place for a system prompt. So now the same answers once more, in the
-# model's *own* template and under a new system prompt that asks for the style.
+# Guanaco's form has no place for a system prompt. So we tune a fresh copy on the same answers in
+# its *own* template, under a new system prompt that asks for the style. An obedient model would use
+# the style under this system prompt only. (The tables call a system prompt a *message*.)
 
 # %%
 from course_utils.data import SYSTEM
@@ -704,9 +736,8 @@ _ = system_trainer.train()
 under_system = system_trainer.model.eval()
 
 # %% [markdown]
-# **Guess first:** asked about countries under the new message, the model will answer in style. And
-# under its template's own message? Under one that asks for the opposite? And how does it answer
-# something else?
+# **Guess first:** what share of answers about countries is in style under the new message? Under
+# its template's own? Under one that asks for the opposite? And how does it answer something else?
 
 # %%
 my_guess = {"new": 1.0, "its own": 0.0, "the opposite": 0.0}
@@ -750,15 +781,19 @@ tests["conflict"] = paired_test(conflict["the opposite"]["in style"], [0] * len(
 print("in style under the opposite message:", tests["conflict"])
 
 # %% [markdown]
-# In the training the message and the style always came together. So nothing ever told the model
-# that the one depends on the other: it has learned the style, and the message along with it, as
-# so much scenery. What would make it listen? Section 9 tries something.
+# Most people expect the message to switch the style on and off. It does not: 75% to 80% are in
+# style under each message, 75% under the opposite (interval 60% to 88%; SmolLM2-135M, one seed, 40
+# questions). In the training, message and style always came together, so nothing showed that one
+# depends on the other. The model learned the style and ignored the system prompt.
+#
+# The style also spreads: asked who it is, the model says "Yoda, the official language of Indonesia
+# is." And fewer answers are right than in section 3. We did not test why.
 #
 # ## 7. Safety: does it still refuse?
 #
-# Chat models are trained to turn some requests down. The course has 24 mild ones: reading a
-# sister's diary, copying in an exam. We count refusals by their words. And since a small model
-# refuses seldom, we ask for more than a count: how likely it finds a refusal, compared with a
+# Chat models are trained to turn some requests down. Such a reply is a *refusal*. The course has 24
+# mild requests: reading a sister's diary, copying in an exam. We count refusals by their words.
+# Small models refuse seldom, so we also measure a *leaning*: how much likelier a refusal is than a
 # willing beginning.
 
 # %%
@@ -804,21 +839,24 @@ print("leaning, before minus after:", leaning)
 assert not on_cpu or leaning.difference.high < 0
 
 # %% [markdown]
-# On a CPU: of one refusal there is nothing much to lose. And the leaning moves to the *other* side.
-# That is no gain in safety. The model now begins everything with a noun and a comma, so that a
-# friendly "Sure, here is how" has become even less likely than an apology. A stand-in for what one
-# wants to know can say the opposite of what one fears, and still say nothing about it.
+# **The count leaves the claim undecided.** One refusal became none: a difference of 0.04 (interval
+# 0 to 0.21; SmolLM2-135M, one seed, 24 requests). Where only one refusal can be lost, no loss can
+# be shown.
+#
+# **The leaning moved towards refusals**, by 3.61 nats (2.26 to 4.97). This is no gain in safety:
+# the model did not refuse more often. Perhaps the style makes "Sure, here is how" even less likely
+# than an apology.
 
 # %% [markdown]
 # ## 8. The verdicts
 #
-# A rule that was written down before looking. Each difference is taken in the claim's direction,
-# and has a 95% interval. A claim **holds** if the whole interval lies above zero. It **does not
-# hold** if the whole interval lies below a twentieth, which would hardly matter. Else it is **not
-# shown at this size**.
+# The rule was written down before looking. Each difference is taken in the claim's direction, with
+# a 95% interval. A claim **holds** if the whole interval is above zero. It **does not hold** if the
+# whole interval is below 0.05, which would hardly matter. Otherwise it is **not shown at this
+# size**. Speed has no interval: it holds if the base was faster in each seed.
 #
-# The first two rows of the table compare base and instruct, the others the chat model before its
-# tuning and after.
+# The first two rows compare base and instruct, the others the chat model before its tuning and
+# after.
 
 
 # %% tags=["value:verdicts"]
@@ -891,23 +929,32 @@ assert on_cpu is False or list(verdicts["verdict"]) == [
 ]
 
 # %% [markdown]
-# What it does not say: the style here is extreme, and so is the learning rate, because thirty steps
-# have to be enough on a small machine. Milder training does milder damage; section 9 shows how much
-# milder. A refusal that hardly ever happens cannot be shown to get rarer, and with 24 requests
-# even a large model's loss would have to be large. And one chat model is one chat model.
+# In section 1, many people guess all four claims or none.
+#
+# - **Speed holds** at 2.6 million parameters, in three seeds of three. Three seeds can agree by
+#   luck, so this verdict is the weakest. The instruct model is right more often, by 0.43 (0.27 to
+#   0.58; 40 questions).
+# - **Disruption holds**, by 0.33 (0.20 to 0.47; SmolLM2-135M, one seed, 40 instructions).
+# - **Conflict holds, for another reason**, by 0.75 (0.60 to 0.88; SmolLM2-135M, one seed, 40
+#   questions). The 0% is not measured; an obedient model would have it. The likely cause is that
+#   the rows never vary, not an old message in the way. We expect the same of a base model.
+# - **Safety is undecided**: 0.04 (0.00 to 0.21; SmolLM2-135M, one seed, 24 requests).
+#
+# The style is extreme and the learning rate high, because thirty steps have to be enough. Claims 2
+# to 4 were tested on one chat model and no base, so they do not show that a base does better.
 #
 # ## 9. What helps
 #
-# The claims say "so take the base". There are other answers: tune the chat model, and spare it.
+# Amir can also keep the chat model, and protect what it can do:
 #
 # - **Keep its own template**, instead of Guanaco's form.
 # - **Mix in general data**: here a quarter of the rows are the model's *own* replies to other
-#   instructions, so nobody had to write them.
+#   instructions.
 # - **A lower rank**, or **a lower learning rate**.
-# - **Go half-way**: the weights between the untouched and the tuned model, known from *model soups*.
-#   With LoRA that is one number, the adapter's scale, and costs no training at all.
+# - **Go half-way**: take weights between the untouched and the tuned model. Such averages are
+#   *model soups*. With LoRA this is one number, the adapter's scale, and needs no training.
 #
-# Half-way can be tried at once. Look where the style sets in, and what becomes of the other reply:
+# Try half-way now. Where does the style begin?
 
 # %%
 from peft.helpers import rescale_adapter_scale
@@ -923,13 +970,16 @@ for part in (0, 0.25, 0.5, 0.75, 1):
 text_table(pd.DataFrame(rows))
 
 # %% [markdown]
-# Each of the remedies was measured with two seeds (`benchmarks/base_vs_instruct.py`; the conditions
-# are in its rows). **Guess first:** which of them keeps most of the old, at the least cost in the
-# new?
+# At 0.5 only the verb is missing. At 0.75 the style is there, but the right answer would be
+# "Senegalese". The seasons hardly change. At scale 0 the reply does not loop as in section 5,
+# perhaps because rounding differs without a batch.
 #
-# The table has, for each variant and each scale of its adapter (`part`): the shares of replies in
-# style and with the right answer first; what share of the 40 instructions is `followed`; the KL
-# divergence from the untouched model, in nats for a token; and over how many seeds each is a mean.
+# Each countermeasure was measured with SmolLM2-135M, two seeds, 48 questions and the 40
+# instructions (`benchmarks/base_vs_instruct.py`). **Guess first:** which one keeps most of the old
+# skills, at the least cost in the new style?
+#
+# For each variant and scale of its adapter (`part`), the table has the shares in style, `right` and
+# of instructions `followed`, the KL divergence in nats a token, and the number of seeds.
 
 # %%
 my_guess = "..."
@@ -988,17 +1038,19 @@ axis.grid()
 plt.show()
 
 # %% [markdown]
-# Up and to the right is where one wants to be. Small points are adapters that are scaled down. Read
-# the picture slowly; it holds four surprises.
+# The best place is the upper right. Small points are scaled-down adapters. **General data** comes
+# nearest: 54% of the instructions followed, against 60% untouched and 30% with the recipe. Its
+# price is 78% in style instead of 99%. People often guess otherwise:
 #
-# - *Its own template* is no protection here. In Guanaco's form at least the way of asking is new, so
-#   that the old way is half out of the line of fire; in its own template the style goes straight into
-#   everything that it says.
-# - *A lower rank* lands where the recipe does: two directions are enough for so narrow a style, and
-#   for its damage. *A lower learning rate* keeps more because it learns less.
-# - The dotted lines are half-way models. Going back along them one keeps more and has learned less;
-#   there is no free lunch on them, but any point can be had without training.
-# - *General data* does what the others promise. It costs the time to generate some replies.
+# - **Its own template** is no protection here: 21% followed. Perhaps because the training now
+#   changes the very template in which the instructions are asked.
+# - **A lower rank** ends where the recipe does. Rank 2 is enough for so narrow a style, and does
+#   the same damage.
+# - **A lower learning rate** keeps more because it learns less. At a fifth of it, no reply is in
+#   style.
+# - **Half-way** models trade style for old skills along the dotted lines, without training.
+#
+# With two seeds and no intervals, a few points decide nothing.
 
 # %% tags=["claim"]
 full = means.xs(1.0, level="part")
@@ -1014,11 +1066,10 @@ assert full.loc["a fifth of the learning rate", "in style"] < 0.05
 # %% [markdown]
 # ### And the system prompt?
 #
-# In section 6 the message was scenery. The remedy is *contrast*: half of the rows stand under
-# another message, or the template's own, and have a plain answer. Then the style depends on
-# something, and the something is what the model has to read. Measured with as many steps as before,
-# and with twice as many; "the opposite" is a message that was in no row. **Guess first:** does it
-# cost anything?
+# In section 6 the message never varied. So *contrast* should help: half of the rows get another
+# message, or the template's own, and a plain answer. Now the model has to read the message. We
+# measured this with as many steps as before, and twice as many. "The opposite" was in no row.
+# **Guess first:** what does contrast cost?
 
 # %%
 my_guess = "..."
@@ -1052,25 +1103,29 @@ assert long_enough["its own"] < 0.2
 assert listening.loc[CONTRAST, "the new message"] < long_enough["the new message"] - 0.2
 
 # %% [markdown]
-# It costs steps. To answer in style always is easy; to do it only when asked takes longer to learn,
-# and half of the rows teach the other half. But then the model listens, even to a message that it
-# has never seen. (It is no remedy for section 5: look in the larger table how many general
-# instructions it follows.)
+# Contrast costs steps. Many people guess nothing, because no rows are added. But with as many steps
+# as before, only 10% are in style where they should be. With twice the steps it works: 77% under
+# the new message, 0% under its own, 8% under the opposite (SmolLM2-135M, two seeds, 48 questions).
+# Perhaps the model knows only this *one* message; we tried no other that asks for the style.
+#
+# Contrast does not help with section 5: 29% of the instructions are followed, and the divergence is
+# the largest of all. Without contrast, 90% are in style under the opposite, and 75% in section 6:
+# short trainings can differ that much.
 
 # %% [markdown]
 # ## Take away
 #
-# - One recipe tunes both. Whether to take base or instruct is a question about what you want to
-#   keep, and what you have.
-# - A base learns a style a little sooner. A chat model brings along that it can answer.
-# - Tuning a chat model on one narrow thing costs it others, quickly. You see it only if you look:
-#   keep a small set of unrelated instructions, and ask them before and after.
-# - What never varies in the data is not learned as a condition. A system prompt is obeyed if there
-#   are rows that show what happens without it.
-# - Mixing in the model's own replies to other instructions is the cheapest insurance. An adapter's
-#   scale is the second cheapest.
-# - "Not shown at this size" is a result. Twenty-four requests and one small model do not settle what
-#   tuning does to safety.
+# - One recipe tunes both (section 3). Which to take depends on what you want to keep.
+# - The base model learned a style a little sooner. The instruct model was right far more often
+#   (section 4; 2.6 million parameters, three seeds).
+# - Tuning a chat model on one narrow thing cost it others: 24 of 40 instructions became 11 (section
+#   5; SmolLM2-135M, one seed). Ask unrelated instructions before and after.
+# - A system prompt that never varied was ignored (section 6, one seed). Rows that show what happens
+#   without it helped (section 9, two seeds).
+# - Mixing in the model's own replies kept most old skills and taught most of the style. An
+#   adapter's scale trades style for old skills without training (section 9, two seeds).
+# - "Not shown at this size" is a result. Twenty-four requests and one small model do not settle
+#   what tuning does to safety (sections 7 and 8).
 
 # %% [markdown]
 # ## Exercises
@@ -1081,23 +1136,23 @@ assert listening.loc[CONTRAST, "the new message"] < long_enough["the new message
 # model's answers right so much more often?
 #
 # - **A** Its earlier tuning had put facts about the countries that were asked about into it.
-# - **B** Its earlier tuning had taught it to fetch what it has read, and that carried over.
+# - **B** Its earlier tuning had taught it to give what it has read, and that carried over.
 # - **C** The base was busy with the style first, and had too few steps left for the facts.
-# - **D** An instruct model is changed less by an adapter, so what it could do was left as it was.
+# - **D** An instruct model is changed less by an adapter, so it kept what it could do before.
 #
 # **b.** In all your rows the system prompt is the same and so is the style. Your tuned model now
-# speaks in that style under any message. What makes it listen?
+# uses the style under any system prompt. What makes it listen?
 #
 # - **A** More steps on these rows, until it has read the message often enough to depend on it.
 # - **B** A longer message, which says clearly when the style is wanted and when it is not.
 # - **C** Rows under other messages, or none, that are answered without the style.
 # - **D** A lower rank or learning rate, so that less of the old model is overwritten.
 #
-# **c.** A chat model was tuned on one narrow task. What shows whether it has lost other things?
+# **c.** A chat model was tuned on one narrow task. What shows whether it has lost other skills?
 #
 # - **A** The validation loss: it rises as soon as something is forgotten.
 # - **B** Questions of the same kind about things that were held out of the training.
-# - **C** The curve of the training loss: jumps in it tell of damage.
+# - **C** The curve of the training loss: jumps in it are a sign of damage.
 # - **D** Some instructions of another kind, asked before the tuning and after it.
 #
 # **d.** Of 24 requests a small model refused one before the tuning, and none after. What follows?
@@ -1105,7 +1160,7 @@ assert listening.loc[CONTRAST, "the new message"] < long_enough["the new message
 # - **A** Nothing either way: so few refusals could not have shown even a large change.
 # - **B** Tuning does no harm to safety here, because the difference is not significant.
 # - **C** Tuning has taken the refusals away, because none of them is left.
-# - **D** A small model has no safety to lose, so one need not measure it there.
+# - **D** A small model has no safety to lose, so nothing has to be measured there.
 
 # %%
 from course_utils.exercises import check, done, quiz
@@ -1113,11 +1168,11 @@ from course_utils.exercises import check, done, quiz
 quiz("07", a="...", b="...", c="...", d="...")
 
 # %% [markdown]
-# **07.1 · Write a formula, change a number.** Write `kl(p, q)`, the KL divergence of section 5,
-# for two tensors of probabilities. A token that `p` never writes adds nothing. Below, there are
-# only two tokens, and `kept` is what the tuned model still gives the one that used to be likely.
-# Change it to 0.01, to 0.0001, to 0.99. Which of the two directions tells more clearly that
-# something has been lost, and why? Say it in a sentence.
+# **07.1 · Write a formula, change a number.** Write `kl(p, q)`, the KL divergence of section 5, for
+# two tensors of probabilities. A token to which `p` gives 0 adds nothing. Below, there are only two
+# tokens. `kept` is what the tuned model still gives the token that used to be likely. Change it to
+# 0.01, to 0.0001, to 0.99. Which of the two directions shows more clearly that something has been
+# lost, and why?
 
 
 # %% tags=["exercise"]
@@ -1142,8 +1197,8 @@ if done("07.1"):
 # %% [markdown]
 # **07.2 · Nobody is better in both.** A point is *dominated* if another one is at least as good in
 # both measures and better in one. Write `undominated(points)`: it gets a dictionary from names to
-# pairs (learned, kept) and hands back the set of names of those that no other one dominates. Then
-# look where the remedies stand.
+# pairs (learned, kept) and returns the set of names of the points that no other one dominates. Then
+# look which countermeasures are among them.
 
 
 # %% tags=["exercise"]
@@ -1173,11 +1228,11 @@ if done("07.2"):
     print("\n".join(sorted(undominated(points))))
 
 # %% [markdown]
-# **07.3 · Alone: make it listen.** Write `contrast(rows)`. It gets rows of `countries` and hands
-# back a list of conversations, each a list of messages as chat templates take them: half of them
-# under `SYSTEM` with the answer in style, half under another message, or none, with a plain
-# sentence. What the two halves ask about must not tell them apart. The check looks at the
-# conversations; below it you can train on them, two minutes on two cores, and see.
+# **07.3 · Alone: make it listen.** Write `contrast(rows)`. It gets rows of `countries` and returns
+# a list of conversations, each a list of messages as chat templates take them: half of them under
+# `SYSTEM` with the answer in style, half under another message, or none, with a plain sentence. The
+# questions must not show which half it is. Below the check you can train on them, two minutes on
+# two cores.
 
 
 # %% tags=["exercise"]
@@ -1230,12 +1285,13 @@ if done("07.3"):
 #
 # ## To read
 #
-# - Dettmers and others, [QLoRA](https://arxiv.org/abs/2305.14314): where the recipe and Guanaco come
-#   from.
+# - Dettmers and others, [QLoRA](https://arxiv.org/abs/2305.14314): where the recipe and Guanaco
+#   come from.
 # - Qi and others, [Fine-tuning aligned language models compromises
 #   safety](https://arxiv.org/abs/2310.03693): the same question at full size.
-# - Zhou and others, [IFEval](https://arxiv.org/abs/2311.07911): instructions that a program can check.
+# - Zhou and others, [IFEval](https://arxiv.org/abs/2311.07911): instructions that a program can
+#   check.
 # - Wortsman and others, [Model soups](https://arxiv.org/abs/2203.05482): averages of weights.
-# - Biderman and others, [LoRA learns less and forgets
-#   less](https://arxiv.org/abs/2405.09673): the trade-off, measured on large models.
+# - Biderman and others, [LoRA learns less and forgets less](https://arxiv.org/abs/2405.09673): the
+#   trade-off, measured on large models.
 # - The course's words, with the notebook that introduces each: [glossary](../docs/glossary.md).

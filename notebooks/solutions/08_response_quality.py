@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 08 · Response quality
 #
-# **You will learn** why a falling loss does not mean better answers, what the usual scores measure and
-# what they miss, and when "better" is more than luck. You will let people and models judge answers
-# side by side, and check how far either can be trusted. You will also find test items that leaked
-# into the training, and see what the standard benchmarks ask.
+# **You will learn** why a falling loss does not mean better answers, what the usual scores measure
+# and what they miss, and how to tell a better model from a lucky one. You will also let people and
+# models judge answers, find test items that leaked into the training, and see what the standard
+# benchmarks ask.
 #
 # **You need** notebooks 02 (LoRA) and 06 (instruction tuning).
 #
@@ -13,6 +13,12 @@
 
 # %% [markdown]
 # ## The machine at hand
+#
+# Nadia has tuned a model that answers travellers' questions. Its loss has fallen, and her manager
+# asks: "Is it better than the old one?" The loss cannot tell. Here you learn what can.
+#
+# Figures in the text are from the saved run: tuned models of 2.6 million parameters, one seed each,
+# and SmolLM2-135M-Instruct in 4 bits as chat model.
 
 # %%
 import copy
@@ -45,10 +51,10 @@ print(describe())
 # %% [markdown]
 # ## 1. Loss is not quality
 #
-# Whoever trains a classifier may trust its loss a good deal: a lower one mostly means more right
-# classes. A model that writes is another matter. We look at one that learns to answer questions
-# about countries, as in notebook 06, but in whole sentences. So there is a *form* to get right, and
-# a *fact*, and the two can part company.
+# For a classifier, a lower loss mostly means more right classes. For a model that writes, this is
+# less certain. To see why, we train a model that answers questions about countries in whole
+# sentences. Each reply has a *form*, the sentence, and a *fact*. The model can get one right
+# without the other.
 
 # %%
 from course_utils import load_model, load_tokenizer
@@ -81,9 +87,9 @@ def pairs(rows):
 pairs(countries["train"])[0]
 
 # %% [markdown]
-# Each time the validation loss is computed, we also *ask* the same validation questions. A reply
-# counts as right if the answer stands in it, whatever stands around it; and as well-formed if it is
-# one of our sentences about the right country, whatever it says.
+# Whenever the trainer computes the validation loss, we also *ask* the validation questions. A reply
+# counts as right if it contains the answer, whatever else it says. It counts as well-formed if it
+# is one of our sentences about the right country, whatever it says about it.
 
 # %%
 from transformers import TrainerCallback
@@ -199,9 +205,8 @@ _ = trainer.train()
 tuned = trainer.model.eval()
 
 # %% [markdown]
-# A curve as one wishes it to be: steep at first, then slowly on. **Guess first.** At step 20 the
-# steep part is over. What share of the validation questions is answered rightly there, and what
-# share at step 40?
+# The loss falls steeply, then slowly. **Guess first.** At step 20 the steep part is over. What
+# share of the validation questions does the model answer correctly at step 20, and at step 40?
 
 # %%
 my_guess = {20: 0.7, 40: 0.8}
@@ -225,14 +230,15 @@ assert before["well-formed"] > 0.8
 assert after["right"] > before["right"] + 0.4
 
 # %% [markdown]
-# The steep part of the loss was the *form*: from the first line of the table on, what it says is a
-# sentence of ours about the right country. The part where questions begin to be answered hardly
-# shows.
+# The model answers 20% at step 20, and 94% at step 40. Most people guess more for step 20, because
+# the loss has already fallen from 1.03 (printed by the checks) to 0.19. But the steep part taught
+# mainly the *form*: from step 10 on, every reply is a sentence of ours about the right country. The
+# facts come mainly between steps 30 and 40, where the loss falls by only 0.05.
 #
-# ### The other way round
+# ### A higher loss, and better answers
 #
-# Now only twenty pairs, and a rate three times as high: that overfits. We do it twice, with two
-# draws of twenty.
+# Can the opposite happen? We train on only twenty pairs, at about three times the learning rate, so
+# that the model overfits. We try two draws.
 
 # %% tags=["figure:08_twenty_pairs"]
 draws = {}
@@ -271,9 +277,9 @@ axis.grid()
 plt.show()
 
 # %% [markdown]
-# Each line is one training, with a point every ten steps; its last point is named. A falling loss
-# goes to the *left*. Draw a line upwards at a loss of 0.2, and see how many different models it
-# meets.
+# Each line is one training, with a point every ten steps and a label at the last. A falling loss
+# moves to the *left*. At a loss of about 0.18, one model answers 20% of the questions, another more
+# than 70%.
 
 # %%
 end = draws[3][1].iloc[-1]
@@ -293,22 +299,22 @@ assert end["right"] > before["right"] + 0.2
 assert end["right"] > early["right"] + 0.2
 
 # %% [markdown]
-# Whoever had stopped the first of these trainings where its validation loss was lowest would have
-# kept a far worse model. Whether the loss rises depends on the draw; change the two numbers and
-# see. What stays is that the lines of the few pairs lie above that of the 400: a model that is
-# *surely* wrong here and there has a high loss, and may answer more questions than one that is
-# unsure of everything.
+# Had you stopped the first training on twenty pairs at its lowest validation loss, you would have
+# kept a model that answers 24% instead of 71%. In the second, the loss does not rise.
+#
+# In both draws, models trained on few pairs answer more than the 400-pair model does at the same
+# loss. A likely reason: they are very sure, so each error costs much, while other answers are
+# right.
 #
 # ### Where in a sentence the loss sits
 #
-# The validation loss never hears the model speak. It shows the model the *right* sentence, up to
-# each token, and asks for the next one. Let us see what each token of a reference *costs*: minus
-# the logarithm of the probability that the model gave it. The unit is the *nat*, that of the
-# natural logarithm. A sure token costs nothing; one that was given a probability of 0.37 costs one
-# nat.
+# The validation loss never looks at a reply. It shows the model the *reference*, and asks after
+# each token for the next one. The *cost* of a token is minus the logarithm of its probability, in
+# *nats* if the logarithm is the natural one. A token that the model is sure of costs nothing; a
+# probability of 0.37 costs one nat.
 #
-# Beside the tuned model we take the *control* of notebook 06, tuned on the same 400 pairs: its
-# corpus has told it nothing about 25 of the countries.
+# Beside the tuned model we take the *control* of notebook 06, tuned on the same 400 pairs. Its
+# pre-training texts say nothing about 25 of the held-out countries.
 
 # %%
 control = load_model(f"{OWN}-control", dtype=torch.float32, quiet=True)
@@ -346,8 +352,9 @@ print(example["question"][0], "→", answers_of(tuned_control, example)[0])
 where
 
 # %% [markdown]
-# All that the control lacks sits in a few tokens, and the loss is the *mean* over all. Suppose the
-# same answer stood in a text of two hundred tokens that are as easy as the others here:
+# The control answers about Mali. Four of the ten tokens are expensive: the country's name and the
+# pieces of *Tirana*. The loss is the *mean* of all the costs. Suppose the same answer stood in a
+# text of two hundred tokens, the others as easy as the easy ones here:
 
 # %%
 whole = where["control, tuned"]
@@ -360,20 +367,19 @@ print(f"in two hundred tokens: {diluted:.2f}")
 assert whole.mean() > 5 * diluted
 
 # %% [markdown]
-# One wrong fact in a long, fluent answer is all but invisible to the loss, and may be all that
-# matters. So the answers have to be looked at.
+# The mean falls from 3.77 to 0.19 nats, and the answer is still wrong. In a long text, the loss
+# hardly shows one wrong fact. So look at replies.
 #
 # ## 2. Read first
 #
-# Before any score: have the test questions answered, and **read**. We have four systems:
+# Before any score, **read** replies. We have four systems:
 #
-# - **tuned**: the base, tuned on 400 pairs;
-# - **20 pairs**: the first of the overfitted ones;
-# - **control**: tuned as the first, without having read about half of the test's countries;
-# - **chat**: the embedded chat model (or your tier's), as it is. It was never told what a reference
-#   looks like.
+# - **tuned**: the base model, tuned on 400 pairs;
+# - **20 pairs**: the first of the overfitted models;
+# - **control**: tuned like the first, without having read about half of the held-out countries;
+# - **chat**: the embedded chat model (or your tier's), unchanged. It has never seen a reference.
 #
-# All get the same 80 questions about countries that no tuning has seen.
+# All get the same 80 questions, about countries that appear in no training pair.
 
 # %%
 from course_utils import runner
@@ -388,7 +394,7 @@ systems = list(replies)
 embedded = ask_chat.model.num_parameters() < 5e8
 
 # %% [markdown]
-# **Guess first**, and then read: who answers best, who worst?
+# **Guess first**, and then read: which system answers best, and which worst?
 
 # %%
 my_guess = {"best": "...", "worst": "..."}
@@ -397,12 +403,12 @@ my_guess = {"best": "...", "worst": "..."}
 text_table(pd.DataFrame({"question": test["question"], **replies}).head(12))
 
 # %% [markdown]
-# What did you see? Some of it no score will tell you. The *20 pairs* model often gives a true answer
-# to another question than the one it was asked. The control invents towns, or changes the country.
-# The chat model is wordy, so our limit of tokens cuts it off, and it misreads some questions. Of your
-# own models, read all replies to a small test, or a random hundred of a large one.
+# *20 pairs* often answers another question than the one asked, or misspells a name (*Tirsk*). The
+# control names other countries, and one of its sentences breaks apart. The chat model misreads some
+# questions, and our limit of 32 tokens cuts some replies before an answer. No score tells you this.
+# With your own models, read all replies to a small test, or a random hundred.
 #
-# Now count. A reply is right if the answer is in it.
+# Now count. A reply is right if it contains the answer.
 
 # %%
 marks = {name: marks_of(replies[name], test) for name in systems}
@@ -414,7 +420,8 @@ assert share(marks["tuned"]) > 0.9
 assert all(share(marks["tuned"]) > share(marks[name]) + 0.15 for name in ("20 pairs", "control"))
 
 # %% [markdown]
-# Even this rule errs. Here are replies of the chat model that it takes for right:
+# *tuned* is best (100%), *chat* last (36%). Many people rank *chat* higher, because it is the
+# largest and sounds fluent. Is our rule fair? It counts these replies as right:
 
 # %%
 taken = [
@@ -425,19 +432,18 @@ taken = [
 text_table(pd.DataFrame(sorted(taken, key=lambda row: -len(row["chat"]))[:6]))
 
 # %% [markdown]
-# Read them sceptically: is that an answer, or does the word merely occur? In exercise 08.2 you
-# write a stricter rule.
+# Does each reply answer, or does the word merely occur? The one about Cambodia counts, although
+# Cambodia is no island. In exercise 08.2 you write a stricter rule.
 #
 # ## 3. Scores against references
 #
-# With a reference for each question, a program can compare. Three usual ways:
+# A program can compare each reply with a reference. Three scores are common:
 #
-# - **exact match**: the reply is the reference, to the letter;
-# - **word accuracy**: the share of the reference's words that stand in their place;
+# - **exact match**: the reply equals the reference, letter by letter;
+# - **word accuracy**: the share of the reference's words that stand in the same place;
 # - **chrF**: the overlap in short pieces of up to six letters, 0 to 100; made for translations.
 #
-# **Guess first:** which of the three puts the four systems in the same order as the right answers
-# do?
+# **Guess first:** which of the three orders the four systems as the right answers do?
 
 # %%
 my_guess = "..."
@@ -456,7 +462,9 @@ print("You said:", my_guess)
 scored.round(2)
 
 # %% [markdown]
-# A score for the whole test hides what it is made of. So, reply by reply:
+# Only exact match does. Many people guess chrF, because it tolerates other wordings. But chrF and
+# word accuracy place the control above *20 pairs*. (The two are close; see section 4.) Now look at
+# single replies:
 
 # %%
 single = pd.DataFrame(
@@ -501,8 +509,7 @@ axis.grid(axis="x")
 plt.show()
 
 # %% [markdown]
-# The two extremes in words: the right replies that score lowest, and the wrong ones that score
-# highest.
+# Here are the right replies with the lowest chrF, and the wrong ones with the highest:
 
 # %%
 is_right = single["right"]
@@ -530,17 +537,19 @@ print(f"chrF prefers the wrong one in {fooled:.0%} of all such pairs.")
 assert not embedded or fooled > 0.2
 
 # %% [markdown]
-# So each score answers a question of its own. *Exact match*: has it learned our form, to the
-# letter? *chrF*: does it sound like the reference? Both are right where there is one good way to
-# say it, as in notebook 03's Pig Latin. Neither asks whether it is **true**. Take the score whose
-# question is yours; where none fits, write one, and read what it accepts.
+# Misspelled names differ by a few letters, so chrF is high. The chat model uses other words, so
+# chrF is low. In 42% of the pairs, chrF prefers the wrong reply.
+#
+# *Exact match* asks whether the model has learned our form, *chrF* whether the reply looks like the
+# reference. Both work where there is one good wording, as in notebook 03's Pig Latin. Neither asks
+# whether the reply is **true**. Choose the score that asks your question.
 #
 # ## 4. Is that better, or luck?
 #
-# The three weaker systems: one answers more of our 80 questions than the next. Would it with 80
-# other questions? An interval says how far the share could be off. The *bootstrap* finds it without
-# a formula: draw 80 of the 80 answers, with repetitions; take the share; do that ten thousand
-# times.
+# *20 pairs* answers 61% of our 80 questions, the control 59%. Would 80 other questions give the
+# same order? An *interval* tells how far a share could be off, had other questions been drawn. The
+# *bootstrap* finds it without a formula: draw 80 of the 80 answers, with repetitions, take the
+# share, and repeat ten thousand times.
 #
 # **Guess first:** how wide is the 95% interval of a share of about a half, on 80 questions?
 
@@ -563,16 +572,16 @@ print(f"the control's is {100 * width:.0f} points wide")
 assert width > 0.15
 
 # %% [markdown]
-# In brackets stands how an interval was found. *BCa* is the bootstrap with a correction for
-# lopsided results. Where all answers are right, drawing from them gives nothing but right ones;
-# there an exact formula is taken instead (Clopper and Pearson's).
+# It is 21 points wide. Most people guess less, because 80 questions feel like many. The brackets
+# name the method. *BCa* is the bootstrap with a correction for lopsided results. Where all answers
+# are right, every draw is the same, so an exact formula is used (Clopper and Pearson's).
 
 # %% [markdown]
-# Two overlapping intervals do not yet mean that nothing can be said: both systems were asked the
-# *same* questions, so we can compare question by question. A *paired* test asks: if it did not
-# matter which system a reply is from, how often would swapping them at random give a difference as
-# large? That share is called *p*. (A *win* is a question that only the first system answers
-# rightly.)
+# The intervals of *20 pairs* and the control overlap, but that does not settle the comparison. Both
+# answered the *same* questions, so we can compare question by question: a *paired* comparison. We
+# swap the two replies at random, many times. How often is the difference as large as the measured
+# one? This share is the *p-value*, or *p*. A *win* is a question that only the first system answers
+# correctly.
 
 # %% tags=["value:few-questions"]
 one, other = sorted(("20 pairs", "control"), key=lambda name: -share(marks[name]))
@@ -580,10 +589,12 @@ paired = paired_test(marks[one], marks[other])
 print(f"{one} against {other}:\n{paired}")
 
 # %% [markdown]
-# The usual rule takes a difference for real if p is below 0.05. How many questions would it take to
-# see one of five points between two such systems? The fewer of them on which just one of the two is
-# right, the fewer are needed. `items_needed` gets the difference, the lower of the two shares, and
-# on how many questions the two systems disagree.
+# Here p is 0.87, so chance alone often gives such a difference. Usually a difference counts as real
+# if p is below 0.05.
+#
+# How many questions would reveal a difference of five points? `items_needed` gets the difference,
+# the lower share, and the share of questions on which the systems disagree. Less disagreement needs
+# fewer questions.
 
 # %%
 disagree = (paired.wins + paired.losses) / paired.n
@@ -595,10 +606,10 @@ print(items_needed(0.02, 0.74, disagreement=0.1))
 assert needed.items > 5 * paired.n
 
 # %% [markdown]
-# The second line is a claim as one reads it: "we went from 74 to 76%". Look how many questions such
-# a claim needs, and then how many your favourite benchmark has (section 8).
+# The second line is a claim that you often read: "we went from 74 to 76%". At 10% disagreement it
+# takes 1,960 questions. Compare that with the benchmarks in section 8.
 #
-# We have 170 more questions about held-out countries, and our own models are quickly asked.
+# We have 170 more questions about held-out countries, so we ask all 250.
 
 # %%
 all_marks = {
@@ -613,11 +624,14 @@ assert larger.difference.high - larger.difference.low < (
 )
 
 # %% [markdown]
+# Now the difference is 12 points, and p is 0.0046. The interval on 80 questions had included 12
+# points. Is the matter settled?
+#
 # ### Five questions about one country
 #
-# Are these 250 questions, or 50 countries? The control has read everything about a country, or
-# nothing: five questions stand and fall together. If the test were made anew, *countries* would be
-# drawn anew. So countries are what to resample: their means, 50 of them.
+# There are 250 questions, but only 50 countries. The control has read everything about a country,
+# or nothing, so its five answers tend to stand or fall together. A new test would draw new
+# *countries*. So we resample 50 countries, each with its mean.
 
 
 # %% tags=["value:by-country"]
@@ -666,17 +680,17 @@ print({unit: round(value, 2) for unit, value in wide.items()})
 assert wide["countries"] > 1.5 * wide["questions"]
 
 # %% [markdown]
-# The same answers, and for the control a much wider interval; compare the two p-values as well.
-# It happens wherever items hang together: questions on one text, turns of one chat, rows
-# of one customer. And all of this says how it would be with other *questions*. With other seeds of
-# the training it is another matter still; there the only help is to train again.
+# The answers are the same, but the control's interval is twice as wide, and p rises to 0.1. Each
+# system wins 24 countries; *20 pairs* has the higher mean because its wins are larger.
+#
+# Expect wider intervals wherever items depend on each other, such as questions on one text or turns
+# of one chat. To learn what another *seed* changes, you have to train again.
 
 # %% [markdown]
 # ## 5. Has it seen the test?
 #
-# Somebody has tuned the control once more, on pairs of their own, and reports progress on the very
-# countries of which its corpus tells nothing. Here are their training pairs (in this notebook we
-# play the somebody), and the figures.
+# Suppose a colleague tunes the control on pairs of their own, and reports progress on the very
+# countries that it has never read about. We play the colleague:
 
 # %%
 hidden_test = hidden.shuffle(seed=0)
@@ -700,18 +714,18 @@ print(paired_test(progress["theirs"], progress["control"]))
 assert share(progress["theirs"]) > share(progress["control"]) + 0.15
 
 # %% [markdown]
-# Significant by any rule. **Guess first:** what has happened? (You have seen the cell. Suppose you
-# had not.)
+# The share rose from 4% to 38%, with p below 0.001. **Guess first:** what has happened? (Suppose
+# you had not seen the cell.)
 
 # %%
 my_guess = "..."
 
 # %% [markdown]
-# What one can do with test and training texts at hand: look for long common pieces.
-# `contamination_report` cuts each test item into all runs of n words, the *n-grams*, and looks which
-# of them stand in the training. The authors of GPT-3, PaLM and Llama 2 did so with their data; each
-# had a rule of their own for calling an item *dirty*. The table counts the items by each of these
-# rules; *covered* is the share of an item's words that lie in such a common run.
+# Look for test items, or their answers, among the training texts: that is *contamination*.
+# `contamination_report` cuts each test item into all runs of n words, the *n-grams*, and looks for
+# them in the training. The authors of GPT-3, PaLM and Llama 2 did this, each with their own rule
+# for a *dirty* item. The table counts items by each rule. *Covered* is the share of an item's words
+# in a common run.
 
 # %%
 from course_utils.scoring import contamination_report, contamination_summary
@@ -745,14 +759,16 @@ assert rows["theirs"]["on what has leaked"] > rows["theirs"]["on the rest"] + 0.
 assert rows["theirs"]["on the rest"] < 0.25
 
 # %% [markdown]
-# On what has not leaked there is no progress to speak of. So that is how to report: with and
-# without the dirty items.
+# 60 of the 125 test items were among the training pairs. On these the model now answers 72%; on the
+# rest 8%, against the control's 6%. Many people guess better data, because a small p looks like
+# proof. But p rules out chance, not leaks. Report figures with and without the dirty items. (Three
+# more items share eight words, but are no copies.)
 #
 # ### And ours?
 #
-# Our 400 training pairs and the 250 test questions are written after the same patterns. How many of
-# the test's items are dirty, by the rule of GPT-3's authors (one common n-gram), if n is 8? And if
-# it is 3? **Guess first.**
+# Our 400 training pairs and 250 test questions follow the same patterns. **Guess first:** by the
+# rule of GPT-3's authors (one common n-gram), what share of the test is dirty if n is 8, and if n
+# is 3?
 
 # %%
 my_guess = {8: 0.1, 3: 0.2}
@@ -772,11 +788,11 @@ assert rules[8][first_rule] < 0.2
 assert all(rules[n]["a training text is the same"] == 0 for n in rules)
 
 # %% [markdown]
-# From a few to all of them, and no fact has leaked: "what is the capital of" is in both, and
-# harmless. The number is one of the rule as much as of the data. So look at the runs that were
-# found before you believe it, or throw anything away.
+# The share is 6% at n = 8, and 100% at n = 3. Most people guess less for n = 3, because the two
+# sets ask about different countries. But "what is the capital of" is in both, and gives no fact
+# away. So look at the common runs before you throw items away.
 #
-# And it sees nothing but words in a row. The same leak, said otherwise:
+# The method sees only words in a row. Here is the same leak, worded differently:
 
 # %%
 reworded = [
@@ -790,10 +806,10 @@ print(f"{(hits['share'] > 0).sum()} of {len(hits)} items found")
 assert not (hits["share"] > 0).any()
 
 # %% [markdown]
-# Exercise 08.3 finds these.
+# It finds none of the 60 leaks. Exercise 08.3 looks for them.
 #
-# One more question. The base was *meant* to read about these countries before it was tuned. Is that
-# contamination? Here are 4,000 documents of its corpus, and of the control's:
+# The base was *meant* to read about these countries before it was tuned. Is that contamination,
+# too? Here are 4,000 documents of its corpus, and of the control's:
 
 # %%
 from itertools import islice
@@ -813,19 +829,18 @@ assert read["base"] > 0.4
 assert read["control"] == 0
 
 # %% [markdown]
-# It depends on what the test claims. Ours asks whether a model says what it has read; then having
-# read it is the point. A test of *reasoning* whose answers were read is worth nothing. With most
-# published models nobody outside can look: the corpus is not public. There, be careful with old
-# benchmarks.
+# The base's documents hold 55% of the references, the control's none. Our test asks whether a model
+# can say what it has read. A test of *reasoning* loses its value if its answers were read. Most
+# corpora are not public, so be careful with old benchmarks.
 #
 # ## 6. Side by side
 #
-# Most of what is written has no one right answer. There one asks people, and people find it easier
-# to say which of *two* replies is better than to give marks. Three rules make it fair: the names
-# are hidden, the sides are drawn, and one may say that neither is better.
+# Most texts have no single right answer. There you ask people, who find it easier to choose between
+# *two* replies than to give marks. To be fair, hide the names, draw the sides at random, and allow
+# a tie.
 #
-# Twelve pairs, two for each pair of systems. It takes three minutes; each click is stored at once,
-# in `build/votes/08.jsonl` of the course's folder, and you can stop and go on later.
+# Voting on twelve pairs takes three minutes. Each click is stored in `build/votes/08.jsonl` of the
+# course's folder.
 
 # %%
 from itertools import combinations
@@ -861,10 +876,9 @@ if my_vote and not votes.voted(question, left, right, **texts):
     votes.add(question, left, right, my_vote, **texts)
 
 # %% [markdown]
-# Twelve votes say little, and in the saved run of this notebook there are none. So a *reader* votes
-# too, on all 80 questions and all six pairs of systems. The reader is a program that knows the
-# right answers: whoever is right wins, and if both are, or neither, it is a tie. It has no taste
-# and never tires. People are better at the first and worse at the second.
+# Twelve votes say little, and the saved run has none. So a *reader* votes too, on all 80 questions
+# and all six pairs of systems. The reader is a program that knows the right answers. The right
+# reply wins; if both are right, or neither, it is a tie. The reader cannot judge style.
 
 # %%
 looked_for = dict(zip(held_out["question"], held_out["answer"], strict=True))
@@ -889,8 +903,8 @@ print(f"{len(reader_votes)} votes, for example: {example.question}")
 print(f"left: {example.left}, right: {example.right}, better: {example.winner}")
 
 # %% [markdown]
-# **Win rates**: how often the first of the two wins, a tie being half a win. `low` and `high` are
-# the ends of a 95% interval, made as in section 4 by drawing questions anew:
+# The **win rate** tells how often the first of two systems wins. A tie counts half. `low` and
+# `high` are the ends of a 95% interval, found as in section 4:
 
 # %%
 from course_utils.scoring import bradley_terry, elo, voter_agreement, win_rates
@@ -908,20 +922,20 @@ else:
     print("No votes of yours on these replies yet: vote above, then run this cell again.")
 
 # %% [markdown]
+# The control's win rate against *tuned* is 0.29, although it never wins: its 47 ties count half
+# each.
+#
 # ### One order for all
 #
-# Four systems make six win rates. To put them in one order, give each a *strength* s, so that i
-# beats j with probability
+# To put four systems into one order, give each a *strength* s, so that i beats j with probability
 #
 # $$\frac{s_i}{s_i + s_j}$$
 #
-# and choose the strengths that fit the votes best. That is the model of **Bradley and Terry**,
-# which leaderboards use. **Elo** is older and simpler, made for chess players, who get better and
-# worse: it goes through the votes one by one, and each moves the two by as much as it was a
-# surprise.
+# and choose the strengths that fit the votes best. This is the model of **Bradley-Terry**, which
+# leaderboards use. **Elo** was made for chess players, whose strength changes. It goes through the
+# votes one by one. Each vote moves both ratings, a surprising vote further.
 #
-# **Guess first:** the same votes in another order. Does the Bradley-Terry strength change? Does
-# Elo?
+# **Guess first:** we shuffle the votes. Does the Bradley-Terry strength change? Does Elo?
 
 # %%
 my_guess = {"Bradley-Terry": False, "Elo": False}
@@ -965,16 +979,17 @@ assert (spread > 20).all()
 assert order[0] == "tuned"
 
 # %% [markdown]
-# The systems stand still here, so the order of the votes should not matter, and Elo lets it. (The
-# step k was set to 32, as for chess players; a smaller one moves less and takes longer to arrive.)
-# With either: where intervals overlap widely, the order is not settled. Ask more questions.
+# The Bradley-Terry strength does not change; across twenty orders, Elo ratings vary by 81 to 137
+# points. Many people expect no change, because the votes are the same. But each Elo step starts
+# from the current ratings. Our systems do not change, so Bradley-Terry suits them better. Where
+# intervals overlap widely, ask more questions.
 #
 # ## 7. A model as judge
 #
-# People are slow. So a language model gets question and replies, and says which is better: *LLM as
-# judge*. That is cheaper than people, and needs measuring itself more than anything else here. To
-# do so, take pairs of which the better one is **known**: here questions about countries hidden from
-# the control, with the tuned model's right sentence against the control's wrong one.
+# People are slow. So a language model gets the question and two replies, and says which is better.
+# This is a *judge* (*LLM as judge*). Measure it first, on pairs whose better reply is **known**:
+# the tuned model's right sentence beside the control's wrong one, on countries hidden from the
+# control.
 
 # %%
 from course_utils.scoring import Judge, add_filler, comparison_prompt, with_prefill
@@ -999,7 +1014,7 @@ text_table(
 )
 
 # %% [markdown]
-# This is what the judge is asked, and what the embedded model makes of it:
+# This is the prompt of the judge, and what the embedded model makes of it:
 
 # %%
 judge_model = runner("chat")
@@ -1017,9 +1032,9 @@ for verdict in verdicts[:2]:
 assert not embedded or unreadable >= len(verdicts) / 2
 
 # %% [markdown]
-# The embedded model does not keep to the form. A judge that is too small for that can be helped: we
-# begin its reply, `Verdict: [[`, so that one letter is left to it. And we remember what we have
-# asked: a judge at a temperature of 0 says the same again, and asking costs time, or money.
+# None of the eight verdicts can be read, because the embedded model does not keep to the form. We
+# help it: we begin its reply with `Verdict: [[`, so that it only adds a letter. We also store each
+# verdict, to save time or money.
 
 
 # %%
@@ -1041,7 +1056,7 @@ judge = Judge(remembered(with_prefill(judge_model)), max_new_tokens=4)
 
 # %% [markdown]
 # **Guess first:** the good sentence stands first. In what share of the 24 pairs does the judge
-# prefer it? And if it stands second?
+# prefer it? And if the good sentence stands second?
 
 # %%
 my_guess = {"good first": 0.8, "good second": 0.7}
@@ -1059,14 +1074,15 @@ print("You said:", my_guess)
 print({name: f"{value:.0%}" for name, value in preferred.items()})
 
 # %% [markdown]
-# Had we asked in one order only, and by chance in the good one, we should have a judge to be proud
-# of. This is **position bias**, and large judges have it too, only less. So each pair is asked in
-# both orders, and a win counts if both say so.
+# 100% and 0%: the judge always takes the first reply. Most people expect errors, but not a judge
+# that ignores the content. Asked in one order only, it could have looked perfect. This is
+# **position bias**. Large judges have it too (Zheng and others, in *To read*). So ask each pair in
+# both orders, and count a win only if both verdicts agree.
 #
 # ### Instruments for judges
 #
-# Before measuring with an instrument, hold it to something known. Two judges that are programs: the
-# *reader*, and one who loves *length*. They show what the measures can say.
+# Test instruments on something known. Two programs serve as judges: the *reader*, and one that
+# prefers *length*.
 
 # %%
 from course_utils.scoring import Verdict, judge_accuracy, position_bias, verbosity_bias
@@ -1111,12 +1127,14 @@ instruments = {name: measured(each) for name, each in judges.items()}
 pd.DataFrame(instruments).T
 
 # %% [markdown]
-# In the first two columns each pair was asked in both orders. It counts as right in *both orders* if
-# the judge named the good reply twice; in *each order* every verdict counts by itself. Then the share
-# of pairs in which the *place* was preferred: the first, or the second, whichever reply stood there.
+# The first two columns ask each pair in both orders. *Both orders* counts a pair if the judge named
+# the good reply twice. *Each order* counts every verdict separately. The next two give the share of
+# pairs where the judge chose a *place*, whatever stood there. (At equal length, the length judge
+# says "second": hence its 8%.)
 #
-# The last two columns are **verbosity bias**. Each good sentence stands against itself with empty
-# phrases around it, such as the following, and then against a *wrong* one with such phrases:
+# The last two measure **verbosity bias**, a liking for long replies. Each good sentence stands
+# against itself with empty phrases around it, such as the following, and then against a *wrong*
+# sentence with such phrases:
 
 # %%
 print(add_filler(goods[0]))
@@ -1132,13 +1150,13 @@ if embedded:
     assert position_bias(judge, questions, goods, bads).consistent < 0.5
 
 # %% [markdown]
-# So the embedded judge prefers the first reply, whatever it is. Its verdicts are worth nothing, and
-# of length nothing can be said, because position decides all. What is easily overlooked: *each* of
-# its verdicts looks fine.
+# The embedded judge chose the first reply in all 24 pairs, so its verdicts are worthless. Its zeros
+# for length tell nothing: since position decides, no reply wins in both orders. No single verdict
+# shows this.
 #
-# A third question to a judge: does it agree with itself? The same comparisons twice, in the same
-# order, drawn at a temperature of 0.7 with two seeds. *Alpha* is the agreement beyond chance: 1 if
-# they always agree, 0 if no more than two dice.
+# Does the judge agree with itself? We ask twice, in the same order, at a temperature of 0.7.
+# *Alpha* is the agreement beyond chance: 1 if the two always agree, 0 if they agree as often as
+# chance would.
 
 # %%
 from course_utils.scoring import self_agreement
@@ -1152,11 +1170,13 @@ print(
 assert not embedded or not own.alpha > 0.5
 
 # %% [markdown]
-# ### It knows, but cannot judge
+# 67% of the verdicts are the same, but alpha is about 0: random draws often match if one letter is
+# likelier.
 #
-# Does the model not know the answers? Ask it in another way: not *which is better?* in
-# words, but how *likely* it finds each sentence after the question. That needs no verdict, no
-# letters, and has no first and second.
+# ### The same model, asked for likelihoods
+#
+# Does the model lack the facts? We ask how *likely* it finds each sentence after the question. No
+# sentence comes first.
 
 # %%
 from course_utils.scoring import sequence_log_probs
@@ -1191,8 +1211,8 @@ instruments["likelihood"] = measured(likelihood)
 pd.DataFrame(instruments).T
 
 # %% [markdown]
-# These pairs are easy: many a bad sentence is about another country. Harder ones differ in nothing
-# but the fact.
+# It is right on all 24 pairs. But these pairs are easy: many bad sentences are about another
+# country. In harder pairs, only the fact differs.
 
 # %% tags=["value:likelihoods"]
 of_relation = {relation: set() for relation in held_out["relation"]}
@@ -1222,9 +1242,9 @@ assert by_likelihood["hard pairs"].accuracy > 0.5
 assert position_bias(likelihood, questions, goods, bads).consistent == 1
 
 # %% [markdown]
-# The same weights. It finds the true sentence likelier far more often than a coin would; what it
-# cannot do is to *say* so when it is asked about A and B. And this judge has a bias of its own:
-# every further word costs likelihood, so that a short reply has the better cards, whatever it says:
+# With the same weights, the true sentence is likelier in 92% of the 24 hard pairs. So the model has
+# much of the knowledge, but does not use it to choose A or B. This judge has another bias: every
+# further word lowers the likelihood, so short replies have an advantage:
 
 # %%
 long_goods = [add_filler(good) for good in goods[:8]]
@@ -1235,10 +1255,10 @@ print(f"long and right against short and wrong: {against_length.accuracy:.0%} fo
 assert against_length.accuracy < 0.5
 
 # %% [markdown]
-# No measure is without a bias; know it, and keep it away from your question.
+# The right reply lost to a shorter wrong one in all 8 pairs. Know the bias of your judge, and build
+# comparisons in which it cannot matter.
 #
-# Had we let the chat model decide between our two systems, who would have won? Its verdicts as
-# votes, beside the reader's:
+# What if the chat model had decided? We count its verdicts as votes, beside the reader's:
 
 # %% tags=["value:decided"]
 from course_utils.scoring import votes_from_verdicts
@@ -1258,13 +1278,15 @@ for name, some_votes in decided.items():
 print(f"They say the same of {voter_agreement(*decided.values()).equal:.0%} of the pairs.")
 
 # %% [markdown]
+# The chat model gives only ties, because its two verdicts on each pair contradict each other. The
+# reader prefers *tuned* in all 24.
+#
 # ### A better judge
 #
-# Any server that speaks OpenAI's protocol can be the judge: one on your own machine, such as
-# `llama-server`, `vllm serve` or `ollama serve`, or a hosted one. Its name, its address and, where
-# it needs one, its key come from the environment, set *before* Jupyter starts; the key is never
-# shown or stored. Mind that all questions and replies are sent there, and that a hosted one costs
-# money.
+# Any server that speaks OpenAI's protocol can be the judge: one on your machine, such as
+# `llama-server`, `vllm serve` or `ollama serve`, or a hosted one. Set its name, address and any key
+# in the environment *before* Jupyter starts. The key is never shown or stored. Questions and
+# replies are sent there, and a hosted one costs money.
 
 # %%
 from course_utils.errors import EndpointError
@@ -1289,18 +1311,16 @@ else:
 pd.DataFrame(instruments).T
 
 # %% [markdown]
-# With any judge: known pairs first, both orders, length, itself again, and then its agreement with
-# *people* on your own kind of question. Who judges chat well may be no good at facts. And beware of
-# a judge whose own replies, or whose family's, are in the race: models have been found to favour
-# their own (see *To read*).
+# Test any judge with known pairs, both orders, length and itself, and then against *people* on your
+# own kind of question. A good judge of chat may be bad at facts. Beware if it judges its own
+# replies, or its family's: models have been found to favour them (see *To read*).
 #
 # ## 8. Standard benchmarks
 #
-# So that models can be compared across the world, everybody asks them the same questions. What the
-# well-known ones ask, how many items, and what that costs a model of 8 billion parameters, roughly,
-# on a GPU that really does 100 TFLOPS. (That counts arithmetic alone. Writing token by token waits
-# for the memory instead, and takes several times as long unless many items are written at once.)
-# `task` is the name to run it by, `mind` what to know before comparing figures.
+# A *benchmark* is a list of questions that many models are asked in the same way. The table shows
+# well-known ones, and the rough minutes for a model of 8 billion parameters on a GPU that really
+# does 100 TFLOPS. (That is arithmetic alone; generating single texts takes several times as long.)
+# `task` is the name to run it by, `mind` what to know before comparing.
 
 # %%
 from course_utils.scoring import benchmarks_table
@@ -1314,19 +1334,20 @@ table = table.rename(columns={"note": "mind"})
 text_table(table[["benchmark", "measures", "form", "items", "minutes", "task", "mind"]])
 
 # %% [markdown]
-# Two forms. *Choice*: the answers are given, and the model is not asked to say anything; whichever
-# of them it finds likeliest is its answer. *Generation*: it writes, and what it writes is compared
-# or run.
+# In *choice*, the answers are given, and the model writes nothing: the answer that it finds
+# likeliest is its choice. In *generation*, it writes, and its text is compared or run.
 #
 # ### Really run
 #
-# EleutherAI's `lm-eval` has them all, and takes tasks of one's own: a file that says where the
-# questions are, what the prompt looks like and what counts as right. The course has two, on the 250
-# held-out questions, in both forms. **Guess first:** what do they say of the base, which knows all
-# these facts and has never answered a question? And of the tuned model, which answers all of them?
+# EleutherAI's `lm-eval` runs these benchmarks, and tasks of your own: a file names the questions,
+# the prompt and the rule for right answers. The course has two, on the 250 held-out questions, one
+# in each form.
 #
-# In the table, `acc` is the share of choices that are right, and `acc_norm` the same with each
-# answer's log-likelihood divided by its length, so that short answers have no advantage.
+# `acc` is the share of right choices. `acc_norm` divides log-likelihoods by length, so that short
+# answers have no advantage.
+#
+# **Guess first:** what does the base get, which has read all these facts and never answered? And
+# the tuned model, which was right on all 80 questions of section 2?
 
 # %%
 my_guess = {"base": {"choice": 0.25, "generate": 0}, "tuned": {"choice": 1, "generate": 1}}
@@ -1384,9 +1405,10 @@ assert (written < 0.05).all()
 assert choice["tuned"] < 0.6
 
 # %% [markdown]
-# Two surprises. The base beats the quarter that chance gives, without ever having answered:
-# *choice* measures something else than answering. And the tuned model, which answers everything
-# rightly, gets **nothing** for it. Look at what was compared:
+# Most people guess high figures for the tuned model. It gets 40% by choice and **nothing** by
+# generation. The control gets 45% by choice, the base 42%, although the control has never read
+# about half of the countries. With `acc_norm`, all three are near the 25% of chance. So these
+# figures hardly measure facts. What was compared?
 
 # %%
 results = evaluate(tuned, tokenizer, ["course_countries_generate"], limit=3)
@@ -1402,12 +1424,11 @@ compared = [
 text_table(pd.DataFrame(compared).astype(str))
 
 # %% [markdown]
-# The task wants the bare fact, and the model was tuned to say a sentence. In *choice* it is the
-# same: the model waits for "The capital of", and among four bare words none is likely. A benchmark
-# measures a model **and** its form. So before believing a low figure, read the items.
-#
-# The same goes for a high one. Among four, the chat model finds the right word for most of its 40
-# questions. The same 40, asked plainly:
+# The task wants the bare fact, and the model was tuned to say a sentence. The same holds for
+# *choice*: it expects "The capital of", and none of the bare words is likely. (We expect the same
+# of the chat model's 0%.) A benchmark measures a model **and** a form. So read the items before you
+# believe a low figure, or a high one. The chat model chose the right word for 85% of 40 questions.
+# Here are the same 40, asked plainly:
 
 # %%
 same = held_out.select(range(40))
@@ -1418,14 +1439,15 @@ print(f"right among four: {picked:.0%}; right in its own words: {said:.0%}")
 assert not embedded or picked > said + 0.2
 
 # %% [markdown]
-# Choosing is easier than saying. The word stands there already, has only to be likelier than three
-# others, and a quarter of the guesses are right. Which figure you need depends on what the model is
-# to do for you.
+# Choosing is easier than saying: 85% against 55% (SmolLM2-135M-Instruct, 40 questions). To be
+# chosen, the right word has to be likelier than three others. To be said, it has to appear within
+# 32 tokens of free text; in section 2, some replies were cut off or drifted away. Luck explains a
+# part: whoever knows 55% and guesses the rest among four reaches 66%. Use the form in which your
+# model will work.
 #
 # ### A task of one's own
 #
-# With our own form, then. The questions lie in a file; the rest is settings, in a dictionary here
-# or in a YAML file.
+# Now we ask for whole sentences. The questions are in a file, the settings in a dictionary.
 
 # %%
 draw = random.Random(0)
@@ -1482,15 +1504,15 @@ assert written["tuned"] > 0.9
 assert written["control"] < 0.7
 
 # %% [markdown]
-# Now the two forms say what they can say. The base *knows* (choice), and does not answer
-# (generation); tuning has changed the second, not the first. That is notebook 06's experiment in
-# one table, and the reason why a base's figures on choice benchmarks say little about how it would
-# answer you.
+# The base picks the right sentence every time (choice) but writes no answer (generation). Tuning
+# changed the second, not the first. The control writes 50% correctly; guessing the other half among
+# four would give about 62% by choice, and it got 61%. So a base's figures on choice benchmarks say
+# little about its answers.
 #
 # ### By name, from the hub
 #
-# The published ones are fetched by their names in the table above. With a limit they give a first
-# look, and no figure to quote: how wide would its interval be?
+# `lm-eval` fetches published benchmarks by the names in the table. A limit of 40 items gives a
+# first look, not a figure to quote.
 
 # %%
 from course_utils.models import hub_reachable
@@ -1509,7 +1531,7 @@ else:
     print(cost)
 
 # %% [markdown]
-# On the command line the same can be had for any model of the hub:
+# On the command line, for any model of the hub:
 #
 # ```
 # lm_eval --model hf --model_args pretrained=HuggingFaceTB/SmolLM2-135M-Instruct \
@@ -1518,11 +1540,10 @@ else:
 #
 # ### Beyond lists of questions
 #
-# Four names that one meets everywhere, and that `lm-eval` has not:
+# Four common names are not in `lm-eval`:
 #
-# **HELM** (Stanford) asks many scenarios and measures more than right answers: calibration,
-# robustness to typos, bias, cost; and it shows every prompt with its reply on a web page. It has
-# been in maintenance mode since June 2026.
+# **HELM** (Stanford) also measures calibration, robustness to typos, bias and cost, and shows every
+# prompt with its reply. It has been in maintenance mode since June 2026.
 #
 # ```
 # pip install crfm-helm
@@ -1532,28 +1553,26 @@ else:
 # helm-server --suite my-suite
 # ```
 #
-# **AlpacaEval** is section 7 made into a benchmark: 805 instructions, and a large judge that says
-# how often a model's replies are preferred to those of a reference model. Its judge liked length so
-# much that the win rate is now corrected for it; quote the *length-controlled* one, and with which
-# judge. Your replies go into a JSON list of objects with `instruction` and `output`. It costs a
-# key, and up to ten dollars by its authors' count.
+# **AlpacaEval** makes section 7 a benchmark: 805 instructions, and a large judge that compares a
+# model's replies with a reference model's. It liked length so much that the win rate is now
+# corrected for it: quote the *length-controlled* one, and the judge. Your replies go into a JSON
+# list of objects with `instruction` and `output`. A run needs a key and costs up to ten dollars, by
+# its authors' count.
 #
 # ```
 # pip install alpaca-eval
 # alpaca_eval --model_outputs replies.json
 # ```
 #
-# **Chatbot Arena** (later LMArena, now Arena) is section 6 with the whole world: people bring their
-# own questions, see replies of two models without names, and vote; Bradley-Terry makes the
-# leaderboard. It cannot be run at home, but [you can vote](https://lmarena.ai), and some votes are
-# published (`lmarena-ai/arena-human-preference-55k` on the hub). It measures what these people
-# like, style included; and whoever may test many variants and publish the best has an advantage
-# (see *To read*).
+# **Chatbot Arena** (later LMArena, now Arena) is section 6 for everybody: people ask, see two
+# replies without names, and vote. Bradley-Terry makes the leaderboard. [You can
+# vote](https://lmarena.ai), and some votes are published (`lmarena-ai/arena-human-preference-55k`
+# on the hub). It measures what people like, style included, and whoever can test many variants has
+# an advantage (see *To read*).
 #
-# **OpenAI Evals** is a framework and a collection: an eval is a file of samples and a few lines of
-# YAML, compared literally or judged by a model. It asks hosted models unless one writes a small
-# class for one's own. Its data come with git-lfs, so take a clone. (A hosted service of the same
-# name was announced to end in November 2026; the open framework is another thing.)
+# **OpenAI Evals** is a framework and a collection. An eval is a file of samples and a few lines of
+# YAML; replies are compared literally or judged by a model. It asks hosted models, unless you write
+# a small class for yours.
 #
 # ```
 # git clone https://github.com/openai/evals && cd evals && git lfs pull
@@ -1564,23 +1583,27 @@ else:
 # %% [markdown]
 # ## Take away
 #
-# - Loss tells how well the next token of a given text was foreseen. Whether the answers are right
-#   is another question; ask it, on replies.
-# - Read replies before any score, and again what a score has accepted.
-# - Exact match and chrF compare with *one* wording. Neither knows what is true.
-# - A difference without an interval is a rumour. Compare on the same questions, and resample what
-#   would be drawn anew.
-# - Look for the test in the training before you rejoice. n-grams find copies, and nothing else.
-# - Side by side, blind, sides drawn. Bradley-Terry for one order of all.
-# - A judge is an instrument: calibrate it on known pairs, in both orders. The embedded one fails.
-# - A benchmark's figure is of a model in a form. Read its items.
+# - The loss does not tell whether answers are right: it fell by 0.05 while right answers rose from
+#   20% to 94% (section 1; 2.6 million parameters, one seed).
+# - Read replies before you score them, and what a score accepts (section 2).
+# - Exact match and chrF compare with *one* wording. In 42% of our pairs, chrF preferred the wrong
+#   reply (section 3).
+# - Give each difference an interval. Compare on the same questions, and resample what a new test
+#   would draw (section 4).
+# - Look for the test in the training. n-grams find copies, but found none of 60 reworded leaks
+#   (section 5).
+# - Compare without names, on random sides. Bradley-Terry gives one order (section 6).
+# - Test a judge on known pairs, in both orders. SmolLM2-135M-Instruct chose the first reply in all
+#   24 pairs (section 7).
+# - A benchmark measures a model in a form: by generation, the tuned model got 0% in one and 100% in
+#   another (section 8).
 
 # %% [markdown]
 # ## Exercises
 #
 # **Quiz.** Put a letter for each, and run the cell below.
 #
-# **a.** From one evaluation to the next the validation loss hardly falls, while the right answers
+# **a.** From one evaluation to the next, the validation loss hardly falls, while the right answers
 # rise from few to most. How can that be?
 #
 # - **A** The loss is computed on other questions than those which the model is asked.
@@ -1588,8 +1611,8 @@ else:
 # - **C** The rule for right answers is too generous, so that the rise is not a real one.
 # - **D** The fact is a token or two of each sentence, and the loss is a mean over all tokens.
 #
-# **b.** You know of 24 pairs which reply is better. You show a judge the better one first and the
-# other second; it decides rightly in 22. What do you know of it?
+# **b.** You know of 24 pairs which reply is better. You show a judge the better one first, and it
+# is right for 22. What do you know about the judge?
 #
 # - **A** It is right in about nine of ten such pairs, with the interval that 24 pairs allow.
 # - **B** Little: a judge that takes the first reply whatever it says would do as well.
@@ -1597,15 +1620,15 @@ else:
 # - **D** It likes the wording of your replies; another family's judge might not.
 #
 # **c.** A test has 250 questions, five on each of 50 countries. A model has read everything about a
-# country or nothing. An interval that was made by resampling questions is …
+# country or nothing. An interval made by resampling questions is …
 #
 # - **A** too narrow.
 # - **B** as wide as it should be.
 # - **C** too wide.
 # - **D** too narrow for one model, right for a paired comparison.
 #
-# **d.** Asked in the same form, a base model picks the right one of four sentences nearly always,
-# and of the same facts it writes hardly any when it has to answer. What follows?
+# **d.** A base model nearly always picks the right one of four sentences. Asked in the same form,
+# it writes hardly any right answer. What follows?
 #
 # - **A** Choice is easy to guess, so that its figure says nothing about the model.
 # - **B** The generation task is badly made: its rule takes right answers for wrong ones.
@@ -1618,8 +1641,8 @@ from course_utils.exercises import check, done, quiz
 quiz("08", a="...", b="...", c="...", d="...")
 
 # %% [markdown]
-# **08.1 · Change one number.** Suppose you had `times` as many questions, and they were answered
-# just as these. Change `times` to 2, 4 and 16, and see how wide the interval is.
+# **08.1 · Change one number.** Suppose you had `times` as many questions, with the same share
+# right. Change `times` to 2, 4 and 16, and see how wide the interval is.
 
 # %%
 times = 1
@@ -1627,9 +1650,9 @@ more = bootstrap_interval(marks["control"] * times)
 print(f"{more.n} questions: the interval is {more.high - more.low:.3f} wide")
 
 # %% [markdown]
-# Put the rule that you see into `questions_for(width, n, wanted)`: with `n` questions the interval
-# is `width` wide; how many does it take for one that is `wanted` wide? A whole number. And explain
-# in a sentence why it costs more and more to become surer.
+# Put the rule that you see into `questions_for(width, n, wanted)`. With `n` questions the interval
+# is `width` wide. How many make it `wanted` wide? Return a whole number. Explain in a sentence why
+# more certainty costs ever more questions.
 
 
 # %% tags=["exercise"]
@@ -1647,11 +1670,10 @@ check("08.1", questions_for)
 
 # %% [markdown]
 # **08.2 · The right fact, in any words.** Write `right_fact(reply, answer, others)`. It is true if
-# the reply gives the answer, in whatever wording, and none of the `others`, which are the answers
-# that would be wrong. Capital letters do not matter. A name inside a longer one does not count:
-# neither *Oman* in *Romania*, nor *Guinean* in *Bissau-Guinean* if both are among the names.
-# Below it is held against the rule of section 2, on our replies. Should they agree, the loose rule
-# was good enough here, and now you know.
+# the reply gives the answer, in any wording, and none of the wrong `others`. Ignore capital
+# letters. A name inside a longer one does not count: neither *Oman* in *Romania*, nor *Guinean* in
+# *Bissau-Guinean* if both are among the names. Below, your rule is compared with section 2's. If
+# they agree, the loose rule was good enough here.
 
 
 # %% tags=["exercise"]
@@ -1685,10 +1707,10 @@ if done("08.2"):
     print(pd.DataFrame({"the word occurs": loose, "your rule": strict}).map("{:.0%}".format))
 
 # %% [markdown]
-# **08.3 · Alone: leaks in other words.** Write `leaked(test, train)`. Both are lists of texts; it
-# hands back the places of those test texts whose content a training text has, however it is worded.
-# The check wants 80% of the leaks, and one false alarm for ten leaks at most. Texts that are alike
-# only in the pattern ("What is the capital of …?") are no leaks. Which words give a text away?
+# **08.3 · Alone: leaks in other words.** Write `leaked(test, train)`. Both are lists of texts.
+# Return the places of the test texts whose content is in a training text, however worded. The check
+# wants 80% of the leaks, and at most one false alarm for ten leaks. Texts that share only the
+# pattern ("What is the capital of …?") are no leaks. Which words give a text away?
 
 
 # %% tags=["exercise"]
@@ -1730,7 +1752,7 @@ if done("08.3"):
 # ## To read
 #
 # - Zheng and others, [Judging LLM-as-a-judge with MT-Bench and Chatbot
-#   Arena](https://arxiv.org/abs/2306.05685): position and verbosity bias, measured on large judges.
+#   Arena](https://arxiv.org/abs/2306.05685): position and verbosity bias of large judges.
 # - Panickssery and others, [LLM evaluators recognize and favor their own
 #   generations](https://arxiv.org/abs/2404.13076).
 # - Miller, [Adding error bars to evals](https://arxiv.org/abs/2411.00640): intervals, pairs,
@@ -1740,4 +1762,4 @@ if done("08.3"):
 # - The guide to [tasks of one's
 #   own](https://github.com/EleutherAI/lm-evaluation-harness/blob/main/docs/new_task_guide.md) in
 #   `lm-eval`.
-# - The course's words, with the notebook that introduces each: [glossary](../docs/glossary.md).
+# - The course's words: [glossary](../docs/glossary.md).
