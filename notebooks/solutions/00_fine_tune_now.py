@@ -86,8 +86,8 @@ def as_chat(row):
     }
 
 
-data = data.map(as_chat, remove_columns=data["train"].column_names)
-data["train"][0]
+chats = data.map(as_chat, remove_columns=data["train"].column_names)
+chats["train"][0]
 
 # %% [markdown]
 # ## 2. The model
@@ -102,14 +102,15 @@ data["train"][0]
 # as `MODEL = "Qwen/Qwen2.5-0.5B-Instruct"`. We have not measured other models in this notebook.
 #
 # `float32` stores each parameter in 32 bits, and `device_map="auto"` puts the model on the GPU if
-# there is one. `padding_side="left"` lets us ask several prompts at once: shorter prompts are
+# there is one. `padding_side = "left"` lets us ask several prompts at once: shorter prompts are
 # filled up on the left, so that each reply starts right after its prompt.
 
 # %%
 LOCAL = Path("models/SmolLM2-135M-Instruct")
 MODEL = str(LOCAL) if LOCAL.exists() else "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-tokenizer = AutoTokenizer.from_pretrained(MODEL, padding_side="left")
+tokenizer = AutoTokenizer.from_pretrained(MODEL)
+tokenizer.padding_side = "left"
 model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32, device_map="auto")
 print(f"{model.num_parameters() / 1e6:.0f} million parameters, on {model.device}")
 
@@ -137,7 +138,7 @@ def ask(model, prompts):
     return tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
 
 
-test = data["test"][:16]
+test = chats["test"][:16]
 answers = [completion[0]["content"] for completion in test["completion"]]
 before = ask(model, test["prompt"])
 for prompt, reply in list(zip(test["prompt"], before, strict=True))[:4]:
@@ -184,7 +185,7 @@ settings = SFTConfig(
 trainer = SFTTrainer(
     model=model,
     args=settings,
-    train_dataset=data["train"],
+    train_dataset=chats["train"],
     processing_class=tokenizer,
     peft_config=lora,
 )

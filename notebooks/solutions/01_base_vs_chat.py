@@ -461,7 +461,7 @@ def first_step(template):
 
 ends = {name: first_step(template) for name, template in templates.items()}
 
-figure, axis = plt.subplots(figsize=(7, 3.4))
+figure, axis = plt.subplots(figsize=(7, 2.9))
 for row, (name, values) in enumerate(ends.items()):
     silent = by_template.loc[name, "empty"] > 8
     axis.plot(
