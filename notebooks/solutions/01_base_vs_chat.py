@@ -690,7 +690,7 @@ assert exact["shown: two examples, no template"] > exact["question alone"]
 # | cost in advance | minutes | building a search index | a training run |
 # | cost per call | the prompt's tokens | the passages' tokens | no extra tokens |
 # | when facts change | edit the prompt | edit the documents | train again |
-# | typical failure | ignored instructions, invented facts | the wrong passage found | forgets other skills, memorises the examples, still invents facts |
+# | typical failure | ignored instructions, invented facts | the wrong passage found | forgetting other skills, overfitting (memorising the examples), invented facts |
 #
 # ### What do people fine-tune for?
 #
