@@ -1,4 +1,4 @@
-"""What does tuning take from a chat model, and what gives it back? Remedies, two seeds.
+"""What does tuning take from a chat model, and what gives it back? Countermeasures, two seeds.
 
     python -m benchmarks.base_vs_instruct             every row that is not measured yet
     python -m benchmarks.base_vs_instruct --seeds 0   one seed
