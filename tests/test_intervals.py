@@ -252,3 +252,19 @@ def test_what_the_results_say() -> None:
     )
     assert "each is asked items of its own" in str(items_needed(0.1, 0.5))
     assert bootstrap_interval([1, 1], "median", confidence=0.9).confidence == 0.9
+
+
+def test_a_paired_test_is_at_its_own_level_and_the_same_each_time() -> None:
+    """The level reaches the interval; a sample of swaps is drawn from the seed alone."""
+    a, b = [1, 0, 1, 1, 0, 1] * 9, [0, 0, 1, 0, 1, 1] * 9
+    wide, narrow = paired_test(a, b, confidence=0.99), paired_test(a, b, confidence=0.5)
+    assert (wide.difference.confidence, narrow.difference.confidence) == (0.99, 0.5)
+    assert wide.difference.low < narrow.difference.low < narrow.difference.high
+    assert f"p = {wide.p_value:.2g}" in str(wide)
+    scores = [[0.1 * (i * k % 7) for i in range(40)] for k in (1, 2)]
+    once, again = (paired_test(*scores, seed=3) for _ in range(2))
+    assert not once.exact
+    assert once.p_value == again.p_value
+    equal = paired_test([3.5, 2.5, 1.5], [3, 2, 1]).difference
+    assert [math.isnan(end) for end in (equal.low, equal.high)] == [True, True]
+    assert bootstrap_interval([2, 2, 2]).n == 3

@@ -179,3 +179,9 @@ def test_an_id_that_the_tokenizer_does_not_have(
     """It is named, not drawn as the last token of the vocabulary."""
     with pytest.raises(ValueError, match=str(token)):
         masks.show({"input_ids": [[5, token]], "labels": [[5, 6]]}, tokenizer)
+
+
+def test_a_label_of_token_zero_is_a_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Its text is shown; and where nothing is learned, there is no trained text."""
+    (example,) = masks.examples({"input_ids": [[5, 6]], "labels": [[-100, 0]]}, tokenizer)
+    assert example.trained_text() == tokenizer.decode([0])
