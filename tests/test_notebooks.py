@@ -172,6 +172,21 @@ def test_the_first_notebook_is_what_a_learner_writes_without_us() -> None:
     assert len([line for line in code.splitlines() if line.strip()]) < 120
 
 
+@pytest.mark.parametrize("source", SOURCES[:2], ids=NAMES[:2])
+def test_counts_in_the_text_are_those_of_the_saved_run(source: Path) -> None:
+    """`13 of 16` in a sentence stands in an output too: saved anew, the text is looked at again."""
+    cells = read(source).cells
+    told = {
+        count
+        for cell in cells
+        if cell.cell_type == "markdown"
+        for count in re.findall(r"\b\d+ of \d+\b", cell.source)
+    }
+    shown = json.dumps([cell.outputs for cell in cells if cell.cell_type == "code"])
+    assert told
+    assert not {count for count in told if not re.search(rf"\b{count}\b", shown)}
+
+
 @each_source
 def test_notebook_begins_and_ends_as_all_do(source: Path) -> None:
     """What is learned, needed and how long it takes; at the end the gist, exercises, reading."""

@@ -288,7 +288,7 @@ assert same >= 14
 # On a GPU you usually run out of memory first. To save memory, you can store most of the model's
 # parameters in 4 bits each instead of 32. `BitsAndBytesConfig` does this while the model is loaded.
 # To train such a model, give it to the trainer in section 4 instead of `model`. Training an adapter
-# on a model in 4 bits is called **QLoRA**; notebooks 02, 04 and 07 use it. Here we only look at the
+# on a model in 4 bits is called **QLoRA**; notebooks 02 and 07 train this way. Here we only look at the
 # size.
 
 # %%

@@ -849,33 +849,33 @@ assert difference < 0.05
 # **a.** Asked with examples, the model gets a chrF of 19. The English sentences, returned
 # unchanged, get 35. What does the 19 tell you?
 #
-# - **A** The model is a fifth of the way to Pig Latin
-# - **B** chrF cannot be used for a task about letters
-# - **C** Nothing good: doing nothing would get more
-# - **D** The model has met these English sentences before
+# - **A** The model is a fifth of the way to Pig Latin.
+# - **B** chrF cannot be used for a task about letters.
+# - **C** Nothing good: doing nothing would get more.
+# - **D** The model has met these English sentences before.
 #
 # **b.** Why does it help to spell the words?
 #
-# - **A** The rule is about letters, and tokens hide them
-# - **B** It makes more sentences of the same data
-# - **C** The tokenizer does not know the words of Pig Latin
-# - **D** Spelled texts are longer, so the model is trained for longer
+# - **A** The rule is about letters, and tokens hide them.
+# - **B** It makes more sentences of the same data.
+# - **C** The tokenizer does not know the words of Pig Latin.
+# - **D** Spelled texts are longer, so the model is trained for longer.
 #
 # **c.** A model gets 95% of the words right in `test` and 30% in `unseen`. What has it learned,
 # most likely?
 #
-# - **A** The rule, but not yet for long sentences
-# - **B** A list of the words that it was trained on
-# - **C** The rule, but its replies were sampled
-# - **D** Nothing: both numbers are luck
+# - **A** The rule, but not yet for long sentences.
+# - **B** A list of the words that it was trained on.
+# - **C** The rule, but its replies were sampled.
+# - **D** Nothing: both numbers are luck.
 #
 # **d.** The training loss keeps falling; the validation loss has been rising for a while. Which
 # model do you take?
 #
-# - **A** The one of a later step: the training loss can still fall
-# - **B** The last one, trained further at a lower learning rate
-# - **C** The last one: it has seen the data most often
-# - **D** The one with the lowest validation loss
+# - **A** The one of a later step: the training loss can still fall.
+# - **B** The last one, trained further at a lower learning rate.
+# - **C** The last one: it has seen the data most often.
+# - **D** The one with the lowest validation loss.
 
 # %%
 from course_utils.exercises import check, quiz

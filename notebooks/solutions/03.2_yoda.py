@@ -469,25 +469,25 @@ if trained and not quick:
 # **a.** Yoda was learned from plain words, for any word. Pig Latin had to be spelled. What is our
 # explanation?
 #
-# - **A** Yoda's sentences are shorter and simpler
-# - **B** Pig Latin needs a higher rank and more layers
-# - **C** Yoda's rule can be said in the prompt
-# - **D** The model knew word order already, but not letters
+# - **A** Yoda's sentences are shorter and simpler.
+# - **B** Pig Latin needs a higher rank and more layers.
+# - **C** Yoda's rule can be said in the prompt.
+# - **D** The model knew word order already, but not letters.
 #
 # **b.** You ask the tuned model for Yoda, but leave out the system prompt. Its replies may get
 # worse. Why?
 #
-# - **A** It was trained on another prompt than this one
-# - **B** The system prompt is what switches the adapter on
-# - **C** The system prompt explains the rule to it
-# - **D** A longer prompt gives better replies
+# - **A** It was trained on another prompt than this one.
+# - **B** The system prompt is what switches the adapter on.
+# - **C** The system prompt explains the rule to it.
+# - **D** A longer prompt gives better replies.
 #
 # **c.** You mix two adapters half and half. What do you do before you hand the mixture on?
 #
-# - **A** Nothing: half of each skill is left, by arithmetic
-# - **B** Nothing: each acts on its own requests only
-# - **C** Measure both skills again, as of a new model
-# - **D** Train it further, whatever it does
+# - **A** Nothing: half of each skill is left, by arithmetic.
+# - **B** Nothing: each acts on its own requests only.
+# - **C** Measure both skills again, as of a new model.
+# - **D** Train it further, whatever it does.
 
 # %%
 from course_utils.exercises import quiz

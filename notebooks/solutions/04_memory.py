@@ -1811,33 +1811,33 @@ print("fits a T4" if fits(mine, "t4") else "does not fit a T4")
 # **a.** One weight of a matrix grows a hundredfold. What happens to the others when the matrix is
 # quantized with absmax: with one scale for all, and in blocks of 64?
 #
-# - **A** Only the large weight gets a large error, in both
-# - **B** With one scale all suffer; in blocks, its neighbours only
-# - **C** All suffer in both, as the matrix is the same
-# - **D** None suffers in either: the scale grows with it
+# - **A** Only the large weight gets a large error, in both.
+# - **B** With one scale all suffer; in blocks, its neighbours only.
+# - **C** All suffer in both, as the matrix is the same.
+# - **D** None suffers in either: the scale grows with it.
 #
 # **b.** A small model in nf4 takes half of what it took in 16 bits, and not a quarter. What is the
 # main reason?
 #
-# - **A** The scales take as much room as the codes
-# - **B** The codes are expanded to 16 bits to be used
-# - **C** Room has to be kept for the gradients
-# - **D** The embeddings are still in 16 bits
+# - **A** The scales take as much room as the codes.
+# - **B** The codes are expanded to 16 bits to be used.
+# - **C** Room has to be kept for the gradients.
+# - **D** The embeddings are still in 16 bits.
 #
 # **c.** How can an adapter be trained beside 4-bit weights, which have no gradient?
 #
-# - **A** The gradient passes through their expanded values
-# - **B** They are changed a little and quantized again at each step
-# - **C** The gradient ends there; only the last adapter learns
-# - **D** A copy in 16 bits is kept for the backward pass
+# - **A** The gradient passes through their expanded values.
+# - **B** They are changed a little and quantized again at each step.
+# - **C** The gradient ends there; only the last adapter learns.
+# - **D** A copy in 16 bits is kept for the backward pass.
 #
 # **d.** LoRA training of a small model on long texts: memory runs out in the *forward* pass. What
 # is most likely to help?
 #
-# - **A** An optimizer with states of 8 bits
-# - **B** A lower rank for the adapter
-# - **C** Shorter texts, or gradient checkpointing
-# - **D** To empty the allocator's cache more often
+# - **A** An optimizer with states of 8 bits.
+# - **B** A lower rank for the adapter.
+# - **C** Shorter texts, or gradient checkpointing.
+# - **D** To empty the allocator's cache more often.
 
 # %%
 from course_utils.exercises import check, quiz

@@ -1027,10 +1027,10 @@ assert (answers["peak reserved (MB)"] <= usable_bytes("rtx4090") / 1e6).all()
 # proposes LoRA: "It trains less than one per cent of the weights." How much memory will LoRA save
 # here?
 #
-# - **A** nearly all of it, since so few weights are trained
-# - **B** about half of it, since frozen layers need no backward pass
-# - **C** nothing: it makes smaller files, not smaller trainings
-# - **D** only a little, since the peak is made of something else
+# - **A** nearly all of it, since so few weights are trained.
+# - **B** about half of it, since frozen layers need no backward pass.
+# - **C** nothing: it makes smaller files, not smaller trainings.
+# - **D** only a little, since the peak is made of something else.
 #
 # **b.** A batch of eight examples does not fit. You set `accumulation=8` and leave `batch_size=8`.
 #
@@ -1041,18 +1041,18 @@ assert (answers["peak reserved (MB)"] <= usable_bytes("rtx4090") / 1e6).all()
 #
 # **c.** Your examples become twice as long. How do the activations grow with eager attention?
 #
-# - **A** They double: each token takes as much as before
-# - **B** They become four times as many: attention is quadratic
-# - **C** By a factor between two and four, nearer to four the longer they are
-# - **D** By a factor of more than four: each layer adds to the one before
+# - **A** They double: each token takes as much as before.
+# - **B** They become four times as many: attention is quadratic.
+# - **C** By a factor between two and four, nearer to four the longer they are.
+# - **D** By a factor of more than four: each layer adds to the one before.
 #
 # **d.** Somebody publishes 12.3 GB for a training. With the same settings yours takes 14.1. What do
 # you do first?
 #
-# - **A** ask for the versions, and for how many steps were measured
-# - **B** distrust the figure: memory can be counted, so it must agree
-# - **C** train longer: over many steps the peak settles to the true one
-# - **D** blame the card: the same training takes more on a larger GPU
+# - **A** ask for the versions, and for how many steps were measured.
+# - **B** distrust the figure: memory can be counted, so it must agree.
+# - **C** train longer: over many steps the peak settles to the true one.
+# - **D** blame the card: the same training takes more on a larger GPU.
 
 # %%
 from course_utils.exercises import check, quiz

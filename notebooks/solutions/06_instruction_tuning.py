@@ -1308,10 +1308,10 @@ assert real or "Nairobi" not in after[1][0]
 # **d.** Your tuned model answers nearly all questions. In a colleague's program it answers hardly
 # any. What do you ask for first?
 #
-# - **A** the temperature that the program samples with
-# - **B** the number format that the weights are loaded in
-# - **C** the share of the questions that were in the training
-# - **D** the exact text that the program gives to the model
+# - **A** the temperature that the program samples with.
+# - **B** the number format that the weights are loaded in.
+# - **C** the share of the questions that were in the training.
+# - **D** the exact text that the program gives to the model.
 
 # %%
 from course_utils.exercises import check, quiz
