@@ -490,9 +490,9 @@ if small:
 # the prompt has not opened the assistant's turn.
 #
 # The three foreign templates that work end with something that opens an answer, such as
-# `ASSISTANT:`. We expect that the model has read texts with such words in its pre-training, that an
-# answer followed them, and that a line break helps a little because in many texts an answer stands
-# on the next line. We have not checked its training data.
+# `ASSISTANT:`. We expect that the model has read texts with such words in its pre-training, and
+# that an answer followed them. A line break may help a little for the same reason: in many texts,
+# an answer stands on the next line. We have not checked the model's training data.
 #
 # Does the model know the capitals without a template? Forbid the EOS token, and see.
 
