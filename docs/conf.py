@@ -12,6 +12,8 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path[:0] = [str(DOCS), str(ROOT)]  # mathml, and the course_utils of this very folder
 
+from tools import settings  # noqa: E402
+
 _project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 project = "Fine-tuning language models, hands on"
@@ -57,19 +59,23 @@ html_extra_path = [str(ROOT / "build" / "site-source" / "_extra")]
 html_copy_source = True
 html_sourcelink_suffix = ""
 html_theme_options = {
-    "repository_url": _project["urls"]["Repository"],
-    "repository_branch": "main",
-    "path_to_docs": "",
-    "use_repository_button": True,
-    "use_issues_button": True,
     "use_download_button": True,
     "use_fullscreen_button": False,
-    "launch_buttons": {"colab_url": "https://colab.research.google.com"},
     "show_toc_level": 2,
     "show_navbar_depth": 1,
     "pygments_light_style": "a11y-light",
     "pygments_dark_style": "a11y-dark",
 }
+
+if _repository := settings.repository():
+    html_theme_options |= {
+        "repository_url": _repository,
+        "repository_branch": "main",
+        "path_to_docs": "",
+        "use_repository_button": True,
+        "use_issues_button": True,
+        "launch_buttons": {"colab_url": "https://colab.research.google.com"},
+    }
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][\w.]*(\(\))?")
 _TICKED = re.compile(r"(?<![`:\\])`([^`]+)`(?![`_])")

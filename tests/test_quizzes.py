@@ -16,8 +16,9 @@ _OPTION = re.compile(r"^# - \*\*([A-D])\*\* (.+)", re.M)
 
 
 def sources() -> dict[str, str]:
-    """The number and source of each notebook that has a quiz: all but the first."""
-    return {path.stem.split("_")[0]: path.read_text() for path in notebooks.sources()[1:]}
+    """The number and source of each notebook with a quiz: all but the first and appendices."""
+    lessons = [path for path in notebooks.sources()[1:] if not notebooks.is_appendix(path)]
+    return {path.stem.split("_")[0]: path.read_text() for path in lessons}
 
 
 def asked(text: str) -> dict[str, dict[str, str]]:

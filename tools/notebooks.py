@@ -26,9 +26,9 @@ import sys
 import tempfile
 import threading
 import time
-import tomllib
 from contextlib import suppress
 from pathlib import Path
+from string import ascii_lowercase, digits
 from typing import Any
 
 import jupytext
@@ -40,6 +40,8 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from tqdm import tqdm
+
+from tools import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -67,6 +69,7 @@ course = "{repository}"
 folder = Path(course).name
 if "google.colab" in sys.modules and Path.cwd().name != "notebooks":
     if not Path(folder).exists():
+        print("Fetching the course, and what Colab lacks: about 60 MB, one or two minutes.")
         subprocess.run(["git", "clone", "--quiet", "--depth=1", course], check=True)
         install = [sys.executable, "-m", "pip", "install", "-q", f"./{{folder}}[course]"]
         subprocess.run(install, check=True)
@@ -74,19 +77,20 @@ if "google.colab" in sys.modules and Path.cwd().name != "notebooks":
     os.chdir(Path(folder) / "notebooks")"""
 
 
-def repository() -> str:
-    """The repository's address, from the one place that holds it."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return project["urls"]["Repository"]
+def order(path: Path) -> list[tuple[int, str]]:
+    """Sort key by a notebook's number: 02 before 02a before 03 before 03.1."""
+    parts = path.stem.split("_")[0].split(".")
+    return [(int(part.rstrip(ascii_lowercase)), part.lstrip(digits)) for part in parts]
 
 
 def sources() -> list[Path]:
     """Every notebook's source, in the course's order."""
+    return sorted(SOURCES.glob("[0-9]*.py"), key=order)
 
-    def number(source: Path) -> list[int]:
-        return [int(part) for part in source.stem.split("_")[0].split(".")]
 
-    return sorted(SOURCES.glob("[0-9]*.py"), key=number)
+def is_appendix(path: Path) -> bool:
+    """Whether a notebook is off the main road: its number ends in a letter, such as 02a."""
+    return path.stem.split("_")[0][-1].isalpha()
 
 
 def find(name: str) -> Path:
@@ -129,8 +133,10 @@ def cut_solutions(code: str) -> str:
 
 
 def colab_cells(name: str) -> list[NotebookNode]:
-    """The badge and the set-up cell that every notebook gets below its title."""
-    address = repository()
+    """The badge and the set-up cell below a notebook's title; none while there is no address."""
+    address = settings.repository()
+    if not address:
+        return []
     path = address.removeprefix("https://github.com/")
     link = f"https://colab.research.google.com/github/{path}/blob/main/notebooks/{name}.ipynb"
     code = _COLAB_CELL.format(repository=address)
@@ -222,9 +228,20 @@ def rebuild(source: Path) -> None:
             if cell.cell_type == "code" and cell.id in old:
                 cell.outputs = old[cell.id].outputs
                 cell.execution_count = old[cell.id].execution_count
+        renumber(made)
         if "course" in before.metadata:
             made.metadata["course"] = before.metadata["course"]
     write(made, path)
+
+
+def renumber(notebook: NotebookNode) -> None:
+    """Count the cells that were run from 1, as one run from top to bottom does."""
+    ran = (cell for cell in notebook.cells if cell.get("execution_count"))
+    for number, cell in enumerate(ran, start=1):
+        cell.execution_count = number
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = number
 
 
 def execute(notebook: NotebookNode, label: str) -> str:
@@ -271,12 +288,7 @@ def executed(source: Path) -> tuple[NotebookNode, str]:
     notebook = build(source, solved=is_exercise(source), claims=True)
     outcome = execute(notebook, source.stem)
     notebook.cells = [cell for cell in notebook.cells if not is_claim(cell)]
-    ran = (cell for cell in notebook.cells if cell.get("execution_count"))
-    for number, cell in enumerate(ran, start=1):
-        cell.execution_count = number
-        for output in cell.outputs:
-            if "execution_count" in output:
-                output.execution_count = number
+    renumber(notebook)
     for cell, cut in zip(notebook.cells, build(source).cells, strict=True):
         cell.source = cut.source
     return notebook, outcome

@@ -33,7 +33,7 @@ from nbformat.v4 import new_code_cell
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tools import bootstrap, calculator
+from tools import bootstrap, calculator, settings
 from tools import notebooks as course_notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +49,8 @@ UNMEASURED = "not yet measured"
 _IMAGES = (".png", ".svg", ".jpg")
 _MARK = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.M)
 _TARGET = re.compile(r"\]\(([^)\s]+)\)")
+_NOWHERE = "nowhere:"
+_WITHOUT_TARGET = re.compile(rf"\[([^\[\]]+)\]\({_NOWHERE}[^)\s]*\)")
 _UNDESCRIBED = "A picture; the text around it says what it shows."
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -82,13 +84,16 @@ def pages() -> dict[str, str]:
 
 
 def address(path: str) -> str:
-    """Where a file or folder without a page is: in the repository."""
+    """Where a file or folder without a page is: in the repository, if that has an address."""
     kind = "tree" if (ROOT / path).is_dir() else "blob"
-    return f"{course_notebooks.repository()}/{kind}/main/{path}"
+    repository = settings.repository()
+    return f"{repository}/{kind}/main/{path}" if repository else ""
 
 
 def relink(text: str, origin: str, page: str) -> str:
     """Links of a text, relative to its place in the repository, as the page needs them.
+
+    A link to what has neither a page nor an address becomes its words alone.
 
     Args:
         text: Markdown.
@@ -113,10 +118,10 @@ def relink(text: str, origin: str, page: str) -> str:
             copy(ROOT / path, SOURCE / "figures" / Path(path).name)
             there = os.path.relpath(f"figures/{Path(path).name}", Path(page).parent)
         else:
-            there = address(path)
+            there = address(path) or _NOWHERE
         return f"]({there}{hash_}{anchor})"
 
-    return _TARGET.sub(mend, text)
+    return _WITHOUT_TARGET.sub(r"\1", _TARGET.sub(mend, text))
 
 
 def copy(origin: Path, copied: Path) -> None:

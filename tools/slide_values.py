@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from course_utils.results import whole_rows
-from tools.saved_notebooks import NOTEBOOKS, ROOT, NotFound, Saved, Table, notebook
+from tools import notebooks
+from tools.saved_notebooks import ROOT, NotFound, Saved, Table, notebook
 
 RESULTS = ROOT / "benchmarks" / "results"
 PUBLISHED = ROOT / "course_utils" / "memory" / "published.csv"
@@ -304,11 +305,12 @@ def _hands_on() -> Mapping[str, object]:
     """Of each notebook: link, title, what it teaches, how long it takes; and a table of all."""
     values: dict[str, object] = {}
     rows = []
-    paths = NOTEBOOKS.glob("[0-9]*.ipynb")
-    for path in sorted(paths, key=lambda p: [int(n) for n in p.stem.split("_")[0].split(".")]):
+    for source in notebooks.sources():
+        path = notebooks.target(source)
         opening = "".join(Saved(path).cells[0]["source"])
         found = re.match(
-            r"# (?P<number>[\d.]+) · (?P<title>.+?)\n.*\*\*You will learn\*\* (?P<learn>.+?)\n\n"
+            r"# (?P<number>[\d.]+[a-z]?) · (?P<title>.+?)\n"
+            r".*\*\*You will learn\*\* (?P<learn>.+?)\n\n"
             r".*\*\*It takes\*\* about (?P<reading>an hour|\d+ minutes)\b"
             r".+?in\s+(?:about\s+)?(?P<runs>(?:a|\w+)\s+minutes?)",
             opening,
@@ -326,7 +328,8 @@ def _hands_on() -> Mapping[str, object]:
             f"{number_}.minutes": minutes,
             f"{number_}.runs": " ".join(found["runs"].split()),
         }
-        rows.append((link, f"{minutes} min", values[f"{number_}.runs"]))
+        if not notebooks.is_appendix(source):
+            rows.append((link, f"{minutes} min", values[f"{number_}.runs"]))
     heads = ("notebook", "to read and try", "its cells run")
     return values | {"table": table(heads, rows), "count": len(rows)}
 

@@ -26,12 +26,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools import settings
 from tools.saved_notebooks import NotFound
 from tools.slide_pictures import PICTURES
 from tools.slide_values import resolve
@@ -218,12 +218,6 @@ def timetable(text: str | None = None) -> str:
 # --------------------------------------------------------------------------- node, Marp, a browser
 
 
-def repository() -> str:
-    """The repository's address, from the one place that holds it."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return project["urls"]["Repository"]
-
-
 def browser() -> str | None:
     """A browser of Chromium's family, or None."""
     wanted = [os.environ.get("CHROME_PATH", ""), *BROWSERS, *PLACES]
@@ -320,14 +314,19 @@ def _prepare(links: str) -> Path:
     """Filled Markdown in the build folder, with its theme and figures; returns its path.
 
     Args:
-        links: what the course's folder is called from where the slides are read.
+        links: what the course's folder is called from where the slides are read; if it is empty,
+            links into that folder become their words alone.
     """
     BUILD.mkdir(parents=True, exist_ok=True)
     deck = filled_deck()
     for _, path in set(IMAGE.findall(deck)):
         deck = deck.replace(f"]({path})", f"]({_data_uri(SLIDES / path, 'image/png')})")
     source = BUILD / "deck.md"
-    source.write_text(deck.replace("](../", f"]({links}/"), encoding="utf-8")
+    if links:
+        deck = deck.replace("](../", f"]({links}/")
+    else:
+        deck = re.sub(r"(?<!!)\[([^\[\]]+)\]\(\.\./[^)\s]*\)", r"\1", deck)
+    source.write_text(deck, encoding="utf-8")
     (BUILD / "theme.css").write_text(_theme(), encoding="utf-8")
     return source
 
@@ -341,10 +340,12 @@ def build_html(template: str = "bespoke", name: str = "deck.html") -> Path:
 
 
 def build_pdf() -> Path:
-    """The PDF, with what is to be said as notes. Its links go to the repository's address."""
+    """The PDF, with what is to be said as notes. Its links go to the repository, if it is set."""
     need_packages()
     target = BUILD / "deck.pdf"
-    _marp(_prepare(f"{repository()}/blob/main"), target, "--pdf", "--pdf-notes", "--pdf-outlines")
+    address = settings.repository()
+    links = f"{address}/blob/main" if address else ""
+    _marp(_prepare(links), target, "--pdf", "--pdf-notes", "--pdf-outlines")
     return target
 
 
