@@ -197,6 +197,18 @@ def test_notebook_begins_and_ends_as_all_do(source: Path) -> None:
     assert "](../docs/glossary.md)" in texts[-1]
 
 
+@each_source
+def test_reading_time_is_by_rule(source: Path) -> None:
+    """200 words a minute and half a minute a code cell; an exercise as a whole takes longer."""
+    cells = notebooks.build(source).cells
+    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    rule = words / 200 + sum(cell.cell_type == "code" for cell in cells) / 2
+    said = re.search(r"\*\*It takes\*\* about (an hour|\d+ minutes)", cells[0].source)[1]
+    minutes = 60 if said == "an hour" else int(said.split()[0])
+    assert minutes >= 0.85 * rule
+    assert minutes <= 1.15 * rule or notebooks.is_exercise(source)
+
+
 @each_lesson
 def test_claims_are_held_and_not_shown(source: Path) -> None:
     """A learner's notebook has hardly an assert; each claim has its place in the tests' run."""

@@ -7,7 +7,7 @@
 #
 # **You need** notebooks 02 (LoRA) and 04 (quantization, and where memory goes).
 #
-# **It takes** about an hour of reading and trying. The cells themselves run in about three minutes
+# **It takes** about 45 minutes of reading and trying. The cells themselves run in about three minutes
 # on two CPU cores; on GPUs, not yet measured.
 
 # %% [markdown]

@@ -8,7 +8,7 @@
 #
 # **You need** notebooks 02 (LoRA) and 03 (masks and collators).
 #
-# **It takes** about an hour of reading and trying. The cells themselves run in about four minutes
+# **It takes** about 50 minutes of reading and trying. The cells themselves run in about four minutes
 # on two CPU cores; on GPUs, not yet measured.
 
 # %% [markdown]

@@ -7,7 +7,7 @@
 #
 # **You need** notebooks 02 (LoRA), 04 (quantization) and 06 (instruction tuning).
 #
-# **It takes** about an hour of reading and trying. The cells themselves run in about nine minutes
+# **It takes** about 45 minutes of reading and trying. The cells themselves run in about nine minutes
 # on one CPU core, a little less on two; on GPUs, not yet measured.
 
 # %% [markdown]

@@ -8,7 +8,7 @@
 #
 # **You need** notebooks 02 (LoRA) and 06 (instruction tuning).
 #
-# **It takes** about an hour and a half of reading and trying. The cells themselves run in about
+# **It takes** about an hour of reading and trying. The cells themselves run in about
 # three minutes on two CPU cores; on GPUs, not yet measured.
 
 # %% [markdown]
