@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from benchmarks import base_vs_instruct, memory, pig_latin, pythia
+from benchmarks import base_vs_instruct, lora_rates, memory, pig_latin, pythia
 from course_utils.errors import UnknownName
 from course_utils.memory import Setup
 from course_utils.memory._measure import NoGpu
@@ -21,19 +21,22 @@ from course_utils.results import append_row, whole_rows
 
 def run(results: Path, *arguments: str) -> subprocess.CompletedProcess:
     """The program with very little to do."""
-    little = ["--tokens", "300", "--examples", "2", "--results", str(results)]
+    little = "--tokens 300 --examples 2 --rates 4e-3 --seeds 1".split()
+    little += ["--results", str(results)]
     command = [sys.executable, "-m", "benchmarks.pig_latin", *little, *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 def test_pig_latin_measures_what_is_missing(tmp_path: Path) -> None:
-    """One row a variant; a row that is there is left alone, and so is a broken last line."""
+    """A row that chooses the rate, one that is scored; what is there is left alone, and so is a
+    broken last line."""
     results = tmp_path / "results.jsonl"
     assert run(results, "plain").returncode == 0
-    (row,) = map(json.loads, results.read_text().splitlines())
-    assert row["variant"] == "plain"
-    assert row["steps"] >= 1
-    assert 0 <= row["unseen_words"] <= 1
+    chosen, scored = map(json.loads, results.read_text().splitlines())
+    assert (chosen["seed"], scored["seed"]) == (0, 1)
+    assert chosen["variant"] == scored["variant"] == "plain"
+    assert scored["steps"] >= 1
+    assert 0 <= scored["new_words"] <= 1
     before = results.read_text()
     with results.open("a") as file:
         file.write('{"variant": "both spel')  # killed while writing
@@ -49,11 +52,51 @@ def test_an_unknown_variant_names_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_committed_rows_are_of_one_kind() -> None:
-    """The rows that notebook 03.1 shows: measured alike, each variant once."""
+    """The rows that notebook 03.1 shows: measured alike, each format scored with each seed at the
+    rate that was best with another seed."""
     rows = whole_rows(pig_latin.RESULTS)
-    assert {row["variant"] for row in rows} == set(pig_latin.VARIANTS)
-    assert len(rows) == len({row["variant"] for row in rows})
-    assert len({(row["tokens"], row["machine"], row["examples"]) for row in rows}) == 1
+    assert len({(row["tokens"], row["machine"]) for row in rows}) == 1
+    (tokens,) = {row["tokens"] for row in rows}
+    formats = {row["variant"] for row in rows}
+    assert {"plain", "both spelled"} <= formats <= set(pig_latin.FORMATS)
+    scored = [row for row in rows if row["examples"]]
+    assert sorted((row["variant"], row["seed"]) for row in scored) == sorted(
+        (name, seed) for name in formats for seed in pig_latin.SCORED_SEEDS
+    )
+    for row in scored:
+        tried = pig_latin.losses(rows, row["variant"], tokens)
+        assert row["learning_rate"] == pig_latin.best_rate(tried)
+        assert not pig_latin.at_the_edge(tried)
+        assert row["examples"] >= 200
+
+
+def test_rates_of_lora_measure_one_row(tmp_path: Path) -> None:
+    """A row for what is asked; the grid goes on at its edge only."""
+    rows = [
+        {"variant": "usual", "seed": 0, "learning_rate": rate, "after": loss}
+        for rate, loss in ((1e-3, 0.5), (2e-3, 0.4), (4e-3, 0.6))
+    ]
+    assert lora_rates.at_the_edge(rows, "usual", 0) is None
+    assert lora_rates.at_the_edge(rows[:2], "usual", 0) == 4e-3
+    assert lora_rates.at_the_edge(rows[1:], "usual", 0) == 1e-3
+    assert lora_rates.around_the_best(rows, "usual", 0) == [1e-3, 2e-3, 4e-3]
+    row = lora_rates.measure("r=3", 1e-3, 0, held_out=2)
+    assert row["after"] < row["before"]
+    assert row["trainable"] == 915_840
+
+
+def test_committed_rates_of_lora_are_fair() -> None:
+    """What notebook 02 shows: the same grid for all, three seeds at the best rate and beside it."""
+    rows = whole_rows(lora_rates.RESULTS)
+    assert {row["variant"] for row in rows} == set(lora_rates.VARIANTS)
+    assert len({(row["steps"], row["batch"], row["held_out"], row["dtype"]) for row in rows}) == 1
+    measured = {(row["variant"], row["learning_rate"], row["seed"]) for row in rows}
+    assert len(measured) == len(rows)
+    for variant in lora_rates.VARIANTS:
+        assert {(variant, rate, 0) for rate in lora_rates.RATES} <= measured
+        assert not lora_rates.at_the_edge(rows, variant, 0)
+        around = lora_rates.around_the_best(rows, variant, 0)
+        assert {(variant, rate, seed) for rate in around for seed in (1, 2)} <= measured
 
 
 def test_pythia_was_measured_with_three_seeds() -> None:
