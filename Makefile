@@ -7,9 +7,9 @@ endif
 RUN := "$(PYTHON)" -I tools/bootstrap.py run
 NB ?= 00
 NEED_PYTHON = $(if $(PYTHON),,echo "No Python 3.11 or later was found. Get one from https://www.python.org/downloads/ and name it: make lab PYTHON=/path/to/python3" >&2; exit 1)
-export NB
+export NB TIER
 .DEFAULT_GOAL := help
-.PHONY: help setup ready lab check test course notebook notebooks save pretrain replicate-memory replay atlas slides site drift doctor faults
+.PHONY: help setup ready lab check test course notebook notebooks save pretrain replicate-memory replay atlas slides site drift doctor faults rehearse
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test: ready ## check the code, run the unit tests, every notebook and the site
 faults: ready ## break it on purpose: every fault of tests/faults, the slow ones too (about an hour)
 	@$(RUN) -m tools.faults -n 2 --dist loadfile
 	@$(RUN) -m tools.readme build
+
+rehearse: ready ## run a notebook as on a GPU, on any machine: NB=03.1 TIER=16gb (else all tiers)
+	@$(RUN) -m tools.rehearse "$$NB" "$$TIER" $(if $(ACCESS),--access)
 
 course: ready ## run every notebook in order, into build/course/*.html
 	@$(RUN) -m tools.notebooks run

@@ -67,7 +67,8 @@ COSTS = {
     "training": (
         *("test_memory_predict", "test_memory_trainers", "test_memory_loading", "test_preflight"),
         *("test_preflight_use", "test_pretraining", "test_replay", "test_silent_faults"),
-        *("test_exercises", "test_training", "test_drift"),
+        *("test_exercises", "test_training", "test_drift", "test_rehearse"),
+        *("test_engines",),
     ),
 }
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
 
 from benchmarks import pythia
 from course_utils import load_tokenizer, runner
@@ -24,6 +26,7 @@ from course_utils.errors import UnknownName
 from course_utils.exercises import _check as exercises
 from course_utils.exercises import _notebook_01, _notebook_03_1, _notebook_03_2
 from course_utils.memory import Setup, predict
+from course_utils.models import recipe
 from course_utils.scoring import contamination_report
 from tools import notebooks
 
@@ -32,7 +35,8 @@ ALL = exercises.known()
 
 def solutions() -> dict[str, Callable]:
     """The solved exercise cells of every source, executed: names to functions."""
-    found: dict[str, Callable] = {"torch": torch, "LoraConfig": LoraConfig}
+    found: dict[str, Callable] = {"torch": torch, "pd": pd, "LoraConfig": LoraConfig}
+    found |= {"SFTConfig": SFTConfig, "SFTTrainer": SFTTrainer}
     for source in notebooks.sources():
         for cell in notebooks.jupytext.read(source).cells:
             if "exercise" in cell.metadata.get("tags", []):
@@ -115,7 +119,7 @@ def test_junk_is_wrong_with_a_reason(name: str, chat_folder: Path) -> None:
         assert len(verdict.message) > 20
 
 
-NUMBERS = ["02.1", "03.1", "03.1.1", "03.1.2", "04.1", "05.3", "07.1", "08.1"]
+NUMBERS = ["02.1", "02a.1", "03.1", "03.1.1", "03.1.2", "04.1", "05.3", "07.1", "08.1"]
 LISTS = ["03.2", "03.3", "03.1.3", "08.3"]
 
 
@@ -138,19 +142,19 @@ def test_other_types_of_the_right_answer(name: str, kind: Callable) -> None:
 
 
 def smallest_rest(before: torch.Tensor, after: torch.Tensor, r: int, niter: int) -> tuple:
-    """The answer to 02.3 by the approximate SVD."""
+    """The answer to 02a.2 by the approximate SVD."""
     u, s, v = torch.svd_lowrank(after - before, q=r, niter=niter)
     return v.T, u * s
 
 
 def roots(before: torch.Tensor, after: torch.Tensor, r: int) -> tuple:
-    """The answer to 02.3 with half of the singular values on each side."""
+    """The answer to 02a.2 with half of the singular values on each side."""
     u, s, v = torch.linalg.svd(after - before)
     return s[:r, None].sqrt() * v[:r], u[:, :r] * s[:r].sqrt()
 
 
 def eigen(before: torch.Tensor, after: torch.Tensor, r: int) -> tuple:
-    """The answer to 02.3 without an SVD."""
+    """The answer to 02a.2 without an SVD."""
     a = torch.linalg.eigh((after - before).T @ (after - before)).eigenvectors[:, -r:].T
     return a, (after - before) @ a.T
 
@@ -165,6 +169,23 @@ def best_fit(lengths: list[int], room: int) -> list[list[int]]:
         else:
             rows.append([index])
     return rows
+
+
+def token_by_token(ids: list[int], prompt: int, end: int) -> list[int]:
+    """The answer to 03.2 in a loop that notes when the end has come."""
+    labels, ended = [], False
+    for place, token in enumerate(ids):
+        labels.append(-100 if place < prompt or ended else token)
+        ended |= place >= prompt and token == end
+    return labels
+
+
+def up_to_the_end(ids: list[int], prompt: int, end: int) -> np.ndarray:
+    """The answer to 03.2 with NumPy."""
+    labels, found = np.full(len(ids), -100), np.flatnonzero(np.array(ids[prompt:]) == end)
+    stop = prompt + found[0] + 1 if len(found) else len(ids)
+    labels[prompt:stop] = ids[prompt:stop]
+    return labels
 
 
 def by_bits(fits: Callable) -> int:
@@ -232,12 +253,21 @@ SEVEN = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
         ("01.1", lambda x, t: softmax(x.double() / t) if t else (x == x.max()).int()),
         ("02.2", lambda w, A, B, a, r: torch.addmm(w, B, A, alpha=a / r)),
         ("02.2", lambda w, A, B, a, r: w + B.mul_(a / r) @ A),
-        ("02.3", lambda *given: smallest_rest(*given, niter=2)),
-        ("02.3", lambda *given: smallest_rest(*given, niter=4)),
-        ("02.3", roots),
-        ("02.3", eigen),
+        ("02a.1", lambda shapes, mb: int(mb * 1e6 / 4 / np.array(shapes).sum())),
+        ("02a.1", lambda shapes, mb: max(r for r in range(99) if r * size(shapes) <= mb)),
+        ("02a.1", lambda shapes, mb: np.floor(mb / size(shapes))),
+        ("02a.2", lambda *given: smallest_rest(*given, niter=2)),
+        ("02a.2", lambda *given: smallest_rest(*given, niter=4)),
+        ("02a.2", roots),
+        ("02a.2", eigen),
         ("03.1", lambda lengths: 1 - np.mean(lengths) / np.max(lengths)),
+        ("03.1", lambda lengths: (1 - torch.tensor(lengths) / max(lengths)).double().mean()),
+        ("03.2", token_by_token),
+        ("03.2", up_to_the_end),
         ("03.3", best_fit),
+        ("03.3", lambda *given: dict(enumerate(best_fit(*given))).values()),
+        ("03.3", lambda *given: [set(row) for row in best_fit(*given)]),
+        ("03.3", lambda *given: [np.array(row) for row in best_fit(*given)]),
         ("03.1.1", lambda passes, n, batch, more: passes * np.ceil(n / (batch * more))),
         ("03.1.1", lambda passes, n, batch, more: passes * int(n / batch / more + 1 - 1e-9)),
         ("03.1.3", lambda *g: stop(*g, lambda loss, old, least: min(old) - loss > least)),
@@ -254,21 +284,23 @@ SEVEN = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
         ("07.3", lambda rows: [c for row in rows for c in both_ways(row)]),
         ("08.1", lambda width, n, wanted: round(n * (width / wanted) ** 2)),
         ("08.2", consume),
-        ("yoda.adapter", lambda: LoraConfig(r=8, lora_alpha=8, target_modules=SEVEN)),
-        ("yoda.adapter", lambda: adapter(lora_alpha=64, lora_dropout=0.05, use_dora=True)()),
-        ("yoda.adapter", lambda: adapter(init_lora_weights="gaussian", task_type="CAUSAL_LM")()),
-        ("yoda.settings", lambda *given: options(learning_rate=np.float32(4e-3))(*given)),
-        ("yoda.settings", lambda *given: options(lr_scheduler_type="cosine", seed=1)(*given)),
-        ("yoda.settings", lambda *given: options(warmup_steps=0.1, logging_steps=0.02)(*given)),
-        ("yoda.translate", lambda ask, texts: [ask(text, system=YODA).strip() for text in texts]),
-        ("yoda.translate", lambda ask, texts: ask(texts, system=YODA, temperature=0)),
+        ("yoda.format", lambda row: messages(YODA, row["yoda_extra"], row["sentence"])),
+        ("yoda.format", lambda row: {**messages(YODA, row.pop("yoda_extra"), row["sentence"])}),
+        ("yoda.format", lambda row: {**row, **messages(YODA, row["yoda_extra"], row["sentence"])}),
+        ("yoda.baseline", lambda reply, rows: shares(reply, rows)),
+        ("yoda.baseline", lambda reply, rows: shares(reply, rows, each_alone)),
+        ("yoda.baseline", lambda reply, rows: shares(reply, rows, mean=np.mean, role="system")),
+        ("yoda.trainer", lambda *given: made(*given, adapter={"r": 8, "target_modules": SEVEN})),
+        ("yoda.trainer", lambda *given: made(*given, lr_scheduler_type="cosine", seed=1)),
+        ("yoda.trainer", lambda *given: made(*given, warmup_steps=0.1, logging_steps=0.02)),
+        ("yoda.trainer", lambda *given: made(*given, adapter={"use_dora": True})),
+        ("yoda.evaluation", lambda *given: compared(*given)),
+        ("yoda.evaluation", lambda *given: compared(*given, each_alone)),
+        ("yoda.evaluation", lambda *given: pd.DataFrame(compared(*given).to_dict("records"))),
     ],
 )
-def test_other_ways_to_the_right_answer(
-    name: str, right: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_ways_to_the_right_answer(name: str, right: Callable, chat_folder: Path) -> None:
     """What is right is accepted, however it was found."""
-    monkeypatch.setattr(_notebook_03_2, "_factor", 2.0)
     more = ((lambda rows, options=None: 1.0),) if name.startswith("06.") else ()
     verdict = exercises.grade(name, right, *more)
     assert verdict.solved, verdict.message
@@ -375,6 +407,7 @@ def test_unknown_exercise() -> None:
         (lambda lengths: 0.1, "share of all places"),
         (lambda lengths: round(1 - sum(lengths) / len(lengths) / max(lengths), 2), "round"),
         (lambda lengths: str(lengths), "a number is expected"),
+        (lambda lengths: sum(max(lengths) - n for n in lengths) / sum(lengths), "of all places"),
         (lambda lengths: float("nan"), "between 0 and 1"),
         (lambda lengths: True, "a number is expected"),
     ],
@@ -431,6 +464,16 @@ def test_wrong_labels(wrong: Callable, said: str) -> None:
     assert said in verdict.message
 
 
+def in_order(lengths: list[int], room: int) -> list[list[int]]:
+    """Fills one row after the other, and never comes back to one."""
+    rows: list[list[int]] = [[]]
+    for index, length in enumerate(lengths):
+        if sum(lengths[i] for i in rows[-1]) + length > room:
+            rows.append([])
+        rows[-1].append(index)
+    return rows
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -439,6 +482,11 @@ def test_wrong_labels(wrong: Callable, said: str) -> None:
         (lambda lengths, room: [[0]], "exactly one row"),
         (lambda lengths, room: [[len(lengths)]], "go from 0"),
         (lambda lengths, room: [1, 2], "list of lists"),
+        (lambda lengths, room: ["0", "1"], "list of lists"),
+        (lambda lengths, room: best_fit(lengths, room)[:-1], "exactly one row"),
+        (lambda lengths, room: [[i + 1 for i in r] for r in best_fit(lengths, room)], "go from 0"),
+        (lambda lengths, room: len(best_fit(lengths, room)), "list of lists"),
+        (in_order, "can be done"),
     ],
 )
 def test_wrong_packing(wrong: Callable, said: str) -> None:
@@ -491,6 +539,32 @@ def test_wrong_merges(wrong: Callable, said: str) -> None:
     assert said in verdict.message
 
 
+def size(shapes: list[tuple[int, int]]) -> float:
+    """The MB of an adapter of rank 1, for answers to 02a.1."""
+    return 4e-6 * sum(map(sum, shapes))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda shapes, mb: int(mb / size(shapes) * 4), "the file has 0.3971 MB"),
+        (lambda shapes, mb: math.ceil(mb / size(shapes)), "the file has 0.1014 MB"),
+        (lambda shapes, mb: mb / size(shapes), "a whole number, 0 or more"),
+        (lambda shapes, mb: int(mb / size(shapes[:1])), "With 3 layers"),
+        (lambda shapes, mb: int(mb * 1e6 / 4 / sum(a * b for a, b in shapes)), "so does a higher"),
+        (lambda shapes, mb: max(1, int(mb / size(shapes))), "0.0001 MB"),
+        (lambda shapes, mb: math.inf, "a whole number, 0 or more"),
+        (lambda shapes, mb: f"r = {int(mb / size(shapes))}", "a whole number is expected"),
+    ],
+)
+def test_wrong_ranks(wrong: Callable, said: str) -> None:
+    """No bytes, rounded up, not rounded, one layer, the weight's size, never zero, no number."""
+    verdict = exercises.grade("02a.1", wrong)
+    assert verdict.tried
+    assert not verdict.solved
+    assert said in verdict.message
+
+
 def low_rank(matrix: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The right answer for a matrix, for wrong ones made of it."""
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
@@ -513,7 +587,7 @@ def low_rank(matrix: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:
 )
 def test_wrong_adapters(wrong: Callable, said: str) -> None:
     """The weight in place of its change, the wrong sign, the wrong order, half of it."""
-    verdict = exercises.grade("02.3", wrong)
+    verdict = exercises.grade("02a.2", wrong)
     assert verdict.tried
     assert not verdict.solved
     assert said in verdict.message
@@ -637,20 +711,21 @@ YODA = _notebook_03_2.SYSTEM
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (lambda row: row["yoda"], "dictionary"),
-        (lambda row: {"text": row["yoda"]}, "'prompt' is missing"),
-        (lambda row: {"prompt": row["sentence"], "completion": row["yoda"]}, "is a text"),
-        (lambda row: {"prompt": [row["sentence"]], "completion": []}, "a role and a content"),
+        (lambda row: row["sentence"], "dictionary"),
+        (lambda row: {"text": row["sentence"]}, "'prompt' is missing"),
+        (lambda row: {"prompt": row["yoda_extra"], "completion": row["sentence"]}, "is a text"),
+        (lambda row: {"prompt": [row["yoda"]], "completion": []}, "a role and a content"),
         (
             lambda row: {"prompt": messages(YODA, "x")["prompt"][1:], "completion": []},
             "who is missing",
         ),
-        (lambda row: messages("Hi", row["sentence"], row["yoda"]), "should be SYSTEM"),
-        (lambda row: messages(YODA, row["sentence"] + row["yoda"], row["yoda"]), "the answer"),
-        (lambda row: messages(YODA, f"Yoda: {row['sentence']}", row["yoda"]), "nothing else"),
-        (lambda row: messages(YODA, row["sentence"], row["yoda_extra"]), "occasional ending"),
-        (lambda row: messages(YODA, row["sentence"], row["yoda"] + "\n"), "white space"),
-        (lambda row: messages(YODA, row["sentence"], row["sentence"]), "Yoda's words"),
+        (lambda row: messages("Hi", row["yoda_extra"], row["sentence"]), "should be SYSTEM"),
+        (lambda row: messages(YODA, row["sentence"], row["yoda"]), "the other direction"),
+        (lambda row: messages(YODA, row["sentence"], row["sentence"]), "holds the answer"),
+        (lambda row: messages(YODA, row["yoda"], row["sentence"]), "never has Yoda's last words"),
+        (lambda row: messages(YODA, f"Yoda: {row['yoda_extra']}", row["sentence"]), "nothing else"),
+        (lambda row: messages(YODA, row["yoda_extra"], row["sentence"] + "\n"), "white space"),
+        (lambda row: messages(YODA, row["yoda_extra"], row["yoda"]), "plain English"),
     ],
 )
 def test_wrong_formats(wrong: Callable, said: str) -> None:
@@ -660,116 +735,229 @@ def test_wrong_formats(wrong: Callable, said: str) -> None:
     assert said in verdict.message
 
 
-def adapter(**options: object) -> Callable[[], LoraConfig]:
-    """An answer that differs from a good one in what is given."""
-    good = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-    return lambda: LoraConfig(**{**good, **options})
+def at_once(reply: Callable, prompts: list) -> list[str]:
+    """Ask for all replies in one call."""
+    return reply(prompts)
+
+
+def each_alone(reply: Callable, prompts: list) -> list[str]:
+    """Ask for a reply at a time."""
+    return [reply([prompt])[0] for prompt in prompts]
+
+
+def shares(
+    reply: Callable,
+    rows: Dataset,
+    how: Callable = at_once,
+    *,
+    mean: Callable = lambda right: sum(right) / len(right),
+    role: str = "",
+    told: str = "Say in plain English what Yoda says.",
+    asked: str = "yoda_extra",
+    wanted: str = "sentence",
+    more: str = "",
+    equal: Callable = str.__eq__,
+) -> dict[str, float]:
+    """An answer to yoda.baseline that differs from a good one in what is given."""
+
+    def prompt(row: dict[str, str]) -> list[dict[str, str]]:
+        last = f"{row[asked]}{row[more] if more else ''}"
+        if role:
+            return [{"role": role, "content": told}, {"role": "user", "content": last}]
+        return [{"role": "user", "content": f"{told} {last}"}]
+
+    replies = how(reply, [prompt(row) for row in rows])
+    right = [equal(a, b) for a, b in zip(replies, rows[wanted], strict=True)]
+    left = [equal(a, b) for a, b in zip(rows["yoda_extra"], rows["sentence"], strict=True)]
+    return {"untuned": mean(right), "nothing done": mean(left)}
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (lambda: {"r": 16}, "LoraConfig is expected"),
-        (adapter(r=1), "rank of 1"),
-        (adapter(lora_alpha=1), "hardly anything"),
-        (adapter(lora_alpha=1600), "diverge"),
-        (adapter(target_modules=["q_proj", "v_proj"]), "leaves out"),
-        (adapter(target_modules=None), "leaves out"),
-        (adapter(init_lora_weights=False), "as itself"),
-        (adapter(bias="all"), "bias to 'none'"),
-        (adapter(modules_to_save=["lm_head"]), "changes the base"),
-        (adapter(init_lora_weights="pissa"), "changes the base"),
-        (adapter(exclude_modules=["down_proj"]), "leaves out some linear layers, down_proj"),
-        (adapter(target_modules=r".*_proj"), "mixes it with another one, which fails"),
-        (adapter(target_modules=["nope"]), "peft does not take it"),
-        (adapter(use_rslora=True), "factor of 8"),
-        (adapter(lora_alpha=8, use_rslora=True), "peft mixes rsLoRA adapters"),
+        (lambda reply, rows: {"untuned": 0.0, "nothing done": 0.0}, "not asked at all"),
+        (lambda reply, rows: shares(reply, rows)["untuned"], "two shares"),
+        (lambda reply, rows: {"untuned": shares(reply, rows)["untuned"]}, "'nothing done' is"),
+        (lambda reply, rows: shares(reply, rows, mean=sum), "a share, from 0 to 1"),
+        (lambda reply, rows: shares(reply, rows, lambda ask, p: ask(str(p))), "list of conv"),
+        (lambda reply, rows: shares(reply, rows, lambda ask, p: ask([str(p)])), "list of messages"),
+        (lambda reply, rows: shares(reply, rows, lambda ask, p: ask(p + p)[: len(p)]), "asked 10"),
+        (lambda reply, rows: shares(reply, rows, told=""), "not told what to do"),
+        (lambda reply, rows: shares(reply, rows, asked="sentence"), "line of one row"),
+        (lambda reply, rows: shares(reply, rows, asked="yoda"), "the column `yoda_extra`"),
+        (lambda reply, rows: shares(reply, rows, more="sentence"), "holds the answer"),
+        (lambda reply, rows: shares(reply, rows, wanted="yoda"), "the column `sentence`"),
+        (lambda reply, rows: shares(reply, rows, equal=lambda a, b: b in a), "sign by sign"),
+        (
+            lambda reply, rows: shares(reply, rows, equal=lambda a, b: a.rstrip(".") in b),
+            "sign by sign",
+        ),
     ],
 )
-def test_wrong_adapter_settings(wrong: Callable, said: str) -> None:
-    """The rules of notebook 02."""
-    verdict = exercises.grade("yoda.adapter", wrong)
+def test_wrong_baselines(wrong: Callable, said: str) -> None:
+    """No fair question, a leak, another column, another measure."""
+    verdict = exercises.grade("yoda.baseline", wrong)
     assert not verdict.solved
     assert said in verdict.message
 
 
-def options(**changed: object) -> Callable[[int, int], dict]:
-    """An answer that differs from a good one in what is given; `drop` leaves one out."""
-    dropped = changed.pop("drop", None)
-
-    def settings(steps: int, batch: int) -> dict:
-        good = {"max_steps": steps, "per_device_train_batch_size": batch}
-        good |= {"learning_rate": 1e-3, "logging_steps": 2, **changed}
-        return {name: value for name, value in good.items() if name != dropped}
-
-    return settings
+def made(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    steps: int,
+    batch: int,
+    machine: dict,
+    adapter: dict | None = None,
+    drop: str = "",
+    **changed: object,
+) -> SFTTrainer:
+    """An answer to yoda.trainer that differs from a good one in what is given."""
+    good = {"max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": 2e-3}
+    good |= {"logging_steps": 2, **machine, **changed}
+    lora = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", **(adapter or {})}
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(**{name: value for name, value in good.items() if name != drop}),
+        train_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=None if adapter == {} else LoraConfig(**lora),
+    )
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("changes", "said"),
     [
-        (lambda steps, batch: [steps, batch], "dictionary"),
-        (options(evaluation_strategy="steps"), "does not know evaluation_strategy"),
-        (options(max_steps=5), "would take 5"),
-        (options(drop="max_steps"), "epochs"),
-        (options(per_device_train_batch_size=1), "would take 1"),
-        (options(gradient_accumulation_steps=4), "would take 32"),
-        (options(drop="learning_rate"), "is low"),
-        (options(learning_rate=1e-4), "from 0.001 to 0.004 is accepted: LoRA papers use 1e-4"),
-        (options(learning_rate=9e-4), "is low"),
-        (options(learning_rate=5e-3), "is high"),
-        (options(eval_strategy="no"), "Leave out eval_strategy"),
-        (options(eval_steps=10), "Leave out eval_steps"),
-        (options(fp16=True), "Leave out fp16"),
-        (options(load_best_model_at_end=True), "does not take it"),
-        (options(lr_scheduler_type="cosine_with_min_lr"), "does not take it"),
-        (options(packing=True), "several sentences"),
-        (options(assistant_only_loss=True), "fails with this template"),
-        (options(optim="sgd"), "leave Adam"),
-        (options(warmup_steps=110), "over half of the steps"),
-        (options(max_length=32), "may cut sentences"),
-        (options(logging_strategy="epoch"), "log every 5"),
-        (options(learning_rate="1e-3"), "a number"),
-        (options(completion_only_loss=False), "prompt would be trained"),
-        (options(drop="logging_steps"), "log every 5"),
+        ({"adapter": {}}, "all weights"),
+        ({"adapter": {"r": 1}}, "rank of 1"),
+        ({"adapter": {"lora_alpha": 1}}, "hardly anything"),
+        ({"adapter": {"lora_alpha": 1600}}, "diverge"),
+        ({"adapter": {"use_rslora": True}}, "factor of 8"),
+        ({"adapter": {"target_modules": ["q_proj", "v_proj"]}}, "leaves out"),
+        ({"adapter": {"target_modules": None}}, "leaves out"),
+        ({"adapter": {"target_modules": ["nope"]}}, "{'nope'} not found"),
+        ({"adapter": {"exclude_modules": ["down_proj"]}}, "leaves out some linear layers, down"),
+        ({"adapter": {"init_lora_weights": False}}, "as itself"),
+        ({"adapter": {"init_lora_weights": "pissa"}}, "changes the base"),
+        ({"adapter": {"modules_to_save": ["lm_head"]}}, "keeps"),
+        ({"max_steps": 5}, "would take 5"),
+        ({"drop": "max_steps"}, "epochs"),
+        ({"per_device_train_batch_size": 1}, "would take 1"),
+        ({"gradient_accumulation_steps": 4}, "would take 32"),
+        ({"evaluation_strategy": "steps"}, "raised TypeError"),
+        ({"eval_strategy": "steps"}, "raised ValueError"),
+        ({"save_strategy": "steps"}, "as `**machine`"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "training itself fails"),
+        ({"packing": True}, "several sentences"),
+        ({"optim": "sgd"}, "leave Adam"),
+        ({"warmup_steps": 0.9}, "over half of the steps"),
+        ({"max_length": 32}, "may cut sentences"),
+        ({"logging_strategy": "epoch"}, "log every 5"),
+        ({"drop": "logging_steps"}, "log every 5"),
+        ({"completion_only_loss": False}, "prompt would be trained"),
+        ({"output_dir": "elsewhere"}, "as `**machine`"),
+        ({"drop": "learning_rate"}, "is low"),
+        ({"learning_rate": 1e-5}, "is low"),
+        ({"learning_rate": 5e-3}, "is high"),
     ],
 )
-def test_wrong_settings(wrong: Callable, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names that are gone, TRL's rate for all weights, another batch than was asked for."""
-    monkeypatch.setattr(_notebook_03_2, "_factor", 2.0)
-    verdict = exercises.grade("yoda.settings", wrong)
+def test_wrong_trainers(changes: dict, said: str, chat_folder: Path) -> None:
+    """The rules of notebook 02, names that are gone, what would fail only while it trains."""
+    verdict = exercises.grade("yoda.trainer", lambda *given: made(*given, **changes))
     assert not verdict.solved
     assert said in verdict.message
 
 
-def test_rates_go_with_the_factor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An adapter of half the factor wants twice the rate."""
-    monkeypatch.setattr(_notebook_03_2, "_factor", 2.0)
-    for alpha, rates in ((16, (2e-3, 8e-3)), (64, (5e-4, 2e-3))):
-        assert exercises.grade("yoda.adapter", adapter(lora_alpha=alpha)).solved
-        for rate in rates:
-            assert exercises.grade("yoda.settings", options(learning_rate=rate)).solved
-        for rate in (rates[0] * 0.9, rates[1] * 1.1):
-            assert not exercises.grade("yoda.settings", options(learning_rate=rate)).solved
+def test_no_trainer(chat_folder: Path) -> None:
+    """Some of the rows, a number of steps of one's own, what a training returns."""
+    for wrong, said in (
+        (lambda m, t, rows, *rest: made(m, t, rows.select(range(9)), *rest), "give it all"),
+        (lambda m, t, rows, s, b, machine: made(m, t, rows, 60, b, machine), "Asked for"),
+        (lambda *given: made(*given[:3], 1, 1, given[5]).train(), "before any training"),
+        (lambda *given: LoraConfig(), "SFTTrainer is expected; this is LoraConfig"),
+    ):
+        verdict = exercises.grade("yoda.trainer", wrong)
+        assert not verdict.solved
+        assert said in verdict.message
+
+
+def test_rates_go_with_factor_and_machine(
+    chat_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A usual rate is accepted with a warning where the steps are few; on GPUs without one."""
+    judge = _notebook_03_2._rate
+    least, most = _notebook_03_2._LEAST, _notebook_03_2._MOST
+    for factor in (1, 2, 4):
+        assert judge(least / factor, factor, 60, "cpu") is None
+        assert judge(most / factor, factor, 60, "cpu") is None
+        for usual in (1e-4, 2e-4):
+            assert "usual for LoRA, and needs more steps" in judge(usual, factor, 60, "cpu")
+            assert judge(usual, factor, 200, "16gb") is None
+        for rate, machine in ((1.1 * most / factor, "cpu"), (1.1 * 2e-3 / factor, "16gb")):
+            with pytest.raises(exercises.Wrong, match="is high"):
+                judge(rate, factor, 60, machine)
+    verdict = exercises.grade("yoda.trainer", lambda *given: made(*given, learning_rate=2e-4))
+    assert verdict.solved
+    assert "solved. But note: a learning rate of 0.0002" in verdict.message
+
+
+def test_each_tier_has_a_rate_that_its_check_accepts() -> None:
+    """The recipe's rate needs no warning with the usual factor, on any machine."""
+    for machine in ("cpu", "16gb", "24gb", "40gb"):
+        plan = recipe("yoda", machine)
+        assert _notebook_03_2._rate(plan["learning_rate"], 2, plan["steps"], machine) is None
+
+
+def compared(
+    before: Callable,
+    after: Callable,
+    rows: Dataset,
+    how: Callable = at_once,
+    *,
+    system: str = YODA,
+    asked: str = "yoda_extra",
+    form: str = "{}",
+    wanted: str = "sentence",
+    equal: Callable = str.__eq__,
+) -> pd.DataFrame:
+    """An answer to yoda.evaluation that differs from a good one in what is given."""
+    prompts = [messages(system, form.format(row[asked]))["prompt"] for row in rows]
+    table = pd.DataFrame({"Yoda": list(rows["yoda_extra"]), "wanted": list(rows[wanted])})
+    for name, ask in (("before", before), ("after", after)):
+        table[name] = how(ask, prompts)
+        table[f"right {name}"] = list(map(equal, table[name], table["wanted"]))
+    return table
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (lambda ask, texts: texts, "not asked at all"),
-        (lambda ask, texts: ask(texts), "system prompt"),
-        (lambda ask, texts: ask(texts, system=YODA, temperature=1.0), "no sampling"),
-        (lambda ask, texts: ask(texts, system=YODA, do_sample=True), "no sampling"),
-        (lambda ask, texts: ask(texts, system=YODA, template=False), "without"),
-        (lambda ask, texts: ask(texts, system=YODA, max_new_tokens=5), "would be cut"),
-        (lambda ask, texts: ask([f"Yoda: {t}" for t in texts], system=YODA), "bare sentences"),
-        (lambda ask, texts: ask(texts, system=YODA)[:1], "list of 2"),
-        (lambda ask, texts: ask(texts, system=YODA)[::-1], "in their order"),
+        (lambda *given: compared(*given)["right after"].mean(), "DataFrame is expected"),
+        (lambda *given: compared(*given).to_dict("list"), "DataFrame is expected"),
+        (lambda b, a, rows: pd.DataFrame({"Yoda": rows["yoda"]}), "not asked at all"),
+        (lambda *given: compared(*given).drop(columns="right before"), "no column 'right before'"),
+        (lambda b, a, rows: compared(a, b, rows), "column 'before'"),
+        (lambda b, a, rows: compared(a, a, rows), "not asked at all"),
+        (lambda *given: compared(*given)[:2], "2 rows for 5"),
+        (lambda *given: compared(*given, system="Hi"), "It was trained with the system prompt"),
+        (lambda *given: compared(*given, asked="yoda"), "the column `yoda_extra`"),
+        (lambda *given: compared(*given, form="Yoda: {}"), "on bare lines"),
+        (
+            lambda *given: compared(*given, lambda ask, p: ask([x[1] for x in p])),
+            "list of messages",
+        ),
+        (lambda *given: compared(*given, wanted="yoda"), "column 'wanted'"),
+        (lambda *given: compared(*given, equal=lambda a, b: b in a), "is wrong, and"),
+        (
+            lambda *given: compared(*given, equal=lambda a, b: a.lower() == b.lower()),
+            "is wrong, and",
+        ),
+        (lambda *given: compared(*given, equal=lambda a, b: 100 * (a == b)), "True or False"),
     ],
 )
-def test_wrong_questions(wrong: Callable, said: str) -> None:
-    """Asked otherwise than trained."""
-    verdict = exercises.grade("yoda.translate", wrong)
+def test_wrong_evaluations(wrong: Callable, said: str) -> None:
+    """Asked otherwise than trained, the wrong column, too lenient a measure."""
+    verdict = exercises.grade("yoda.evaluation", wrong)
     assert not verdict.solved
     assert said in verdict.message
 
@@ -906,15 +1094,15 @@ def test_wrong_adapters_for_the_base(wrong: Callable, said: str) -> None:
 def test_done_knows_what_was_checked(capsys: pytest.CaptureFixture) -> None:
     """A cell waits for what is missing, and for what was solved and then broken again."""
     exercises._solved.clear()
-    assert not exercises.done("yoda.adapter", "03.1.2")
-    assert "waits for yoda.adapter, 03.1.2" in capsys.readouterr().out
-    exercises.check("yoda.adapter", adapter())
+    assert not exercises.done("yoda.format", "03.1.2")
+    assert "waits for yoda.format, 03.1.2" in capsys.readouterr().out
+    exercises.check("yoda.format", lambda row: messages(YODA, row["yoda_extra"], row["sentence"]))
     exercises.check("03.1.2", _schedule)
-    assert exercises.done("yoda.adapter", "03.1.2")
-    exercises.check("yoda.adapter", adapter(r=1))
-    assert not exercises.done("yoda.adapter", "03.1.2")
-    with pytest.raises(UnknownName, match=r"yoda\.adapter"):
-        exercises.done("yoda.adaptor")
+    assert exercises.done("yoda.format", "03.1.2")
+    exercises.check("yoda.format", lambda row: messages(YODA, row["yoda"], row["sentence"]))
+    assert not exercises.done("yoda.format", "03.1.2")
+    with pytest.raises(UnknownName, match=r"yoda\.format"):
+        exercises.done("yoda.formats")
 
 
 @pytest.mark.parametrize(

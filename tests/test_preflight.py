@@ -806,6 +806,31 @@ def test_steps(
     assert words in _only(preflight(sft(**options)), "batch and steps", status).found
 
 
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ({"per_device_train_batch_size": 5}, "9 updates of about"),  # 5, 5 and 2, three times
+        ({"per_device_train_batch_size": 5, "gradient_accumulation_steps": 2}, "6 updates"),
+        ({"per_device_train_batch_size": 5, "dataloader_drop_last": True}, "6 updates"),
+        ({"per_device_train_batch_size": 2}, "18 updates"),
+    ],
+)
+def test_the_passes_are_those_that_the_trainer_counts(
+    sft: Callable[..., SFTTrainer], options: dict[str, Any], passes: str
+) -> None:
+    """Three epochs are three times the examples, though a pass's last update may take fewer."""
+    trainer = sft(max_steps=-1, num_train_epochs=3, **options)
+    found = _found(preflight(trainer))["batch and steps"]
+    assert f"; {passes}" in found
+    assert found.endswith(", 3 × the 12 examples")
+
+
+def test_half_a_pass_is_told(sft: Callable[..., SFTTrainer]) -> None:
+    """Steps that do not reach through the data."""
+    found = _found(preflight(sft(max_steps=3)))["batch and steps"]
+    assert found.endswith(", 0.5 × the 12 examples")
+
+
 # The report
 
 

@@ -73,7 +73,7 @@ def test_a_check_that_is_passed_counts_and_a_failed_one_does_not(
 def test_every_exercise_belongs_to_its_notebook() -> None:
     """Also those whose names do not say so."""
     assert set(progress_table()["open"]) == {"all"}
-    progress.add(["yoda.adapter", "03.1.2", "quiz 03.1.a"])
+    progress.add(["yoda.trainer", "03.1.2", "quiz 03.1.a"])
     table = progress_table()
     listed = sum(int(told.split(" of ")[1]) for told in table["exercises"])
     assert listed == len(exercises.known())

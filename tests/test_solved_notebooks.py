@@ -1,7 +1,4 @@
-"""Notebooks that are an exercise as a whole, run with their solutions.
-
-A file of its own: it comes after the notebooks, of which 03.1 leaves its adapter in the cache.
-"""
+"""Notebooks that are an exercise as a whole, run with their solutions."""
 
 from __future__ import annotations
 

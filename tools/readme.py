@@ -98,9 +98,9 @@ def before_after() -> str:
     """Sentences of notebook 03.2 that no training has seen, before and after it."""
     found = notebook("03.2").table("replies")
     rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
-    right = [row for row in rows if row["tuned"] == row["Yoda by rule"]]
+    right = [row for row in rows if row["after"] == row["wanted"]]
     wrong = [row for row in rows if row not in right]
-    columns = {"English": ("A sentence", 0), "untuned": ("Before", 345), "tuned": ("After", 755)}
+    columns = {"Yoda": ("Yoda's line", 0), "before": ("Before", 345), "after": ("After", 755)}
     d = Drawing(0)
     for title, x in columns.values():
         d.text(x + 30, 34, title, 22, anchor="start", bold=True)
@@ -112,9 +112,9 @@ def before_after() -> str:
         }
         d.grid((30, y - 20), (WIDTH - 30, y - 20))
         for name, (_, x) in columns.items():
-            missed = name == "tuned" and row["tuned"] != row["Yoda by rule"]
+            missed = name == "after" and row["after"] != row["wanted"]
             for number, line in enumerate(lines[name]):
-                ink = "#666666" if name == "untuned" else INK
+                ink = "#666666" if name == "before" else INK
                 mark = "✗ " if missed and not number else ""
                 d.text(x + 30, y + 25 * number, mark + line, 19, ink, anchor="start")
         y += 25 * max(map(len, lines.values())) + 25

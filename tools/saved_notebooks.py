@@ -159,8 +159,8 @@ class Saved:
         return found[1]
 
     def table(self, name: str) -> Table:
-        """The table that a cell ended with."""
-        for output in self.cell(name)["outputs"]:
+        """The table that a cell ended with; a training before it may have shown one, too."""
+        for output in reversed(self.cell(name)["outputs"]):
             markup = "".join(output.get("data", {}).get("text/html", ""))
             if "<table" in markup:
                 return Table(markup, self.where(name))

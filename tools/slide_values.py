@@ -224,9 +224,10 @@ def _purposes(saved: Saved) -> str:
 
 
 def _defaults(saved: Saved) -> str:
-    """The defaults that TRL has changed, in a line."""
-    found = saved.table("changed-defaults")
-    pairs = [(row[0], row[found.place("TRL")]) for row in found.rows]
+    """The defaults that are TRL's own, in a line."""
+    found = saved.table("arguments")
+    name, default, chosen = (found.place(head) for head in ("argument", "default", "chosen by"))
+    pairs = [(row[name], row[default]) for row in found.rows if row[chosen] == "TRL"]
     return ", ".join(f"{code(name)} {plain(default)}" for name, default in pairs)
 
 
@@ -493,12 +494,16 @@ def _benchmarks() -> Mapping[str, object]:
 
 
 def _tried() -> Mapping[str, object]:
-    """What else was tried with Pig Latin; `rows` is for the picture."""
-    rows = whole_rows(RESULTS / "pig_latin.jsonl")
-    budgets = {row["tokens"] for row in rows}
+    """The formats that were tried with Pig Latin; `shares` is for the picture."""
+    rows = [row for row in whole_rows(RESULTS / "pig_latin.jsonl") if row["examples"]]
+    budgets = {(row["tokens"], row["examples"]) for row in rows}
     if len(budgets) != 1:
-        raise NotFound(f"pig_latin.jsonl: trainings of different lengths, {budgets}")
-    return {"tokens": f"{budgets.pop():,}", "rows": rows}
+        raise NotFound(f"pig_latin.jsonl: trainings or tests of different lengths, {budgets}")
+    ((tokens, examples),) = budgets
+    shares: dict[str, list[float]] = {}
+    for row in rows:
+        shares.setdefault(row["variant"], []).append(row["new_words"])
+    return {"tokens": f"{tokens:,}", "examples": examples, "shares": shares}
 
 
 def _seeds() -> Mapping[str, object]:

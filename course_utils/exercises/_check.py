@@ -34,7 +34,7 @@ class Empty(Exception):
 
 @dataclass(frozen=True)
 class _Exercise:
-    test: Callable[..., None]
+    test: Callable[..., str | None]
     hints: tuple[str, ...]
 
 
@@ -43,10 +43,16 @@ _attempts: Counter[str] = Counter()
 _solved: set[str] = set()
 
 
-def exercise(name: str, *hints: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register the check of an exercise, with hints that are shown one by one."""
+_Test = Callable[..., str | None]
 
-    def register(test: Callable[..., None]) -> Callable[..., None]:
+
+def exercise(name: str, *hints: str) -> Callable[[_Test], _Test]:
+    """Register the check of an exercise, with hints that are shown one by one.
+
+    The check raises `Wrong` or `Empty`. What it returns, if anything, is said of a right answer.
+    """
+
+    def register(test: _Test) -> _Test:
         _exercises[name] = _Exercise(test, hints)
         return test
 
@@ -162,7 +168,7 @@ def grade(name: str, *answer: Any) -> Verdict:
     try:
         if not answer or any(part is None or part is ... for part in answer):
             raise Empty
-        test(*answer)
+        remark = test(*answer)
     except Empty as empty:
         said = str(empty) or "nothing to check yet. Replace the ..., then run both cells."
         return Verdict(False, False, said)
@@ -174,7 +180,7 @@ def grade(name: str, *answer: Any) -> Verdict:
         said = " ".join(str(error).split())[:300]
         message = f"not yet. Your answer cannot be checked ({type(error).__name__}: {said})."
         return Verdict(False, True, f"{message} Does it give what the exercise asks for?")
-    return Verdict(True, True, "solved.")
+    return Verdict(True, True, f"solved. {remark}" if remark else "solved.")
 
 
 def check(name: str, *answer: Any) -> None:

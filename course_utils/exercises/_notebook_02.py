@@ -16,7 +16,8 @@ from course_utils.exercises._check import Wrong, call, exercise, number
     "02.1",
     "Write down the factor before BA, once with the old rank and once with the new one.",
     "The two factors should be equal, and the only unknown is the new alpha.",
-    "rsLoRA divides alpha by another function of the rank (section 5). Nothing else changes.",
+    "rsLoRA divides alpha by another function of the rank, which the exercise names. Nothing else "
+    "changes.",
 )
 def _new_alpha(function: Callable[..., float]) -> None:
     cases = ((16, 32, 64), (16, 32, 16), (64, 16, 16), (8, 8, 32), (10, 7, 25))
@@ -34,7 +35,7 @@ def _new_alpha(function: Callable[..., float]) -> None:
             raise Wrong(f"{what}the factor was {old:g}, and with your alpha it is {new:g}.")
 
 
-def _tensor(given: Any, shape: tuple[int, ...], what: str) -> torch.Tensor:
+def floats(given: Any, shape: tuple[int, ...], what: str) -> torch.Tensor:
     """Return an answer's tensor, or raise what is wrong with it."""
     if not isinstance(given, torch.Tensor):
         raise Wrong(f"{what} should be a tensor, and is {type(given).__name__}.")
@@ -61,7 +62,7 @@ def _merge(function: Callable[..., torch.Tensor]) -> None:
         kept = weight.clone()
         given = call(function, weight, A.clone(), B.clone(), alpha, r)
         what = f"For a weight of shape ({n_out}, {n_in}), the result"
-        given = _tensor(given, (n_out, n_in), what)
+        given = floats(given, (n_out, n_in), what)
         if not torch.equal(weight, kept):
             raise Wrong("The weight that was handed in has changed, so nobody can go back.")
         change, product = given - weight, B @ A
@@ -77,36 +78,3 @@ def _merge(function: Callable[..., torch.Tensor]) -> None:
                     f"multiplied by {used:.3g}."
                 )
             raise Wrong("What is added to the weight is not a multiple of the adapter's product.")
-
-
-@exercise(
-    "02.3",
-    "An adapter holds a change of the weights. Which change was made here?",
-    "LoftQ (section 5) also looks for the best approximation of a given rank, for another matrix.",
-    "Multiply the singular values into one of the two matrices, or their square roots into both.",
-)
-def _extract(function: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for n_out, n_in, r in ((12, 8, 3), (9, 15, 1), (6, 6, 6)):
-        before = torch.randn(n_out, n_in, generator=generator)
-        # Nearly of rank r, so that methods which approximate the SVD find it too.
-        thin = torch.randn(n_out, r, generator=generator), torch.randn(r, n_in, generator=generator)
-        after = before + 0.1 * thin[0] @ thin[1]
-        after += 0.01 * torch.randn(n_out, n_in, generator=generator)
-        given = call(function, before.clone(), after.clone(), r)
-        if not isinstance(given, tuple | list) or len(given) != 2:
-            raise Wrong(f"Two tensors are expected, A and B, and this is {type(given).__name__}.")
-        if any(part is None or part is ... for part in given):
-            raise Wrong("One of A and B is still missing.")
-        A = _tensor(given[0], (r, n_in), "A")
-        B = _tensor(given[1], (n_out, r), "B")
-        change = after - before
-        nothing = change.norm().item()
-        best = torch.linalg.svdvals(change)[r:].norm().item()
-        left = (change - B @ A).norm().item()
-        if left > best * 1.01 + 1e-4:
-            better = "nearer than" if left < nothing else "no nearer than"
-            raise Wrong(
-                f"At rank {r}, before + B @ A misses after by {left:.3f}: {better} no adapter at "
-                f"all ({nothing:.3f}), but the best possible is {best:.3f}; 1% more is accepted."
-            )

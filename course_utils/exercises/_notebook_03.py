@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from course_utils.exercises._check import Wrong, call, exercise, number, plain
 
@@ -69,6 +70,14 @@ def _labels(function: Callable[[list[int], int, int], list[int]]) -> None:
             raise Wrong(shown + "The answer's labels should be its own ids, in place.")
 
 
+def _listed(given: Any) -> list[Any]:
+    """Return what any collection holds: a list, a set, an array, the values of a dictionary."""
+    given = plain(given)
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise Wrong("A list of lists of indices is expected.")
+    return list(given)
+
+
 @exercise(
     "03.3",
     "Keep a list of the rows, and another one of how much room each row has left.",
@@ -79,9 +88,7 @@ def _pack(function: Callable[[list[int], int], list[list[int]]]) -> None:
     rng = random.Random(0)
     for room, count in ((10, 6), (64, 60), (128, 200)):
         lengths = [rng.randint(1, room // 2) for _ in range(count)]
-        given = plain(call(function, list(lengths), room))
-        if not isinstance(given, list) or not all(isinstance(row, list) for row in given):
-            raise Wrong("A list of lists of indices is expected.")
+        given = [_listed(row) for row in _listed(call(function, list(lengths), room))]
         span = f"There are {count} examples: the indices go from 0 to {count - 1}"
         given = [[number(index, span, whole=True) for index in row] for row in given]
         placed = [index for row in given for index in row]

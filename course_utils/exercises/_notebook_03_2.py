@@ -1,27 +1,42 @@
-"""The checks of notebook 03.2: fine-tuning Yoda, step by step."""
+"""The checks of notebook 03.2: a fine-tuning of one's own, from Yoda's speech to plain English."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import dataclasses
+import io
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pandas as pd
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler
-from trl import SFTConfig
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils.notebook import NotebookProgressCallback
+from trl import SFTTrainer
 
-from course_utils.exercises._check import Empty, Wrong, call, exercise, number
+from course_utils._core.undisturbed import quiet_libraries, random_state_kept
+from course_utils.exercises._check import Wrong, call, exercise, number
+from course_utils.hardware import tier
+from course_utils.models import load_tokenizer, recipe
 
-SYSTEM = "Say it like Yoda."
-_ROWS = (
-    {"sentence": "I see a red house.", "yoda": "A red house I see.", "yoda_extra": "(not this)"},
-    {"sentence": "We eat.", "yoda": "Eat, we do.", "yoda_extra": "(not this)"},
+SYSTEM = "Say it in plain English."
+ENDING = " Yes, hrrmmm."
+_PAIRS = (
+    ("I see a red house.", "A red house I see.", ENDING),
+    ("The dog found two bones.", "Two bones the dog found.", ""),
+    ("My cook is angry.", "Angry my cook is.", ""),
+    ("They can open the gate.", "Open the gate they can.", ENDING),
+    ("We sleep.", "We sleep.", ""),  # nothing to be done here
 )
-_SENTENCES = ["I see a red house.", "The dog found two bones."]
+_ROWS = [
+    {"sentence": plain, "yoda": turned, "yoda_extra": turned + ending}
+    for plain, turned, ending in _PAIRS
+]
 
 
 def _turns(given: dict[str, Any], column: str, roles: list[str]) -> list[str]:
@@ -31,10 +46,7 @@ def _turns(given: dict[str, Any], column: str, roles: list[str]) -> list[str]:
     messages = given[column]
     if isinstance(messages, str):
         raise Wrong(f"{column!r} is a text. For a chat model it has to be a list of messages.")
-    if not isinstance(messages, list) or not all(
-        isinstance(turn, dict) and isinstance(turn.get("content"), str) and "role" in turn
-        for turn in messages
-    ):
+    if not isinstance(messages, list) or not all(map(_is_message, messages)):
         raise Wrong(f"{column!r} should be a list of messages, each with a role and a content.")
     found = [turn["role"] for turn in messages]
     if found != roles:
@@ -42,14 +54,19 @@ def _turns(given: dict[str, Any], column: str, roles: list[str]) -> list[str]:
     return [turn["content"] for turn in messages]
 
 
+def _is_message(turn: object) -> bool:
+    """Whether this is a message of a conversation."""
+    return isinstance(turn, dict) and isinstance(turn.get("content"), str) and "role" in turn
+
+
 @exercise(
     "yoda.format",
-    "Notebook 03.1 has such a function for Pig Latin.",
-    "Who says what? The system names the task, and the user says the sentence.",
+    "Notebooks 00 and 03.1 have such a function for other tasks.",
+    "Who says what? The system names the task, and the user says the text that is to be rewritten.",
     "The model should learn the assistant's turn only. So this is the only turn in the completion.",
 )
 def _format(function: Callable[[dict[str, str]], dict[str, Any]]) -> None:
-    for row in _ROWS:
+    for row in _ROWS[:-1]:
         given = call(function, dict(row))
         if not isinstance(given, dict):
             raise Wrong(f"A dictionary of two columns is expected; this is {given!r}.")
@@ -57,33 +74,294 @@ def _format(function: Callable[[dict[str, str]], dict[str, Any]]) -> None:
         (answer,) = _turns(given, "completion", ["assistant"])
         if system != SYSTEM:
             raise Wrong(f"The system's message should be SYSTEM; this is {system!r}.")
-        if row["yoda"] in asked or row["yoda"] in system:
+        if row["sentence"] in asked or row["sentence"] in system:
+            if answer in (row["yoda"], row["yoda_extra"]):
+                raise Wrong("This is the other direction: plain English in, and Yoda's words out.")
             raise Wrong("The prompt holds the answer: nothing is left to learn.")
-        if asked != row["sentence"]:
-            raise Wrong(f"The user should say the sentence and nothing else; this is {asked!r}.")
-        if answer == row["yoda_extra"]:
-            raise Wrong("Take the column without the occasional ending.")
-        if answer.strip() == row["yoda"] and answer != row["yoda"]:
+        if asked != row["yoda_extra"]:
+            if asked == row["yoda"]:
+                raise Wrong(
+                    "This column never has Yoda's last words. The model will meet them in the "
+                    "captions: take the column that has them at times."
+                )
+            raise Wrong(f"The user should say Yoda's line and nothing else; this is {asked!r}.")
+        if answer.strip() == row["sentence"] and answer != row["sentence"]:
             raise Wrong("There is white space around the answer; it would be learned too.")
-        if answer != row["yoda"]:
-            raise Wrong(f"The assistant should answer in Yoda's words; this is {answer!r}.")
+        if answer != row["sentence"]:
+            raise Wrong(f"The assistant should answer in plain English; this is {answer!r}.")
 
 
-# Learning rate times factor (alpha / r). The solution has 8e-3, which is notebook 03.1's, where
-# twice that did worse. After 27 steps (one run, CPU tier, 40 sentences), 8e-3 has 68% right, 1e-3
-# has 5% and 2e-4 none. That the lower end suffices is an expectation.
-_LEAST, _MOST = 2e-3, 8e-3
-_factor = 2.0  # of the last adapter that was accepted
+class _Mock:
+    """A mock model that replies as planned, by the row that a conversation is about."""
+
+    def __init__(self, replies: list[str]) -> None:
+        self.replies = replies
+        self.asked: list[list[dict[str, str]]] = []
+        self.wrong = ""
+
+    def __call__(self, prompts: Any) -> list[str]:
+        if isinstance(prompts, str) or not isinstance(prompts, list | tuple):
+            self.wrong = f"A list of conversations is expected; it was handed {prompts!r:.60}."
+            raise TypeError(self.wrong)
+        return [self._reply(prompt) for prompt in prompts]
+
+    def _reply(self, prompt: Any) -> str:
+        if not isinstance(prompt, list) or not prompt or not all(map(_is_message, prompt)):
+            self.wrong = (
+                "A conversation is a list of messages, each with a role and a content; one of "
+                f"yours is {prompt!r:.60}."
+            )
+            raise TypeError(self.wrong)
+        self.asked.append(prompt)
+        last = prompt[-1]["content"]
+        found = [number for number, row in enumerate(_ROWS) if row["yoda"] in last]
+        if prompt[-1]["role"] != "user" or len(found) != 1:
+            self.wrong = self.wrong or (
+                "Each conversation should end with a user's message that holds Yoda's line of one "
+                f"row; one of yours ends with {prompt[-1]!r:.90}."
+            )
+            return "?"
+        text = " ".join(turn["content"] for turn in prompt)
+        if _ROWS[found[0]]["sentence"] in text and _PAIRS[found[0]][0] != _PAIRS[found[0]][1]:
+            self.wrong = "The prompt holds the answer: a held-out sentence must not be in it."
+        return self.replies[found[0]]
+
+
+def _asked(function: object, *mocks: _Mock) -> Any:
+    """Call the learner's function with mock models, and say what was wrong with its questions."""
+    try:
+        given = call(function, *mocks, Dataset.from_list(_ROWS))
+    except Wrong as wrong:
+        said = next((mock.wrong for mock in mocks if mock.wrong), "")
+        raise Wrong(said or str(wrong)) from None
+    if not any(mock.asked for mock in mocks) and not isinstance(given, dict | pd.DataFrame):
+        raise Wrong(f"The model was not asked at all, and this is {given!r:.80}.")
+    for mock in mocks:
+        if mock.wrong:
+            raise Wrong(mock.wrong)
+        if not mock.asked:
+            raise Wrong("The model was not asked at all: call the function that you are given.")
+        if len(mock.asked) != len(_ROWS):
+            raise Wrong(f"For {len(_ROWS)} rows, the model was asked {len(mock.asked)} times.")
+    return given
+
+
+# Right, wrong by its last sign, Yoda's own line, right, and too much of it: 2 of 5 are right.
+_BEFORE = [_PAIRS[0][0], "The dog found two bones", _PAIRS[2][1], _PAIRS[3][0], "We sleep. We do."]
+# Right, right, right, wrong by a capital, right: 4 of 5 are right.
+_AFTER = [_PAIRS[0][0], _PAIRS[1][0], _PAIRS[2][0], "they can open the gate.", _PAIRS[4][0]]
+
+
+def _share(given: dict[str, Any], key: str, wanted: float, of_yoda: float) -> None:
+    """Check one of the two shares of the baseline."""
+    if key not in given:
+        raise Wrong(f"The key {key!r} is missing; there are {', '.join(map(repr, given))}.")
+    share = number(given[key], f"{key!r} should be a share, a number from 0 to 1")
+    if share > 1:
+        raise Wrong(f"{key!r} is {share:g}: give a share, from 0 to 1.")
+    if not math.isclose(share, wanted, abs_tol=1e-6):
+        said = "Compare replies with the column `sentence`" if share == of_yoda else "Count again"
+        raise Wrong(
+            f"In a trial, {wanted:.0%} of the replies for {key!r} were right, and your share is "
+            f"{share:.0%}. {said}: a reply is right if it equals the sentence, sign by sign."
+        )
 
 
 @exercise(
-    "yoda.adapter",
-    "Notebook 02 compared ranks, target layers and alphas on this very task.",
-    "Which layers should get an adapter? One of the five rules in notebook 02 (section 4) says it.",
+    "yoda.baseline",
+    "Build the list of conversations first, one for each row, and call `reply` once with that "
+    "list.",
+    "An instruction with two examples, then Yoda's line: all of this can stand in the user's "
+    "message. Take the examples from the training data, not from `rows`.",
+    "A share is the sum of `reply == sentence` over all rows, divided by their number. For "
+    "`nothing done`, the replies are the lines themselves.",
 )
-def _adapter(function: Callable[[], LoraConfig]) -> None:
-    global _factor
-    given = call(function)
+def _baseline(function: Callable[..., dict[str, float]]) -> None:
+    mock = _Mock(_BEFORE)
+    given = _asked(function, mock)
+    if not isinstance(given, dict):
+        raise Wrong(f"A dictionary of two shares is expected; this is {given!r:.80}.")
+    for prompt, row in zip(mock.asked, _ROWS, strict=True):
+        told = "".join(turn["content"] for turn in prompt)
+        if len(told) < len(row["yoda_extra"]) + 15:
+            raise Wrong(
+                "The untuned model is not told what to do, so it has no chance. Give it an "
+                "instruction, and better two examples as well."
+            )
+        if row["yoda_extra"] not in prompt[-1]["content"]:
+            raise Wrong("The last message should hold the column `yoda_extra`, as the captions do.")
+    _share(given, "untuned", 0.4, 0.2)
+    _share(given, "nothing done", 0.2, 1.0)
+
+
+# Learning rate times the adapter's factor (alpha / r), for the course's 60 steps of 8 sentences on
+# a CPU. Both ends are measured: with a factor of 2, a rate of 1e-3 has 90 of 100 unseen sentences
+# right, and 2e-3 has 89 (SmolLM2-135M-Instruct, linear schedule, seed 0). Beyond them, nothing is.
+_LEAST, _MOST = 2e-3, 4e-3
+_USUAL = 1e-4  # below it, even a training of usual length learns little
+_MOST_ON_GPU = 2e-3  # an expectation, as is all about the rates there
+
+
+@exercise(
+    "yoda.trainer",
+    "Section 4 of notebook 00 and section 4 of notebook 03.1 build such a trainer.",
+    "Three parts: a LoraConfig; an SFTConfig, which gets `**machine`, the number of steps, the "
+    "batch size and the learning rate; and an SFTTrainer, which gets both and the rest.",
+    "The rules of notebook 02: adapters on all linear layers, and alpha one or two times the rank. "
+    "A training as short as this one needs a rate about ten times the usual one for LoRA.",
+)
+def _trainer(function: Callable[..., SFTTrainer]) -> str | None:
+    machine = tier().value
+    plan = recipe("yoda", machine)
+    steps, batch = plan["steps"], plan["batch"]
+    with _quiet():
+        tokenizer = load_tokenizer("chat")
+        trainer = _made(function, tokenizer, steps, batch)
+        remark = _judged(trainer, steps, batch, machine)
+        # Other numbers than those at hand, and a few real steps: what would fail later fails now.
+        other = _made(function, tokenizer, 50, 4)
+        _length(other, 50, 4)
+        other.args.max_steps = 2
+        try:
+            other.train()
+        except Exception as error:  # whatever a wrong value brings about
+            raise Wrong(f"The training itself fails: {type(error).__name__}: {error}") from error
+    return remark
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither the libraries' output nor their random numbers reach the learner's notebook."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        quiet_libraries(),
+        random_state_kept(),
+    ):
+        yield
+
+
+_TAUGHT = [row for row in _ROWS for _ in range(8)]
+
+
+def _made(function: object, tokenizer: Any, steps: int, batch: int) -> SFTTrainer:
+    """Call the learner's function with a tiny model, and check that it made a trainer."""
+    rows = Dataset.from_list(
+        [
+            {
+                "prompt": [
+                    {"role": "system", "content": SYSTEM},
+                    {"role": "user", "content": row["yoda_extra"]},
+                ],
+                "completion": [{"role": "assistant", "content": row["sentence"]}],
+            }
+            for row in _TAUGHT
+        ]
+    )
+    options: dict[str, Any] = {"output_dir": tempfile.mkdtemp(), "report_to": "none"}
+    options |= {"save_strategy": "no", "use_cpu": True, "bf16": False, "fp16": False}
+    options |= {"gradient_checkpointing": False}
+    trainer = call(function, _tiny(len(tokenizer)), tokenizer, rows, steps, batch, dict(options))
+    if not isinstance(trainer, SFTTrainer):
+        raise Wrong(
+            f"An SFTTrainer is expected; this is {type(trainer).__name__}."
+            + (" Return the trainer before any training." if "Output" in str(type(trainer)) else "")
+        )
+    for name, value in options.items():
+        found = getattr(trainer.args, name)
+        if found != value and not (value == "none" and found in ([], ["none"])):
+            raise Wrong(
+                f"`machine` says {name}={value!r}, and the trainer has {found!r}: hand the "
+                "dictionary to SFTConfig as `**machine`."
+            )
+    for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
+        trainer.remove_callback(callback)
+    return trainer
+
+
+def _tiny(vocabulary: int) -> LlamaForCausalLM:
+    """A model with the chat model's vocabulary and hardly any layers."""
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **shape, **heads))
+
+
+def _length(trainer: SFTTrainer, steps: int, batch: int) -> None:
+    """Check how many rows a trainer takes, in how many steps, and whether they are whole."""
+    config = trainer.args
+    if config.max_steps != steps:
+        took = config.max_steps if config.max_steps > 0 else "as many as the epochs need"
+        raise Wrong(f"Asked for {steps} steps, the training would take {took}.")
+    seen = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    if seen != batch:
+        raise Wrong(f"Asked for {batch} sentences a step, it would take {seen}.")
+    if config.packing:
+        raise Wrong("With packing, a row holds several sentences: a step would take more.")
+    if config.max_length is not None and config.max_length < 128:
+        raise Wrong(f"max_length={config.max_length} may cut sentences: 128 or more, please.")
+    if len(trainer.train_dataset) != len(_TAUGHT):
+        raise Wrong(
+            f"Of {len(_TAUGHT)} rows, the trainer has {len(trainer.train_dataset)}: give it all."
+        )
+
+
+def _judged(trainer: SFTTrainer, steps: int, batch: int, machine: str) -> str | None:
+    """Check a trainer's adapter and settings; what can be said for a warning is returned."""
+    if not isinstance(trainer.model, PeftModel):
+        raise Wrong("This trains all weights: hand over a LoraConfig as `peft_config`.")
+    factor = _adapter(trainer.model.peft_config["default"])
+    _length(trainer, steps, batch)
+    config = trainer.args
+    if "adam" not in config.optim:
+        raise Wrong(f"optim={config.optim.value!r} needs other rates: leave Adam, the default.")
+    if config.get_warmup_steps(steps) > steps / 2:
+        raise Wrong("The warm-up takes over half of the steps: too few are left at full rate.")
+    every = config.logging_steps * (1 if config.logging_steps >= 1 else steps)
+    if config.logging_strategy != "steps" or math.ceil(every) > 5:
+        raise Wrong("Let it log every 5 steps or more often, to have a curve to look at.")
+    _targets(trainer)
+    return _rate(config.learning_rate, factor, steps, machine)
+
+
+def _targets(trainer: SFTTrainer) -> None:
+    """Check on a batch which tokens are trained on."""
+    tokenizer = trainer.processing_class
+    try:
+        batch = next(iter(trainer.get_train_dataloader()))
+    except Exception as error:  # likewise
+        raise Wrong(f"No batch can be made: {type(error).__name__}: {error}") from error
+    for labels in batch["labels"]:
+        trained = tokenizer.decode(labels[labels >= 0])
+        if SYSTEM in trained:
+            raise Wrong("The prompt would be trained on.")
+        if tokenizer.eos_token not in trained:
+            raise Wrong("The EOS token would not be trained on, so the replies would not end.")
+
+
+def _rate(rate: float, factor: float, steps: int, machine: str) -> str | None:
+    """Check the learning rate for a machine; for a usual one that needs more steps, say so."""
+    if rate < 0.999 * _USUAL / factor:
+        raise Wrong(
+            f"A learning rate of {rate:g} is low. TRL's default, 2e-5, is meant for training all "
+            "weights; LoRA takes 1e-4 or more."
+        )
+    most = _MOST if machine == "cpu" else _MOST_ON_GPU
+    if rate * factor > 1.001 * most:
+        reason = "measured, " if machine == "cpu" else "not measured for models of this size, "
+        raise Wrong(
+            f"A learning rate of {rate:g} is high: with your adapter's factor alpha / r = "
+            f"{factor:g}, up to {most / factor:g} is accepted here ({reason}see section 5)."
+        )
+    if machine == "cpu" and rate * factor < 0.999 * _LEAST:
+        return (
+            f"But note: a learning rate of {rate:g} is usual for LoRA, and needs more steps than "
+            f"these {steps}. Expect a low score, or take {_LEAST / factor:g} or more."
+        )
+    return None
+
+
+def _adapter(given: LoraConfig) -> float:
+    """Check an adapter's configuration; returns its factor."""
     if not isinstance(given, LoraConfig):
         raise Wrong(f"A LoraConfig is expected; this is {type(given).__name__}.")
     if not 4 <= given.r <= 64:
@@ -95,27 +373,16 @@ def _adapter(function: Callable[[], LoraConfig]) -> None:
             f"{'hardly anything would be learned' if factor < 1 else 'the training may diverge'}. "
             "From 1 to 4 is accepted."
         )
-    _works_in_the_notebook(given)
-    _factor = factor
-
-
-def _works_in_the_notebook(given: LoraConfig) -> None:
-    """Do with a tiny model what the notebook does with the chat model: adapt it, mix adapters."""
-    shape = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 32, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
     ids = torch.arange(8)[None]
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        base = LlamaForCausalLM(LlamaConfig(**shape, **heads)).eval()
+    with torch.no_grad():
+        base = _tiny(32).eval()
         start = base(ids).logits
         layers = {
             name: (layer, layer.weight.clone())
             for name, layer in base.model.named_modules()
             if isinstance(layer, torch.nn.Linear)
         }
-        try:
-            model = get_peft_model(base, copy.deepcopy(given)).eval()
-        except Exception as error:  # peft has no error of its own
-            raise Wrong(f"peft does not take it: {error}") from error
+        model = get_peft_model(base, copy.deepcopy(given)).eval()
         adapted = {name for name, layer in base.model.named_modules() if hasattr(layer, "lora_A")}
         if missing := sorted(name.rpartition(".")[2] for name in set(layers) - adapted):
             raise Wrong(
@@ -127,146 +394,65 @@ def _works_in_the_notebook(given: LoraConfig) -> None:
         if any(not torch.equal(layer.weight, before) for layer, before in layers.values()):
             raise Wrong(
                 f"init_lora_weights={given.init_lora_weights!r} changes the base model's weights, "
-                "and the notebook puts a second adapter on the same base."
+                "and the notebook compares with the base by switching the adapter off."
             )
         for name, weight in model.named_parameters():
             if weight.requires_grad and "lora_" not in name:
-                raise Wrong(f"This also trains {name}, which changes the base that adapters share.")
-            if "lora_B" in name:  # as after a training
-                torch.nn.init.normal_(weight, std=0.1)
-        alone = model(ids).logits
-        try:
-            model.add_adapter("other", LoraConfig(r=16, target_modules="all-linear"))
-            both = ["default", "other"]
-            model.add_weighted_adapter(both, [1.0, 0.0], "mixed", combination_type="cat")
-        except Exception as error:  # likewise
-            raise Wrong(f"The notebook mixes it with another one, which fails: {error}") from error
-        model.set_adapter("mixed")
-        if not torch.allclose(model.eval()(ids).logits, alone, atol=1e-4):
-            why = " peft mixes rsLoRA adapters with a wrong factor." if given.use_rslora else ""
-            raise Wrong(
-                "The notebook mixes it with another adapter. All of yours and nothing of the other "
-                f"should do what yours does alone, but with this one it does not.{why}"
-            )
+                raise Wrong(f"This also trains {name}, which switching the adapter off keeps.")
+    return factor
+
+
+_COLUMNS = ("Yoda", "wanted", "before", "after", "right before", "right after")
 
 
 @exercise(
-    "yoda.settings",
-    "Section 3 of notebook 03.1 lists the arguments that matter, by what they are for.",
-    "Your function gets the number of steps and the batch size. Which arguments take these two?",
-    "LoRA needs a learning rate of at least ten times TRL's default. A training as short as this "
-    "one needs about a hundred times the default.",
+    "yoda.evaluation",
+    "Ask in exactly the form in which the model was trained: `as_chat(row)` holds it.",
+    "Call `before` and `after` once each, with the same list of prompts.",
+    "`pd.DataFrame` takes a dictionary of columns. A column of True and False comes from comparing "
+    'two columns: `table["after"] == table["wanted"]`.',
 )
-def _settings(function: Callable[[int, int], dict[str, Any]]) -> None:
-    for steps, batch in ((200, 8), (220, 4), (80, 4)):
-        given = call(function, steps, batch)
-        if not isinstance(given, dict):
-            raise Wrong(f"A dictionary of arguments is expected; this is {given!r}.")
-        if not given:
-            raise Empty
-        known = {field.name for field in dataclasses.fields(SFTConfig)}
-        if wrong := sorted(map(str, set(given) - known)):
-            raise Wrong(f"SFTConfig does not know {', '.join(wrong)}.")
-        machine = {name for name in _OF_THE_MACHINE if given.get(name) not in (None, False, "none")}
-        if added := sorted(machine | {"eval_strategy", "eval_steps"} & set(given)):
-            raise Wrong(f"Leave out {', '.join(added)}: the notebook adds that itself, below.")
-        rate = number(given.get("learning_rate", 2e-5), "learning_rate: a number is expected")
-        config = _config(given, steps)
-        if config.max_steps != steps:
+def _evaluation(function: Callable[..., pd.DataFrame]) -> None:
+    before, after = _Mock(_BEFORE), _Mock(_AFTER)
+    given = _asked(function, before, after)
+    for mock in (before, after):
+        for prompt, row in zip(mock.asked, _ROWS, strict=True):
+            roles = [turn["role"] for turn in prompt]
+            if roles != ["system", "user"] or prompt[0]["content"] != SYSTEM:
+                raise Wrong(
+                    f"It was trained with the system prompt {SYSTEM!r} and one message of the "
+                    f"user; you ask with {roles}, beginning {prompt[0]['content']!r:.60}."
+                )
+            if prompt[1]["content"] != row["yoda_extra"]:
+                raise Wrong(
+                    "It was trained on bare lines from the column `yoda_extra`, and you ask "
+                    f"{prompt[1]['content']!r:.80}."
+                )
+    if not isinstance(given, pd.DataFrame):
+        raise Wrong(f"A DataFrame is expected; this is {type(given).__name__}.")
+    if missing := [name for name in _COLUMNS if name not in given]:
+        raise Wrong(f"The table has no column {', '.join(map(repr, missing))}.")
+    if len(given) != len(_ROWS):
+        raise Wrong(f"The table has {len(given)} rows for {len(_ROWS)} sentences.")
+    known = {
+        "Yoda": [row["yoda_extra"] for row in _ROWS],
+        "wanted": [row["sentence"] for row in _ROWS],
+        "before": _BEFORE,
+        "after": _AFTER,
+    }
+    for name, values in known.items():
+        found = [str(value).strip() for value in given[name]]
+        if found != values:
+            raise Wrong(f"The column {name!r} should be {values[:2]} and so on, not {found[:2]}.")
+    for name, replies in (("right before", _BEFORE), ("right after", _AFTER)):
+        if given[name].dtype != bool:
             raise Wrong(
-                f"Asked for {steps} steps, the training would take "
-                f"{given.get('max_steps', 'as many as the epochs need')}."
+                f"The column {name!r} should hold True or False, not {given[name].iloc[0]!r:.40}."
             )
-        seen = config.per_device_train_batch_size * config.gradient_accumulation_steps
-        if seen != batch:
-            raise Wrong(f"Asked for {batch} sentences a step, it would take {seen}.")
-        if config.packing:
-            raise Wrong("With packing, a row holds several sentences: a step would take more.")
-        span = f"from {_LEAST / _factor:g} to {_MOST / _factor:g}"
-        asked = f"With your adapter's factor of {_factor:g}, {span} is accepted"
-        if not rate * _factor >= 0.999 * _LEAST:
-            raise Wrong(
-                f"A learning rate of {rate:g} is low. {asked}: LoRA papers use 1e-4 or 2e-4 for "
-                f"thousands of steps; here are only {steps}, too few for so low a rate."
-            )
-        if rate * _factor > 1.001 * _MOST:
-            raise Wrong(
-                f"A learning rate of {rate:g} is high. {asked}: that ends at notebook 03.1's rate "
-                "and factor, where twice the rate did worse."
-            )
-        if "adam" not in config.optim:
-            raise Wrong(f"optim={given['optim']!r} needs other rates: leave Adam, the default.")
-        if config.get_warmup_steps(steps) > steps / 2:
-            raise Wrong("The warm-up takes over half of the steps: too few are left at full rate.")
-        if config.completion_only_loss is False:
-            raise Wrong("The prompt would be trained on.")
-        if config.assistant_only_loss:
-            raise Wrong("assistant_only_loss fails with this template; the completion is enough.")
-        if config.max_length is not None and config.max_length < 128:
-            raise Wrong(f"max_length={config.max_length} may cut sentences: 128 or more, please.")
-        every = config.logging_steps * (1 if config.logging_steps >= 1 else steps)
-        if config.logging_strategy != "steps" or math.ceil(every) > 5:
-            raise Wrong("Let it log every 5 steps or more often, to have a curve to look at.")
-
-
-_OF_THE_MACHINE = ("bf16", "fp16", "use_cpu", "report_to")
-
-
-def _config(given: dict[str, Any], steps: int) -> SFTConfig:
-    """Make of the settings what the notebook makes of them, with a validation and without."""
-    common = {"output_dir": tempfile.gettempdir(), "save_strategy": "no", "bf16": False}
-    common["report_to"] = "none"
-    try:
-        SFTConfig(**{**common, **given, "eval_strategy": "steps", "eval_steps": steps // 4})
-        config = SFTConfig(**{**common, **given})
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
-        special = config.lr_scheduler_kwargs
-        get_scheduler(config.lr_scheduler_type, optimizer, 1, steps, special)
-    except Exception as error:  # whatever a wrong value brings about
-        raise Wrong(f"The trainer does not take it: {error}") from error
-    return config
-
-
-class _Listener:
-    """A mock model that records how it was called."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, dict[str, Any]]] = []
-
-    def __call__(self, prompts: Any, **options: Any) -> Any:
-        self.calls.append((prompts, options))
-        if isinstance(prompts, str):
-            return f" {prompts[::-1]}"
-        return [f" {prompt[::-1]}" for prompt in prompts]
-
-
-@exercise(
-    "yoda.translate",
-    "Ask the tuned model in exactly the form in which it was trained.",
-    "`ask(sentences, system=…, max_new_tokens=…)` takes a list and returns a list.",
-)
-def _translate(function: Callable[[Any, list[str]], list[str]]) -> None:
-    ask = _Listener()
-    given = call(function, ask, list(_SENTENCES))
-    if not ask.calls:
-        raise Wrong("The model was not asked at all: call `ask`.")
-    asked: list[str] = []
-    for prompts, options in ask.calls:
-        asked += [prompts] if isinstance(prompts, str) else list(prompts)
-        if options.get("system") != SYSTEM:
-            raise Wrong(
-                f"It was trained with the system prompt {SYSTEM!r} and is asked with "
-                f"{options.get('system')!r}."
-            )
-        if options.get("temperature") or options.get("do_sample"):
-            raise Wrong("There is one right answer: no sampling.")
-        if options.get("template", True) is not True:
-            raise Wrong("It was trained with its chat template, and is asked without.")
-        if options.get("max_new_tokens", 128) < 30:
-            raise Wrong("Long sentences would be cut: allow 30 tokens or more.")
-    if asked != _SENTENCES:
-        raise Wrong(f"It was trained on bare sentences; you asked {asked[0]!r}.")
-    if not isinstance(given, list) or len(given) != len(_SENTENCES):
-        raise Wrong(f"A list of {len(_SENTENCES)} replies is expected; this is {given!r}.")
-    if [str(reply).strip() for reply in given] != [text[::-1] for text in _SENTENCES]:
-        raise Wrong("The replies are not those that the model gave, in their order.")
+        for told, reply, row in zip(given[name], replies, _ROWS, strict=True):
+            right = reply == row["sentence"]
+            if told != right:
+                raise Wrong(
+                    f"{reply!r} for {row['sentence']!r} is {'right' if right else 'wrong'}, and "
+                    f"your column {name!r} says {told}. A reply is right if both are equal."
+                )

@@ -197,8 +197,7 @@ def recipe(name: str, tier: str) -> dict[str, Any]:
         tier: the name of a tier, as in `hardware.tier().value`.
 
     Returns:
-        `steps`, `batch` (examples per step), `why`, and, unless an exercise asks for it,
-        `learning_rate` (for LoRA).
+        `steps`, `batch` (examples per step), `learning_rate` (for LoRA) and `why`.
 
     Raises:
         UnknownName: there is no such recipe, or none for this tier.

@@ -315,8 +315,8 @@ def steps(ev: TrainerSnapshot) -> Finding:
     found = f"{' × '.join(parts)} = {plural(size, 'example')} an update; {updates:,} updates"
     if ev.rows is not None and ev.kind == kinds.CAUSAL:
         found += f" of about {figure(size * float(ev.rows.lengths.mean()))} tokens"
-    if ev.total is not None and ev.kind != kinds.ONLINE:
-        found += f", {updates * size / ev.total:.3g} × the {plural(ev.total, 'example')}"
+    if ev.total is not None and ev.passes is not None and ev.kind != kinds.ONLINE:
+        found += f", {ev.passes:.3g} × the {plural(ev.total, 'example')}"
         if ev.total < size:
             return Finding(
                 WARN,

@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import has_length
 
 from course_utils._core.documents import IGNORED, split_documents
 from course_utils.preflight import _kinds as kinds
@@ -338,6 +339,19 @@ class TrainerSnapshot:
         except (AttributeError, ValueError, ZeroDivisionError) as error:
             return str(error)
         return numbers[-1], self.trainer.get_total_train_batch_size(self.args)
+
+    @functools.cached_property
+    def passes(self) -> float | None:
+        """How often the run goes through the training set; None if that is unknown.
+
+        As the trainer counts its epochs: the last update of a pass may take fewer examples.
+        """
+        if isinstance(self.planned, str) or self.total is None:
+            return None
+        batches = len(self.loader) if has_length(self.loader) else 0
+        if not batches:
+            return self.planned[0] * self.planned[1] / self.total
+        return self.planned[0] / math.ceil(batches / self.args.gradient_accumulation_steps)
 
     @functools.cached_property
     def no_step(self) -> str:

@@ -1,14 +1,15 @@
 # %% [markdown]
 # # 03.1 · Fine-tuning Pig Latin
 #
-# **You will learn** to run a whole fine-tuning: a baseline, data in a form that the model can use,
-# the arguments that matter, a check before the training, live curves, and a fair test on new
-# words. And what to do when a model overfits, or a training is interrupted.
+# **You will learn** to run a whole fine-tuning, and why each part of it is there: a baseline, data
+# in a form that the model can use, the arguments that matter, a check before the training, and a
+# fair test on new words. And what to do when a model forgets or overfits, when memory is short, or
+# when a training is interrupted.
 #
 # **You need** notebooks 02 (LoRA) and 03 (collators and masks).
 #
-# **It takes** about an hour of reading and trying. The cells themselves run in about ten minutes
-# on two CPU cores, mostly for the one big training; on GPUs, not yet measured.
+# **It takes** about 35 minutes of reading and trying. The cells themselves run in about six
+# minutes on two CPU cores, mostly for the one big training; on GPUs, not yet measured.
 
 # %% [markdown]
 # ## The machine at hand
@@ -48,45 +49,70 @@ print(describe())
 # any other word, all consonants before the first vowel move to the end, and *ay* follows (*string*
 # → *ingstray*). The letters *qu* move together.
 #
-# First we measure a **baseline**: the score without the training. There are three scores, from
-# loose to strict:
+# First we measure a **baseline**: the score without the training. There are two sets of held-out
+# sentences. `test` has new sentences, but hardly a new word. `unseen` has **unseen words**: none
+# of its nouns, main verbs and adjectives is in the training data. Only a model that has learned
+# the rule can do well on `unseen`.
 #
-# - **chrF** counts runs of letters that two texts share, from 0 to 100. It rewards what is nearly
-#   right.
+# We use four scores:
+#
+# - **chrF** counts runs of letters that two texts share, from 0 to 100.
 # - **Word accuracy** is the share of words that are right, in their place.
+# - **New words** is the word accuracy of those words alone that no training sentence has. (Word
+#   accuracy also counts *the* and *my*.)
 # - **Exact match** is the share of sentences without any mistake.
 #
-# Here are the scores of a perfect reply, one with a wrong word, and plain English:
+# The next cell defines the score for new words, and scores a reply with one wrong word.
 
 # %%
 from course_utils.scoring import reference_scores
 
-wanted = ["Ethay ingstray isway edray."]
-for reply in ("Ethay ingstray isway edray.", "Ethay ringstay isway edray.", "The string is red."):
-    print(
-        {name: round(value, 2) for name, value in reference_scores([reply], wanted).items()}, reply
-    )
+pig_latin = load_data("pig_latin")
+
+
+def bare(word):
+    """A word in small letters, without its comma or full stop."""
+    return word.lower().strip(".,")
+
+
+known = {bare(word) for text in pig_latin["train"]["sentence"] for word in text.split()}
+
+
+def scores(replies, rows):
+    """Score replies to rows of the dataset."""
+    right = []  # of each new word: is it right?
+    for reply, english, wanted in zip(replies, rows["sentence"], rows["pig_latin"], strict=True):
+        words, given = english.split(), [*reply.split(), *[""] * 20]
+        for word, target, got in zip(words, wanted.split(), given, strict=False):
+            if bare(word) not in known:
+                right.append(got == target)
+    found = reference_scores(replies, rows["pig_latin"])
+    return found | {"new words": sum(right) / len(right) if right else None}
+
+
+rows = {"sentence": ["The dolphin is red."], "pig_latin": ["Ethay olphinday isway edray."]}
+pd.Series(scores(["Ethay olphindray isway edray."], rows)).round(2)
 
 # %% tags=["claim"]
-assert reference_scores(wanted, wanted) == {"exact match": 1.0, "word accuracy": 1.0, "chrF": 100.0}
+assert "dolphin" not in known
+assert scores(rows["pig_latin"], rows) == {
+    "exact match": 1.0,
+    "word accuracy": 1.0,
+    "chrF": 100.0,
+    "new words": 1.0,
+}
+assert scores(["Ethay olphindray isway edray."], rows)["new words"] == 0
 
 # %% [markdown]
-# Untranslated English gets a chrF of 16. So we also need the score of doing nothing.
+# Three of the four words are right, but the only new word, *dolphin*, is wrong.
 #
-# There are two sets of held-out sentences:
-#
-# - `test` has words that also occur in the training data, in other sentences.
-# - `unseen` has **unseen words**: none of its nouns, main verbs and adjectives is in the training
-#   data. (*The* and *my* are everywhere.)
-#
-# Only a model that has learned the rule can do well on `unseen`. Now the untrained chat model gets
-# 40 sentences of each set, with two examples in the prompt. "Nothing done" is untouched English.
+# Now the untrained chat model gets 24 sentences of each set, with two examples in the prompt.
+# "Nothing done" is untouched English.
 
 # %% tags=["value:held-out"]
 from course_utils import runner
 
-EXAMPLES = 40
-pig_latin = load_data("pig_latin")
+EXAMPLES = 24
 held_out = {name: pig_latin[name].select(range(EXAMPLES)) for name in ("test", "unseen")}
 chat = runner("chat")
 # From here on, all that is needed is here; peft, for one, would ask the hub at each checkpoint.
@@ -97,9 +123,9 @@ request = (
 )
 results = {}
 for name, rows in held_out.items():
-    replies = chat([request + sentence for sentence in rows["sentence"]], max_new_tokens=40)
-    results["asked with examples", name] = reference_scores(replies, rows["pig_latin"])
-    results["nothing done", name] = reference_scores(rows["sentence"], rows["pig_latin"])
+    replies = chat([request + sentence for sentence in rows["sentence"]], max_new_tokens=32)
+    results["asked with examples", name] = scores(replies, rows)
+    results["nothing done", name] = scores(rows["sentence"], rows)
 pd.DataFrame(results).T.round(2)
 
 # %% tags=["claim"]
@@ -107,9 +133,9 @@ baseline = max(results["asked with examples", name]["word accuracy"] for name in
 assert baseline < 0.2
 
 # %% [markdown]
-# Not one word is right (SmolLM2-135M-Instruct, 40 sentences a set, one prompt). This is our
-# baseline. By chrF (19 and 16), the replies are even further from Pig Latin than untouched English
-# (35; the value depends on the sentences).
+# Only 1% of the words are right (SmolLM2-135M-Instruct, 24 sentences a set, one prompt). This is
+# our baseline. By chrF (18 and 16), the replies are even further from Pig Latin than untouched
+# English (35). Of the new words none is right: 106 in `unseen`, and only one in `test`.
 #
 # ## 2. What the model sees
 #
@@ -183,17 +209,19 @@ validation = (
 print(len(train), "sentences to train on,", len(validation), "to watch the loss on")
 
 
-def translate(ask, sentences, **options):
+def translate(ask, sentences):
     """Sentences to Pig Latin, by a tuned model."""
-    replies = ask([spell(text) for text in sentences], system=SYSTEM, max_new_tokens=160, **options)
+    replies = ask([spell(text) for text in sentences], system=SYSTEM, max_new_tokens=120)
     return [unspell(reply) for reply in replies]
 
 
 # %% [markdown]
 # ## 3. The arguments, by what they are for
 #
-# `SFTConfig` has more than a hundred arguments. These decide how a training runs. Look up a name
-# when you need it. (−1 and `None` mean that something else decides.)
+# `SFTConfig` has [more than a hundred
+# arguments](https://huggingface.co/docs/trl/sft_trainer#trl.SFTConfig). Here are the sixteen that
+# you will set most often. The last column says who chose the default: transformers'
+# `TrainingArguments`, or TRL, which has added some arguments and changed others.
 
 # %% tags=["value:arguments"]
 import dataclasses
@@ -202,18 +230,32 @@ from transformers import TrainingArguments
 from trl import SFTConfig
 
 purposes = {
-    "how long, how much": "max_steps num_train_epochs per_device_train_batch_size "
-    "gradient_accumulation_steps",
-    "how fast it learns": "learning_rate lr_scheduler_type warmup_steps optim weight_decay "
-    "max_grad_norm",
-    "which tokens": "max_length completion_only_loss assistant_only_loss packing padding_free "
-    "train_sampling_strategy",
-    "memory and speed": "bf16 fp16 gradient_checkpointing use_cpu torch_compile",
-    "watching": "logging_steps eval_strategy eval_steps per_device_eval_batch_size report_to "
-    "disable_tqdm",
-    "keeping": "output_dir save_strategy save_steps save_total_limit load_best_model_at_end "
-    "metric_for_best_model",
-    "the same again": "seed data_seed full_determinism",
+    "how long": {
+        "num_train_epochs": "passes over all examples",
+        "max_steps": "steps; above 0, it decides instead of num_train_epochs",
+        "per_device_train_batch_size": "examples in a batch",
+        "gradient_accumulation_steps": "batches that make one step (section 8)",
+    },
+    "how fast it learns": {
+        "learning_rate": "how far a step changes the weights, at its peak",
+        "lr_scheduler_type": "how the rate falls after the peak",
+        "warmup_steps": "steps until the peak; below 1, their share of all steps",
+    },
+    "memory and speed": {
+        "max_length": "a longer example is cut to so many tokens (notebook 03)",
+        "bf16": "compute in 16 bits; None: yes, unless fp16 is set",
+        "gradient_checkpointing": "less memory for more time (section 8)",
+    },
+    "watching": {
+        "logging_steps": "note the training loss every so many steps",
+        "eval_strategy": "when to compute the validation loss: no, steps, epoch",
+        "report_to": "a tracking tool that gets the log, such as tensorboard",
+    },
+    "keeping": {
+        "save_strategy": "when to save a checkpoint: no, steps, epoch, best",
+        "load_best_model_at_end": "go back to the checkpoint with the lowest loss",
+        "seed": "for the order of the examples and all else that is random",
+    },
 }
 
 
@@ -222,57 +264,62 @@ def defaults(kind):
     return {field.name: field.default for field in dataclasses.fields(kind)}
 
 
-known = defaults(SFTConfig)
+ours, general = defaults(SFTConfig), defaults(TrainingArguments)
 text_table(
     pd.DataFrame(
         [
-            {"purpose": purpose, "argument": name, "default": str(known[name])}
-            for purpose, names in purposes.items()
-            for name in names.split()
+            {
+                "purpose": purpose,
+                "argument": name,
+                "what it does": told,
+                "default": str(ours[name]),
+                "chosen by": "transformers" if general.get(name, "") == ours[name] else "TRL",
+            }
+            for purpose, group in purposes.items()
+            for name, told in group.items()
         ]
     )
 )
 
-# %% [markdown]
-# We will set these:
-#
-# - `num_train_epochs`: how many **epochs** to train. An epoch is one pass over all examples. If
-#   `max_steps` is given, it decides instead. In a **step**, the optimizer takes one **batch** and
-#   changes the weights once. (With `gradient_accumulation_steps`, it takes several batches.)
-# - `learning_rate`: the **learning rate** says how far a step changes the weights. You set its
-#   peak. In our **schedule** (`lr_scheduler_type`), it rises in the first `warmup_steps`, the
-#   **warm-up**, and then falls to zero on a straight line.
-# - `logging_steps`, `eval_steps`, `save_steps`: how often to note the training loss, compute the
-#   validation loss, and save.
-#
-# Most of these belong to transformers' `TrainingArguments`. TRL has changed some defaults. **Guess
-# first:** which, and why?
-
-# %%
-my_guess = ["..."]
-
-# %% tags=["value:changed-defaults"]
-general = defaults(TrainingArguments)
-changed = {
-    name: {"transformers": general[name], "TRL": value}
-    for name, value in known.items()
-    if name in general and str(general[name]) != str(value)
-}
-print("You said:", ", ".join(my_guess))
-pd.DataFrame(changed).T
-
 # %% tags=["claim"]
-assert "learning_rate" in changed
-assert "gradient_checkpointing" in changed
+assert ours["learning_rate"] != general["learning_rate"]
+assert ours["gradient_checkpointing"] != general["gradient_checkpointing"]
 
 # %% [markdown]
-# Most people name the learning rate, and miss those about memory and display. The likely reasons:
+# An **epoch** is one pass over all examples. In a **step**, the optimizer takes one **batch** of
+# examples (or several) and changes the weights once. The **learning rate** says how far. TRL's
+# default is meant for training *all* weights; LoRA takes ten times as much and more.
 #
-# - `learning_rate`: to train *all* weights of a model that knows much, take small steps. LoRA
-#   takes ten times as much and more.
-# - `bf16` (`None` means yes, unless `fp16` is set) and `gradient_checkpointing` (notebook 04) save
-#   a GPU's memory. On a CPU we switch both off.
-# - `logging_steps`: a short training needs a curve, too.
+# The rate follows a **schedule**. It rises during the **warm-up**, because the first gradients are
+# the least reliable, and then falls, so that the weights can settle. Here are three schedules for
+# 60 steps, a tenth of them warm-up:
+
+# %% tags=["figure:03_1_schedules"]
+import matplotlib.pyplot as plt
+from transformers import get_scheduler
+
+from course_utils.display import BLUE, GREY, ORANGE, use_style
+
+use_style()
+figure, axis = plt.subplots(figsize=(6.5, 2.6))
+styles = {"linear": (BLUE, "-"), "cosine": (ORANGE, "--"), "constant_with_warmup": (GREY, ":")}
+for name, (colour, line) in styles.items():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_scheduler(name, optimizer, num_warmup_steps=6, num_training_steps=60)
+    rates = []
+    for _ in range(60):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    axis.plot(rates, line, color=colour, label=name)
+axis.set_xlabel("step")
+axis.set_ylabel("share of the peak")
+axis.set_title("Three schedules")
+axis.legend()
+plt.show()
+
+# %% [markdown]
+# We take *linear*, the default, and have not compared it with the others.
 #
 # If an older recipe stops with `unexpected keyword argument`, look for the new name here:
 
@@ -290,13 +337,13 @@ for old, new in renamed.items():
     print(f"{old:>33} → {new}")
 
 # %% tags=["claim"]
-assert not {"max_seq_length", "evaluation_strategy", "group_by_length", "no_cuda"} & set(known)
+assert not {"max_seq_length", "evaluation_strategy", "group_by_length", "no_cuda"} & set(ours)
 
 # %% [markdown]
 # ## 4. Train
 #
-# `recipe` looks up what depends on the machine. Everything else stands in the function
-# `make_trainer`, which section 8 will use again.
+# `recipe` looks up what depends on the machine. The cell also computes how many epochs our steps
+# are.
 
 # %% tags=["value:plan"]
 from course_utils.hardware import pick_dtype, tier
@@ -307,16 +354,22 @@ plan = recipe("pig_latin", machine)
 on_cpu = chat.model.device.type == "cpu"
 print(f"{plan['steps']} steps of {plan['batch']} sentences: {plan['why']}")
 print(f"learning rate at its peak: {plan['learning_rate']}")
+per_epoch = len(train) / plan["batch"]
+print(f"an epoch has {per_epoch:.0f} steps, so we train for {plan['steps'] / per_epoch:.2f} epochs")
+
+# %% [markdown]
+# All other settings are in the function `make_trainer`, which later sections use again.
 
 # %%
 from peft import LoraConfig
+from transformers import set_seed
 from trl import SFTTrainer
 
 from course_utils import load_model
 from course_utils.training import faster_on_cpu, watch
 
 
-def make_trainer(train, validation=None, callbacks=(), model=None, **options):
+def make_trainer(train, validation=None, callbacks=(), **options):
     """An SFTTrainer with a fresh LoRA adapter; options go to SFTConfig."""
     usual = {
         "output_dir": tempfile.mkdtemp(),
@@ -324,9 +377,8 @@ def make_trainer(train, validation=None, callbacks=(), model=None, **options):
         "save_strategy": "no",
         "learning_rate": plan["learning_rate"],
         "lr_scheduler_type": "linear",
-        "warmup_steps": 5,
+        "warmup_steps": 0.1,
         "per_device_train_batch_size": plan["batch"],
-        "train_sampling_strategy": "group_by_length",  # sentences of like length: less padding
         "logging_steps": 2,
         "eval_strategy": "no" if validation is None else "steps",
         "per_device_eval_batch_size": 16,
@@ -336,8 +388,9 @@ def make_trainer(train, validation=None, callbacks=(), model=None, **options):
         "fp16": not on_cpu and pick_dtype().value == torch.float16,
         "seed": 0,
     }
+    set_seed(0)  # the adapter's first weights are random, too
     trainer = SFTTrainer(
-        model=model or load_model("chat", quiet=True),
+        model=load_model("chat", quiet=True),
         args=SFTConfig(**{**usual, **options}),
         train_dataset=train,
         eval_dataset=validation,
@@ -345,19 +398,22 @@ def make_trainer(train, validation=None, callbacks=(), model=None, **options):
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
         callbacks=list(callbacks),
     )
-    return faster_on_cpu(watch(trainer))
+    return faster_on_cpu(trainer)
 
 
-trainer = make_trainer(train, validation, max_steps=plan["steps"], eval_steps=plan["steps"] // 5)
+trainer = make_trainer(train, validation, max_steps=plan["steps"], eval_steps=plan["steps"] // 4)
+trainer = watch(trainer)
 
 # %% [markdown]
 # Two lines are the course's own: `watch` draws the losses while you wait, and `faster_on_cpu`
 # computes the same loss faster on a CPU.
 #
-# Why is the learning rate so high? On a CPU it is 0.004, and 0.0001 to 0.0002 is usual for LoRA.
-# Our training is short, so each step has to change more. Section 7 gives a hint of this: after 70
-# steps, 87% of the words in `unseen` were right with 0.004, and 69% with 0.001 (n = 30, one seed).
-# We also expect that a small model bears a higher rate.
+# Why is the learning rate so high? For LoRA, 0.0001 to 0.0002 is usual, in trainings of hundreds
+# or thousands of steps. The optimizer, AdamW, moves a weight by about the learning rate in each
+# step, so sixty steps at 0.0001 would move it by 0.006 at most. A training as short as ours needs
+# a higher rate. For eight steps of another task, notebook 02 finds 0.002 best; for this task,
+# section 7 finds 0.004. On a GPU, our recipe takes more steps at 0.0002, which is not yet
+# measured.
 #
 # The training takes minutes, so check it first:
 
@@ -371,31 +427,43 @@ print(report)
 assert report.ok
 
 # %% [markdown]
-# Read the lines *batch and steps* and *expected minutes*: the training will see a fifth of the
-# data, in about 11 minutes (on one core; the recipe's 6 are for two).
+# Read the lines *batch and steps* and *expected minutes*. The training will see 8% of the data.
+# (The saved run had one busy core; the recipe's minutes are for two idle ones.)
 #
-# A cell with `train()`, run again, trains the same adapter further. To start over, make a new
-# trainer first.
+# A second `train()` trains the same adapter further. To start over, make a new trainer.
 #
-# **Guess first.** What share of the words will be right at the end, in `test` and in `unseen`?
-# Write 0.5 for a half.
+# **Guess first.** What share of the new words in `unseen` will be right at the end?
 
 # %%
-my_guess_right = {"test": 0.5, "unseen": 0.1}
+my_guess = None  # a number between 0 and 1, such as 0.5
 
 # %% tags=["figure:03_1_losses"]
 _ = trainer.train()
 
 # %% [markdown]
-# Both losses end near zero, but our curve has spikes. Those at steps 52 and 102 probably come from
-# the order of the sentences. `group_by_length` draws 50 batches, sorts them from long to short,
-# and draws the next 50. So at steps 51 and 101, long sentences follow short ones. The high
-# validation loss at step 96, after many short sentences, fits this. At step 16, a step at a high
-# rate probably went too far. We have not tested these explanations.
+# Both losses fall steeply for 15 steps, and then slowly. Around step 45 both rise a little (the
+# validation loss from 0.20 to 0.23), and then they fall again (to 0.09). Such small waves are
+# usual with four sentences a step. In a second training, of 80 steps, the validation loss only
+# fell, to 0.03.
+#
+# The curve is drawn from `trainer.state.log_history`. Keep it, to compare trainings.
+
+# %%
+log = pd.DataFrame(trainer.state.log_history)
+Path("models").mkdir(exist_ok=True)
+log.to_csv("models/pig-latin-log.csv", index=False)
+columns = ["step", "epoch", "loss", "grad_norm", "learning_rate", "eval_loss"]
+log[columns].iloc[6:10]
+
+# %% [markdown]
+# A tracking tool draws the logs of many trainings side by side. After `pip install tensorboard`,
+# set `report_to="tensorboard"`: the trainer writes these numbers into `output_dir/runs`, and
+# `tensorboard --logdir` shows them in your browser, without an account. (`"trackio"` is another.)
 #
 # ## 5. Before and after
 #
-# The tuned model now translates the same sentences:
+# The tuned model now translates the same sentences. It takes the likeliest token each time.
+# **Sampling** gives others a chance, too, but here a single wrong letter spoils a word.
 
 # %% tags=["value:before-after"]
 from course_utils.models import Runner
@@ -404,24 +472,21 @@ tuned = Runner(trainer.model.eval(), tokenizer)
 after = {}
 for name, rows in held_out.items():
     after[name] = translate(tuned, rows["sentence"])
-    results["tuned", name] = reference_scores(after[name], rows["pig_latin"])
-table = pd.DataFrame(results).T.sort_index().round(2)
-table["your guess"] = [my_guess_right[name] if how == "tuned" else "" for how, name in table.index]
-table
+    results["tuned", name] = scores(after[name], rows)
+print(f"new words: {results['tuned', 'unseen']['new words']:.2f}; you guessed {my_guess}")
+pd.DataFrame(results).T.sort_index().round(2)
 
 # %% tags=["claim"]
-known_words = results["tuned", "test"]["word accuracy"]
-new_words = results["tuned", "unseen"]["word accuracy"]
-assert known_words >= 0.9
-assert new_words >= 0.6
+assert results["tuned", "test"]["word accuracy"] >= 0.7
+assert results["tuned", "unseen"]["word accuracy"] >= 0.6
+assert results["tuned", "unseen"]["new words"] >= 0.5
 
 # %% [markdown]
-# Of the words, 97% in `test` and 96% in `unseen` are right (40 sentences a set, one seed). Many
-# people guess far less for `unseen`, because they expect the model to memorise words. (Word
-# accuracy also counts small words such as *the*.) Exact match is lower, because one wrong word
-# spoils a sentence. The sets differ by two sentences, which means nothing.
+# In `unseen`, 79% of the new words are right (24 sentences, one seed). Many people guess far less,
+# because they expect the model to memorise words. But it does no worse on `unseen` than on `test`
+# (84% and 81% of all words). Exact match is lower, because one wrong word spoils a sentence.
 #
-# Here are mistakes in `unseen`. Does the rule fail, or is a letter lost or doubled in copying?
+# Here are mistakes in `unseen`. Does the rule fail, or the copying?
 
 # %%
 rows = held_out["unseen"]
@@ -436,39 +501,39 @@ print(f"{len(wrong)} of {EXAMPLES} sentences have a mistake")
 text_table(pd.DataFrame(wrong[:5]) if wrong else pd.DataFrame(rows)[:2])
 
 # %% [markdown]
-# Most of these are mistakes of copying: an extra letter (*olphindray*), two words in one
-# (*etmanymay*), a word twice (*addlepay addleslay*). In *yakyay* the rule fails: the *y* also
-# stays in front.
+# Most of these are mistakes of copying: a letter doubled (*awkwardllyway*), a word lost (*ethay*)
+# or said twice (*aintyday*), two words mixed (*ipposjay*). In the two longest sentences, the model
+# loses its place.
 #
-# ## 6. What has it learned?
+# ## 6. What has it learned, and what has it forgotten?
 #
 # Has the model learned the rule, or a list of words? We ask for invented words, which it cannot
-# remember: six of each kind, each in a short sentence.
+# remember: four of each kind, each in a short sentence.
 #
 # - words that begin with a vowel, with one, two or three consonants, with *qu*, or with *y*;
 # - kinds that the training data lacks: very long words; capitals, which stay capitals; an
 #   apostrophe, which is kept (*don't* → *on'tday*); and numbers, which stay as they are.
 #
-# **Guess first:** which kind is the hardest? (The table shows two words of each.)
+# **Guess first.** Which kind is the hardest?
 
 # %%
-my_guess = "..."
+my_guess = None  # a kind, such as "qu"
 
 # %%
 from course_utils.data import pig_latin as by_rule
 
 kinds = {
-    "vowel": "ulmer amvil eskond oplin ibrat ungel",
-    "one consonant": "bimmle dorvit zaffel gantor lumper fodget",
-    "two": "plimmer drovick snaddle gribbet flonter twiggle",
-    "three": "strindle splommer scraddick threnter sprangle schlomper",
-    "qu": "quindle quaffet squimmer quolder squandit quimper",
-    "y in front": "yambler yonkit yeddle yurrup yofter yilling",
+    "vowel": "ulmer amvil eskond oplin",
+    "one consonant": "bimmle dorvit zaffel gantor",
+    "two": "plimmer drovick snaddle gribbet",
+    "three": "strindle splommer scraddick threnter",
+    "qu": "quindle quaffet squimmer quolder",
+    "y in front": "yambler yonkit yeddle yurrup",
     "very long": "bimblefranterously plondermastification snaggleworthification "
-    "quindlehoffermentary overdrantlementing grimpelstonderation",
-    "in capitals": "NASTO BRIMP SPLOG UNTEX QUAB YOFF",
-    "apostrophe": "blom's strin't van'k o'dran trev'l quib's",
-    "a number": "42 7 1999 300 3rd 12th",
+    "quindlehoffermentary",
+    "in capitals": "NASTO BRIMP SPLOG UNTEX",
+    "apostrophe": "blom's strin't van'k o'dran",
+    "a number": "42 7 1999 3rd",
 }
 rows = []
 for kind, words in kinds.items():
@@ -478,15 +543,10 @@ for kind, words in kinds.items():
         rows.append({"kind": kind, "wanted": wanted, "got": given, "right": given == wanted})
 nonsense = pd.DataFrame(rows)
 by_kind = nonsense.groupby("kind", sort=False)["right"].mean()
-print("You said:", my_guess)
+print(f"hardest: {by_kind.idxmin()}; you guessed {my_guess}")
 text_table(nonsense.groupby("kind", sort=False).head(2))
 
 # %% tags=["figure:03_1_nonsense"]
-import matplotlib.pyplot as plt
-
-from course_utils.display import BLUE, GREY, ORANGE, use_style
-
-use_style()
 figure, axis = plt.subplots(figsize=(6.5, 3.4))
 axis.barh(by_kind.index[::-1], by_kind.iloc[::-1], color=[ORANGE] * 4 + [BLUE] * 6)
 axis.set_xlim(0, 1)
@@ -500,121 +560,196 @@ usual, odd = by_kind.iloc[:6].mean(), by_kind.iloc[6:].mean()
 print(f"kinds that it was trained on: {usual:.0%}; kinds that it was not: {odd:.0%}")
 
 # %% tags=["claim"]
-assert usual > 0.7
+assert usual > 0.6
 assert usual > odd
 
 # %% [markdown]
-# Many people guess the very long words, but those are all right, as are the 36 words of usual
-# kinds. Of the 18 with capitals, apostrophes or digits, none is right (one seed). Together with
-# the very long words, that makes 25%.
+# Many people guess the very long words, but three of four are right, and 20 of 24 of the usual
+# kinds. Of the twelve with capitals, an apostrophe or digits, none is right (one seed). A long
+# word needs the rule that the data shows. Capitals, apostrophes and numbers need rules that no
+# example shows. We expect that a few such examples would help.
 #
-# So the model has learned the rule for words like those in its data, and a long word needs the
-# same rule. Capitals, apostrophes and numbers need rules that no example shows: *42* becomes
-# *42way*. We expect that a few such examples would help.
+# ### Forgetting
 #
-# ### Sampling or greedy?
-#
-# So far we took the likeliest token each time. **Sampling**, with a temperature, gives unlikely
-# tokens a chance, too, and one wrong letter spoils a word:
+# Training on one task can harm others. We ask the tuned model sixteen questions of notebook 01,
+# and then ask again with the adapter switched off (`disable_adapter`).
 
-# %%
-few = held_out["test"].select(range(12))
-rows = []
-for temperature in (0, 0.7, 1.5):
-    replies = translate(tuned, few["sentence"], temperature=temperature, seed=0)
-    rows.append({"temperature": temperature} | reference_scores(replies, few["pig_latin"]))
-heat = pd.DataFrame(rows).set_index("temperature")
-heat.round(2)
+# %% tags=["value:forgetting"]
+capitals = {
+    "France": "Paris",
+    "Japan": "Tokyo",
+    "Kenya": "Nairobi",
+    "Mexico": "Mexico City",
+    "Italy": "Rome",
+    "Spain": "Madrid",
+    "Germany": "Berlin",
+    "Egypt": "Cairo",
+    "Canada": "Ottawa",
+    "Australia": "Canberra",
+    "Cuba": "Havana",
+    "Poland": "Warsaw",
+    "Greece": "Athens",
+    "Norway": "Oslo",
+    "Peru": "Lima",
+    "India": "New Delhi",
+}
+questions = [f"What is the capital of {country}?" for country in capitals]
+answers = {"before the training": chat(questions, max_new_tokens=24)}
+answers["adapter on"] = tuned(questions, max_new_tokens=24)
+with trainer.model.disable_adapter():
+    answers["adapter off"] = tuned(questions, max_new_tokens=24)
+
+for name, replies in answers.items():
+    right = sum(city in reply for city, reply in zip(capitals.values(), replies, strict=True))
+    print(f"{name}: {right} of 16 right, such as: {replies[0]!r}")
+print("adapter off as before:", answers["adapter off"] == answers["before the training"])
 
 # %% tags=["claim"]
-assert heat.loc[0, "word accuracy"] > heat.loc[1.5, "word accuracy"]
+assert answers["adapter off"] == answers["before the training"]
 
 # %% [markdown]
-# Greedy decoding gets 9 of the 12 sentences right, a temperature of 1.5 gets 4 (one seed). At 0.7
-# it is 8: too close to tell. Use sampling for tasks with many good answers.
+# Before the training, the model answered 14 of the sixteen questions. Now it answers none: here it
+# repeats the question. But LoRA has not changed the base model's weights, so with the adapter off,
+# all replies are exactly as before. If you need both skills at once, mix general examples into the
+# data. (How many it takes, we have not tested.)
 #
-# ## 7. What else was tried
+# ## 7. Does it help to spell the words?
 #
-# Is it necessary to spell the words? Each row below is a shorter training, run by
-# `benchmarks/pig_latin.py`. All saw the same number of tokens, padding included. The last three
-# columns are the shares of words, and of whole sentences, that are right.
+# To test this, `benchmarks/pig_latin.py` has trained the same model with different formats:
+# *plain* spells nothing, *both spelled* spells prompt and answer. Spelled sentences have more
+# tokens, so each training got the same number of tokens, padding included.
 #
-# - *plain* spells neither side, *spelled prompt* and *spelled answer* one, and *both spelled*
-#   both.
-# - *word lists* has words in place of sentences, and *curriculum* begins with words.
-# - `lr` is the peak learning rate (otherwise 4e-3), `r` the rank (16), `batch` the batch size (4).
-#   *random order* does not group by length.
-#
-# Each row has one seed and n = 30 sentences a set, so read only large differences.
+# A fair comparison gives each format its own best learning rate. So each format was first trained
+# with seed 0 at several rates. Here are the validation losses. (Compare them within a row only: a
+# letter is easier to predict than a piece of a word.)
 
-# %%
+# %% tags=["value:tried-rates"]
 from course_utils.data import folder
 from course_utils.results import whole_rows
 
 tried = pd.DataFrame(whole_rows(folder().parent / "benchmarks" / "results" / "pig_latin.jsonl"))
-budget, minutes = tried.loc[0, "tokens"], tried["train_seconds"].median() / 60
-print(f"{tried.loc[0, 'machine']}: {budget} tokens each, about {minutes:.1f} minutes of training")
-columns = {
-    "variant": "variant",
-    "steps": "steps",
-    "test_words": "test: words",
-    "unseen_words": "unseen: words",
-    "unseen_exact": "unseen: sentences",
-}
-shown = tried[list(columns)].rename(columns=columns).set_index("variant")
-shown.sort_values("unseen: words", ascending=False).round(2)
-
-# %% tags=["figure:03_1_tried"]
-ordered = tried.sort_values("unseen_words")
-places = range(len(ordered))
-figure, axis = plt.subplots(figsize=(6.5, 0.8 + 0.32 * len(ordered)))
-axis.hlines(places, ordered["unseen_words"], ordered["test_words"], color=GREY, linewidth=1)
-axis.plot(ordered["test_words"], places, "o", color=ORANGE, label="test")
-axis.plot(ordered["unseen_words"], places, "o", color=BLUE, label="unseen words")
-axis.set_yticks(places, ordered["variant"])
-axis.margins(y=0.12)
-axis.set_xlim(-0.02, 1)
-axis.set_xlabel("word accuracy")
-axis.set_title(f"After {budget} tokens of training each")
-axis.grid(axis="x")
-axis.legend(loc="lower right")
-plt.show()
-
-# %%
-result = tried.set_index("variant")[["unseen_words", "unseen_exact"]]
-best, plain_text = result.loc["both spelled"], result.loc["plain"]
-print(f"words: {plain_text.iloc[0]:.0%} → {best.iloc[0]:.0%} by spelling them")
-print(f"whole sentences: {plain_text.iloc[1]:.0%} → {best.iloc[1]:.0%}")
-
-# %% tags=["claim"]
-unseen = result["unseen_words"]
-assert best["unseen_words"] > plain_text["unseen_words"] + 0.2
-assert max(unseen["spelled prompt"], unseen["spelled answer"], unseen["word lists"]) < 0.5
-for change in ("lr 1e-3", "lr 2e-3", "lr 8e-3", "r=4", "r=64", "batch 8", "curriculum"):
-    assert unseen[f"both spelled, {change}"] < best["unseen_words"], change
+budget = tried["tokens"].max()
+print(f"{budget} tokens each, on {tried.loc[0, 'machine']}")
+sweep = tried[tried["seed"] == 0].pivot(
+    index="variant", columns="learning_rate", values="validation_loss"
+)
+sweep.round(2).fillna("–")
 
 # %% [markdown]
-# The large differences, for SmolLM2-135M-Instruct:
+# The best of the three rates is 0.004 for both formats (one seed). (In 20,000 tokens, *plain* had
+# 76 steps and *both spelled* 30.)
 #
-# - **Spelling both sides helps.** All eleven such rows are above the others: at least 66% of the
-#   words in `unseen`, against at most 50%, and 27% of the sentences, against 3%. This holds
-#   although *both spelled* had only 70 steps, and *plain* 176: spelled sentences have more tokens.
-# - **Spelling one side did not help.** *spelled answer* is far below *plain*, and *spelled prompt*
-#   too close to tell. We suppose that the model still had to know the letters of its tokens.
-# - **Lists of words** taught little about sentences.
+# Then each format was trained with three *other* seeds at its best rate, and scored on 200
+# sentences of `unseen`. We set the rule before we look: two formats differ if the ranges of their
+# three seeds do not overlap.
 #
-# Do not rank the *both spelled* rows. Lower rates, batch 8 and the curriculum have the low places,
-# which is a hint at most. A ranking needs more seeds and sentences.
-#
-# ## 8. Overfitting, and when to stop
-#
-# What if a model sees few examples, again and again? Here are 16 plain sentences (unspelled, to be
-# quick), with a validation after every second step.
-#
-# **Guess first:** after how many of 40 steps is the validation loss lowest?
+# **Guess first.** What share of the new words is right with *plain*?
 
 # %%
-my_guess = 40
+my_guess = None  # a number between 0 and 1, such as 0.5
+
+# %% tags=["value:tried-scores"]
+columns = ["variant", "learning_rate", "seed", "steps", "exact", "words", "new_words"]
+scored = tried[tried["examples"] > 0].reindex(columns=columns)
+print(f"you guessed {my_guess}")
+table = scored.groupby("variant").agg(
+    learning_rate=("learning_rate", "first"),
+    seeds=("seed", "nunique"),
+    steps=("steps", "median"),
+    exact=("exact", "mean"),
+    words=("words", "mean"),
+    new_words=("new_words", "mean"),
+    lowest=("new_words", "min"),
+    highest=("new_words", "max"),
+)
+table.sort_values("new_words", ascending=False).round(3)
+
+# %% tags=["claim"]
+if {"plain", "both spelled"} <= set(table.index[table["seeds"] == 3]):
+    assert table.loc["both spelled", "lowest"] > table.loc["plain", "highest"]
+
+# %% tags=["figure:03_1_tried"]
+names = list(table.sort_values("new_words").index)
+figure, axis = plt.subplots(figsize=(6.5, 1.2 + 0.4 * len(names)))
+for place, name in enumerate(names):
+    shares = scored.loc[scored["variant"] == name, "new_words"]
+    axis.plot(shares, [place] * len(shares), "o", color=BLUE, alpha=0.7)
+axis.set_yticks(range(len(names)), names)
+axis.margins(y=0.4)
+axis.set_xlim(-0.02, 1)
+axis.set_xlabel("share of new words that are right; a point for each seed")
+axis.set_title(f"After {budget} tokens of training each")
+axis.grid(axis="x")
+plt.show()
+
+# %% [markdown]
+# The ranges are far apart: 8% to 9% of the new words are right with *plain*, and 60% to 72% with
+# *both spelled*. So spelling helps (SmolLM2-135M-Instruct, 20,000 tokens, three seeds, 200
+# sentences). Many people guess more for *plain*. Its word accuracy, 34%, sounds better, but it comes
+# from words that the model has met: hence the score for new words.
+#
+# ## 8. When memory is short
+#
+# A larger batch gives a steadier gradient, but it may not fit into memory. Two arguments help:
+#
+# - `gradient_accumulation_steps=4` adds up the gradients of four batches before the optimizer
+#   takes a step. Batch size times accumulation is the **effective batch size**: four batches of
+#   one sentence should give the same step as one batch of four.
+# - `gradient_checkpointing=True` keeps few activations for the backward pass and computes the
+#   others again. The result should be the same, for less memory and more time.
+#
+# To check both, we train for one step on the same four sentences, three times.
+
+# %% tags=["value:one-step"]
+from transformers.trainer_callback import PrinterCallback
+
+four = train.select(range(4))
+rows = []
+for batch, accumulation, checkpointing in ((4, 1, False), (1, 4, False), (4, 1, True)):
+    once = make_trainer(
+        four,
+        max_steps=1,
+        logging_steps=1,
+        disable_tqdm=True,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        gradient_checkpointing=checkpointing,
+    )
+    once.remove_callback(PrinterCallback)  # the table below is enough
+    once.train()
+    first, last = once.state.log_history[0], once.state.log_history[-1]
+    rows.append(
+        {
+            "batch": batch,
+            "accumulation": accumulation,
+            "checkpointing": checkpointing,
+            "loss": float(first["loss"]),
+            "gradient norm": float(first["grad_norm"]),
+            "seconds": last["train_runtime"],
+        }
+    )
+pd.DataFrame(rows).round({"loss": 5, "gradient norm": 4, "seconds": 1})
+
+# %% tags=["claim"]
+one_step = pd.DataFrame(rows)
+for column in ("loss", "gradient norm"):
+    assert (one_step[column] / one_step.loc[0, column] - 1).abs().max() < (0.01 if on_cpu else 0.1)
+
+# %% [markdown]
+# The losses agree, and so do the gradient norms. (The small difference of the second row is one of
+# rounding.) They agree because transformers divides by the number of target tokens in the whole
+# step; a mean of the four batches' means would favour short sentences. Checkpointing took more
+# time. What it saves, notebook 04 shows.
+#
+# ## 9. Overfitting, and when to stop
+#
+# What if a model sees few examples, again and again? Here are 16 plain sentences, with a
+# validation after every second step.
+#
+# **Guess first.** After how many of 40 steps is the validation loss lowest?
+
+# %%
+my_guess = None  # a number of steps, such as 20
 
 # %%
 from transformers import EarlyStoppingCallback
@@ -641,9 +776,8 @@ stopping = {
     "load_best_model_at_end": True,
     "metric_for_best_model": "eval_loss",
 }
-overfit = make_trainer(
-    few, watched, [EarlyStoppingCallback(early_stopping_patience=3)], max_steps=40, **stopping
-)
+patience = EarlyStoppingCallback(early_stopping_patience=3)
+overfit = watch(make_trainer(few, watched, [patience], max_steps=40, **stopping))
 
 # %% tags=["claim"]
 assert preflight(overfit).ok
@@ -657,7 +791,7 @@ from course_utils.training import curves
 lines = curves(overfit.state.log_history)
 steps, losses = lines["validation"]
 best = steps[losses.index(min(losses))]
-print(f"best validation loss {min(losses):.2f} at step {best} (you said {my_guess})")
+print(f"best validation loss {min(losses):.2f} at step {best}; you guessed {my_guess}")
 print(f"stopped at step {overfit.state.global_step} with {losses[-1]:.2f}")
 back = overfit.evaluate()["eval_loss"]
 print(f"the model we are left with: {back:.2f}")
@@ -683,30 +817,28 @@ assert abs(back - min(losses)) < 0.05
 plain_model = Runner(overfit.model.eval(), tokenizer)
 rows = held_out["unseen"].select(range(16))
 replies = plain_model(list(rows["sentence"]), system=SYSTEM, max_new_tokens=40)
-memorised = reference_scores(replies, rows["pig_latin"])
+memorised = scores(replies, rows)
 for what, found in (("16 sentences:", memorised), ("big training:", results["tuned", "unseen"])):
     print(what, {name: round(value, 2) for name, value in found.items()})
 
 # %% tags=["claim"]
-assert memorised["word accuracy"] < new_words
+assert memorised["new words"] < results["tuned", "unseen"]["new words"]
 
 # %% [markdown]
-# Hardly: 1% of the words are right (16 sentences, one seed). Early stopping cannot replace data.
-# (The big training also spelled its words, which may explain some of the gap.)
+# Hardly: 2% of all words are right, and no new word (16 sentences, one seed). Early stopping
+# cannot replace data.
 #
-# ## 9. Keep it
+# ## 10. Keep it
 #
-# Only the adapter has to be saved. `keep_adapter` does so with `save_pretrained`, where notebook
-# 03.2 finds it. Does the adapter work in a new process, which knows nothing of this one?
+# Only the adapter has to be saved. Does it work in a new process, which knows nothing of this one?
 
 # %%
 import json
 import subprocess
 import sys
 
-from course_utils.training import keep_adapter
-
-saved = keep_adapter(trainer.model, "pig_latin")
+saved = Path("models/pig-latin-adapter").absolute()
+trainer.model.save_pretrained(saved)
 print({file.name: f"{file.stat().st_size / 1e6:.2f} MB" for file in sorted(saved.iterdir())})
 
 sentence = held_out["unseen"][0]["sentence"]
@@ -718,7 +850,7 @@ from course_utils.data import spell, unspell
 from course_utils.models import Runner
 model = PeftModel.from_pretrained(load_model("chat", quiet=True), {str(saved)!r})
 ask = Runner(model, load_tokenizer("chat", quiet=True))
-print(unspell(ask(spell({sentence!r}), system={SYSTEM!r}, max_new_tokens=160)))
+print(unspell(ask(spell({sentence!r}), system={SYSTEM!r}, max_new_tokens=120)))
 """
 elsewhere = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
 print("here:             ", here)
@@ -755,7 +887,7 @@ rows = load_dataset("json", data_files="rows.jsonl", split="train")
 model = load_model("chat", quiet=True)
 on_cpu = model.device.type == "cpu"
 config = SFTConfig(
-    output_dir=sys.argv[1], max_steps=12, per_device_train_batch_size=2, learning_rate=5e-4,
+    output_dir=sys.argv[1], max_steps=8, per_device_train_batch_size=2, learning_rate=5e-4,
     logging_steps=1, save_strategy="steps", save_steps=2, seed=0, report_to="none",
     gradient_checkpointing=False, use_cpu=on_cpu, bf16=False, disable_tqdm=True,
 )
@@ -792,11 +924,11 @@ assert process.returncode == -9, log.read_text()
 
 # %% [markdown]
 # The exit status −9 means that signal 9 killed the process.
-# `trainer.train(resume_from_checkpoint=True)` continues from the last checkpoint. **Guess first:**
-# will the losses be those of an undisturbed training?
+# `trainer.train(resume_from_checkpoint=True)` continues from the last checkpoint. **Guess first.**
+# Will the losses be those of an undisturbed training?
 
 # %%
-my_guess = "..."
+my_guess = None  # "yes" or "no"
 
 # %%
 for arguments in (["interrupted", "resume"], ["undisturbed"]):
@@ -811,7 +943,7 @@ def losses_of(name):
 
 
 twice = pd.DataFrame({name: losses_of(name) for name in ("undisturbed", "interrupted")})
-print("You said:", my_guess)
+print(f"you guessed {my_guess}")
 twice.round(3)
 
 # %% tags=["value:resumed"]
@@ -819,27 +951,25 @@ difference = (twice["undisturbed"] - twice["interrupted"]).abs().max()
 print(f"largest difference: {difference:.4f}")
 
 # %% tags=["claim"]
-assert list(twice.index) == list(range(1, 13))
+assert list(twice.index) == list(range(1, 9))
 assert difference < 0.05
 
 # %% [markdown]
-# Yes, in all twelve steps. Many people expect a difference, because the data is shuffled. But the
-# checkpoint holds the random states, too. With the adapter alone, you would get a new schedule and
-# the same sentences again. (Losses jump because a step has two sentences.)
+# Yes, in all eight steps. Many people expect a difference, because the data is shuffled. But the
+# checkpoint holds the random states, too.
 
 # %% [markdown]
 # ## Take away
 #
 # - Measure a baseline, and the score of doing nothing (section 1).
-# - Test what you claim: unseen and invented words show what the model has learned (sections 5 and
-#   6).
-# - Look at the tokens, and try the form of the data before other settings (sections 2 and 7; n =
-#   30, one seed).
+# - Look at the tokens, and try the form of the data before other settings (sections 2 and 7).
+# - A short training needs a higher learning rate than a long one (section 4).
 # - Run the pre-flight, then train, then compare with the untrained model (sections 4 and 5).
-# - When the validation loss rises, stop and go back: `EarlyStoppingCallback`,
-#   `load_best_model_at_end` (section 8).
-# - Save the adapter. For long trainings save checkpoints, and try once whether resuming works
-#   (section 9).
+# - Test what you claim: on new words, and on what the model could do before (sections 5 and 6).
+# - Batch size times accumulation is the effective batch size (section 8).
+# - When the validation loss rises, stop and go back to the best checkpoint (section 9).
+# - Save the adapter. In long trainings save checkpoints, and try once whether resuming works
+#   (section 10).
 
 # %% [markdown]
 # ## Exercises
@@ -887,7 +1017,7 @@ quiz("03.1", a="...", b="...", c="...", d="...")
 # `max_steps` with which each example is taken `passes` times. `accumulation` batches make one
 # step. (A last batch that is not full is a batch too.) Then ask the pre-flight how long one pass
 # over our 3,000 sentences would take: `preflight(make_trainer(train, max_steps=...))`. On a CPU,
-# our model has seen only a fifth of them. How can it still know the rule?
+# our model has seen only 8% of them. How can it still know the rule?
 
 
 # %% tags=["exercise"]
@@ -905,8 +1035,8 @@ check("03.1.1", steps_for)
 # %% [markdown]
 # **03.1.2 · The schedule.** Write `rate_at(step, peak, warm_up, total)`: the learning rate of a
 # step (the first is 0) in a linear schedule such as ours. It rises from 0 at step 0 to `peak` at
-# step `warm_up`, then falls to 0 at step `total`. Then look at your curve of section 4: how high
-# was the rate at the last spike?
+# step `warm_up`, then falls to 0 at step `total`. Then compute the rate of our training at step
+# 30, and find that step in the log of section 4.
 
 
 # %% tags=["exercise"]

@@ -1,493 +1,451 @@
 # %% [markdown] tags=["exercise-notebook"]
 # # 03.2 · Yoda, on your own
 #
-# **You will learn** to fine-tune on your own: you write the format, the adapter, the settings and
-# the first question to your tuned model. Each step has a check that says what is wrong.
+# **You will learn** to run a fine-tuning on your own, from an empty cell: you write the data form,
+# the baseline, the trainer and the evaluation.
 #
-# **You need** notebook 03.1, to look things up in.
+# **You need** notebooks 00 and 03.1, to look things up in.
 #
-# **It takes** about 45 minutes. The solved cells run in about five minutes on two CPU cores, three
-# of them the training; on GPUs, not yet measured.
+# **It takes** about an hour: 20 minutes of reading, and 40 minutes of writing the four functions.
+# The solved cells run in about four minutes on two CPU cores, mostly for the training; on GPUs, not
+# yet measured.
 #
 # The outputs come from a solved copy. Cells that need an exercise wait until you have solved it.
 
 # %% [markdown]
 # ## The machine at hand
 #
-# Amira builds a game for a science fair: children type a sentence, and a figure says it like Yoda.
-# Asked nicely, her small chat model fails. So she has to fine-tune it, alone. Take her place.
+# Amira writes captions for people who are learning English. In one film, a small green teacher
+# turns his sentences around: *"Two bones the dog found. Yes, hrrmmm."* Her readers cannot follow
+# him, so her captions should say *"The dog found two bones."* There are thousands of lines, and she
+# has a small chat model on her laptop. Asked nicely, the model fails, as you will see. So Amira has
+# to fine-tune it. Take her place.
+#
+# Notebook 00 taught a model to turn plain English into Yoda's speech. This is the way back, and you
+# write the code. After each empty cell comes a check. It says what is wrong and gives one more hint
+# each time.
 
 # %%
 import logging
-import tempfile
 import warnings
+
+# Hide what the libraries print while they are loaded and at work.
+logging.disable(logging.WARNING)
+warnings.filterwarnings("ignore")
+
+# %%
+import tempfile
 
 import datasets
 import pandas as pd
 import torch
+import transformers
 from IPython.display import display
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
 
-from course_utils import describe, load_data, load_model, masks, preflight, runner
+from course_utils import describe, load_data, preflight
 from course_utils.display import text_table
 from course_utils.exercises import check, done
-from course_utils.scoring import reference_scores
-from course_utils.training import faster_on_cpu, kept_adapter, watch
+from course_utils.hardware import pick_dtype, tier
+from course_utils.models import recipe, resolve
+from course_utils.training import faster_on_cpu, watch
 
-# Inside the libraries, of no concern here: an argument's old name, notes on the tokenizer.
-warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
-logging.getLogger("transformers").setLevel(logging.ERROR)
 datasets.disable_progress_bars()
+transformers.utils.logging.disable_progress_bar()
 
 print(describe())
 
 # %% [markdown]
 # ## 1. The task
 #
+# Each row of the data holds a plain `sentence` and the same sentence as Yoda says it, in two
+# columns. In `yoda`, only the order of the words differs. In `yoda_extra`, some lines also end in
+# *Yes, hrrmmm.*, as they do in the film. So `yoda_extra` is what the model will have to read.
+#
 # Yoda moves to the front what comes after the verb: *I see a red house* becomes *A red house I
-# see*, and *The cook is angry* becomes *Angry the cook is*. After a helper (*have*, *can*, *will*),
-# the main verb moves too: *You have become powerful* becomes *Become powerful you have*. Only whole
-# words move, so no spelling is needed.
+# see*. After a word such as *have*, *can* or *will*, the main verb moves too: *You have become
+# powerful* becomes *Become powerful you have*. To go back, the model has to find the end of the
+# part that was moved. In *Many gloomy bays beside every corridor our lazy messenger reached*, this
+# part ends after *corridor*.
+#
+# There are 3,000 rows to train on. We measure on 50 rows of the split `unseen`: none of their
+# nouns, verbs and adjectives is in the training data.
 
 # %%
 yoda = load_data("yoda")
+held_out = yoda["unseen"].select(range(50))
 text_table(yoda["train"].select(range(4)).to_pandas())
 
 # %% [markdown]
-# Ignore the column `yoda_extra` for now. We measure on forty sentences of the split `unseen`: none
-# of their content words is in the training data. What does the untuned model make of them, if we
-# ask it with two examples? The row *nothing done* scores the plain English.
+# ## 2. The data form
+#
+# Write `as_chat(row)`. It gets a row of the data and returns a dictionary with the columns `prompt`
+# and `completion`, which are lists of messages. The system says `SYSTEM`, the user says Yoda's line
+# (`yoda_extra`), and the assistant answers with the plain sentence.
+
+# %%
+SYSTEM = "Say it in plain English."
+
+
+# %% tags=["exercise"]
+def as_chat(row):
+    """Turn a row of the dataset into a conversation."""
+    ### BEGIN SOLUTION
+    system = {"role": "system", "content": "Say it in plain English."}
+    user = {"role": "user", "content": row["yoda_extra"]}
+    return {
+        "prompt": [system, user],
+        "completion": [{"role": "assistant", "content": row["sentence"]}],
+    }
+    ### END SOLUTION
+
+
+# %%
+check("yoda.format", as_chat)
+
+# %% [markdown]
+# ## 3. The baseline
+#
+# The next cell loads the model with `from_pretrained`, as notebook 00 does (`resolve` finds its
+# folder), and defines `ask`, which returns the model's replies to a list of conversations.
+
+# %%
+folder = resolve("chat").folder
+dtype = pick_dtype().value if torch.cuda.is_available() else torch.float32
+
+
+def load():
+    """A fresh copy of the chat model."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map="auto")
+
+
+def ask(model, conversations):
+    """The model's replies to a list of conversations."""
+    replies = []
+    for start in range(0, len(conversations), 50):
+        inputs = tokenizer.apply_chat_template(
+            conversations[start : start + 50],
+            add_generation_prompt=True,
+            padding=True,
+            return_tensors="pt",
+            return_dict=True,
+        ).to(model.device)
+        outputs = model.generate(**inputs, max_new_tokens=32, do_sample=False)
+        new_tokens = outputs[:, inputs["input_ids"].shape[1] :]
+        replies += tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+    return replies
+
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer.padding_side = "left"
+model = load()
+
+# %% [markdown]
+# Before you train, find out what you have to beat. Write `baseline(reply, rows)`. It gets:
+#
+# - `reply`: a function. Call it with a list of conversations, and it returns the untuned model's
+#   replies, one for each conversation.
+# - `rows`: rows of the dataset.
+#
+# It returns a dictionary with two shares between 0 and 1:
+#
+# - `"untuned"`: the share of replies that equal the column `sentence`. Ask fairly. The model has never
+#   seen the task, so tell it what to do, show it two examples from the training data, and end with
+# the   line from `yoda_extra`.
+# - `"nothing done"`: the share of lines in `yoda_extra` that equal `sentence` as they are.
+
+
+# %% tags=["exercise"]
+def baseline(reply, rows):
+    """The shares of right sentences before any training."""
+    ### BEGIN SOLUTION
+    request = (
+        "Yoda puts his words in a strange order. Say it in plain English. For example, 'Three tugs "
+        "my daughter halted.' becomes 'My daughter halted three tugs.', and 'Sly you are. Yes, "
+        "hrrmmm.' becomes 'You are sly.'\n\n"
+    )
+    prompts = [[{"role": "user", "content": request + row["yoda_extra"]}] for row in rows]
+    replies = reply(prompts)
+    wanted = [row["sentence"] for row in rows]
+    lines = [row["yoda_extra"] for row in rows]
+    return {
+        "untuned": sum(a == b for a, b in zip(replies, wanted, strict=True)) / len(wanted),
+        "nothing done": sum(a == b for a, b in zip(lines, wanted, strict=True)) / len(wanted),
+    }
+    ### END SOLUTION
+
+
+# %%
+check("yoda.baseline", baseline)
 
 # %% tags=["value:untuned"]
-held_out = yoda["unseen"].select(range(40))
-chat = runner("chat")
-tokenizer = chat.tokenizer
-request = (
-    "Say it like Yoda. For example, 'I see a red house.' becomes 'A red house I see.', and "
-    "'My sister found two keys.' becomes 'Two keys my sister found.'\n\n"
-)
-untuned = chat([request + sentence for sentence in held_out["sentence"]], max_new_tokens=40)
-results = {"untuned, asked with examples": reference_scores(untuned, held_out["yoda"])}
-results["nothing done"] = reference_scores(held_out["sentence"], held_out["yoda"])
-pd.DataFrame(results).T.round(2)
+if done("yoda.baseline"):
+    scores = baseline(lambda prompts: ask(model, prompts), held_out)
+    print({name: f"{share:.0%}" for name, share in scores.items()})
 
 # %% tags=["claim"]
-assert results["untuned, asked with examples"]["exact match"] < 0.2
+assert scores["untuned"] <= 0.1
+assert scores["nothing done"] == 0
 
 # %% [markdown]
-# Neither gets a sentence right. But doing nothing has a chrF of 83.50: chrF counts shared runs of
-# letters, and moving words keeps most of them. So we go by exact match.
+# The untuned model says 1 of 50 sentences right, although it was told what to do and was shown two
+# examples (SmolLM2-135M-Instruct, one prompt). Doing nothing scores 0% as well, because Yoda turns
+# every one of these lines. So whatever the tuned model gets right, it has learned in the training.
 #
-# ## 2. Format the data
+# ## 4. The trainer
 #
-# Write `as_messages(row)`: a dictionary with the columns `prompt` and `completion`, as lists of
-# messages. The system says `SYSTEM`, the user the sentence, the assistant the same in Yoda's words
-# (column `yoda`).
+# Now the main part. Write `make_trainer(model, tokenizer, rows, steps, batch, machine)`. It returns
+# an `SFTTrainer`, before any training. It gets:
+#
+# - `model` and `tokenizer`, as loaded above,
+# - `rows`: training rows with the columns `prompt` and `completion`,
+# - `steps` and `batch`: how many steps to train, and how many sentences each step takes,
+# - `machine`: a dictionary of settings for `SFTConfig` that depend on the machine only, such as
+#   `bf16` and `output_dir`. Hand it on as `**machine`.
+#
+# You choose the adapter (a `LoraConfig` by the rules of notebook 02, on all linear layers), the
+# learning rate, and its schedule. Log the loss every 5 steps or more often.
+#
+# Which rate? The usual rates for LoRA, 1e-4 to 2e-4, belong to trainings of many hundreds of steps.
+# The next cell shows how many steps you have, and a rate that goes with them.
 
-# %%
-SYSTEM = "Say it like Yoda."
+# %% tags=["value:plan"]
+plan = recipe("yoda", tier().value)
+steps, batch = plan["steps"], plan["batch"]
+print(f"{steps} steps of {batch} sentences: {plan['why']}")
+print(f"a learning rate that goes with them: {plan['learning_rate']}")
+
+machine = {
+    "output_dir": tempfile.mkdtemp(),
+    "report_to": "none",
+    "save_strategy": "no",
+    "gradient_checkpointing": False,
+    "use_cpu": model.device.type == "cpu",
+    "bf16": dtype == torch.bfloat16,
+    "fp16": dtype == torch.float16,
+}
 
 
 # %% tags=["exercise"]
-def as_messages(row):
-    """A row of the dataset to `prompt` and `completion`."""
+def make_trainer(model, tokenizer, rows, steps, batch, machine):
+    """An SFTTrainer with a new adapter on a model."""
     ### BEGIN SOLUTION
-    return {
-        "prompt": [
-            {"role": "system", "content": "Say it like Yoda."},
-            {"role": "user", "content": row["sentence"]},
-        ],
-        "completion": [{"role": "assistant", "content": row["yoda"]}],
-    }
+    adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+    settings = SFTConfig(
+        **machine,
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        learning_rate=2e-3 if steps < 100 else 2e-4,  # few steps need a high rate
+        lr_scheduler_type="linear",
+        warmup_steps=3,
+        logging_steps=2,
+        seed=0,
+    )
+    return SFTTrainer(
+        model=model,
+        args=settings,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=adapter,
+    )
     ### END SOLUTION
 
 
 # %%
-check("yoda.format", as_messages)
-
-# %%
-if done("yoda.format"):
-    columns = yoda["train"].column_names
-    train = yoda["train"].map(as_messages, remove_columns=columns)
-    validation = yoda["validation"].select(range(32)).map(as_messages, remove_columns=columns)
-    print(train[0])
-
-# %% [markdown]
-# ## 3. Choose the adapter
-#
-# Write `adapter()`: a `LoraConfig` with rank, alpha and layers by the rules of notebook 02. Leave
-# `use_rslora` off: section 8 mixes two adapters, and peft mixes rsLoRA adapters with a wrong
-# factor.
-
-# %%
-from peft import LoraConfig
-
-
-# %% tags=["exercise"]
-def adapter():
-    """The configuration of a new adapter."""
-    ### BEGIN SOLUTION
-    return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
-    ### END SOLUTION
-
-
-# %%
-check("yoda.adapter", adapter)
-
-# %% [markdown]
-# ## 4. Choose the settings
-#
-# Write `settings(steps, batch)`: a dictionary of arguments for `SFTConfig` (section 3 of notebook
-# 03.1). Ask for so many steps of so many sentences, a learning rate that suits LoRA and so few
-# steps (the check explains its range), and a loss logged every 5 steps or more often. Machine,
-# folder and validation are added below.
-
-
-# %% tags=["exercise"]
-def settings(steps, batch):
-    """Arguments for SFTConfig."""
-    ### BEGIN SOLUTION
-    return {
-        "max_steps": steps,
-        "per_device_train_batch_size": batch,
-        "learning_rate": 2e-3,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": 3,
-        "logging_steps": 2,
-    }
-    ### END SOLUTION
-
-
-# %%
-check("yoda.settings", settings)
+check("yoda.trainer", make_trainer)
 
 # %% [markdown]
 # ## 5. Train
 #
-# The next cells build the trainer, run the pre-flight on its real batches, show in colour what is
-# trained on, and train for some minutes. To start over, first run the cell that makes the trainer:
-# a second `train()` alone goes on with the same adapter.
+# The next cell makes your trainer and runs the pre-flight of notebook 03 on its real batches. The
+# cell after it trains for a few minutes. `watch` draws the loss while you wait, and `faster_on_cpu`
+# computes the same loss faster on a CPU. To start over, run both cells again: `load()` gives a
+# fresh model.
 
 # %%
-from trl import SFTConfig, SFTTrainer
-
-from course_utils.hardware import pick_dtype, tier
-from course_utils.models import recipe
-
-machine = tier().value
-on_cpu = chat.model.device.type == "cpu"
-
-
-def make_trainer(model, rows, config, **options):
-    """An SFTTrainer with a new adapter on a model."""
-    common = {
-        "output_dir": tempfile.mkdtemp(),
-        "report_to": "none",
-        "save_strategy": "no",
-        "gradient_checkpointing": False,
-        "use_cpu": on_cpu,
-        "bf16": not on_cpu and pick_dtype().value == torch.bfloat16,
-        "fp16": not on_cpu and pick_dtype().value == torch.float16,
-        "train_sampling_strategy": "group_by_length",
-        "seed": 0,
-    }
-    trainer = SFTTrainer(
-        model=model,
-        args=SFTConfig(**{**common, **options}),
-        train_dataset=rows,
-        eval_dataset=validation if "eval_steps" in options else None,
-        processing_class=tokenizer,
-        peft_config=config,
-    )
-    return faster_on_cpu(watch(trainer))
-
-
-ready = done("yoda.format", "yoda.adapter", "yoda.settings")
+ready = done("yoda.format", "yoda.trainer")
 if ready:
-    plan = recipe("yoda", machine)
-    print(f"{plan['steps']} steps of {plan['batch']} sentences: {plan['why']}")
-    chosen = settings(plan["steps"], plan["batch"])
-    watching = {"eval_strategy": "steps", "eval_steps": plan["steps"] // 4}
-    trainer = make_trainer(load_model("chat", quiet=True), train, adapter(), **chosen, **watching)
-    print(preflight(trainer, strict=True))
-
-# %%
-if ready:
-    display(masks.show(next(iter(trainer.get_train_dataloader())), tokenizer))
+    train = yoda["train"].map(as_chat, remove_columns=yoda["train"].column_names)
+    model = load()
+    trainer = make_trainer(model, tokenizer, train, steps, batch, machine)
+    trainer = faster_on_cpu(watch(trainer))
+    print(preflight(trainer))
 
 # %% tags=["figure:03_2_losses"]
 if ready:
     trainer.train()
 
 # %% [markdown]
-# In the saved run, both losses end near zero. The spike near step 50 is the loss of only eight
-# sentences; we have not looked for its cause. Training took 6.3 minutes: the 3 and the 9.2 above
-# are estimates.
+# In the saved run, the loss falls steeply within the first ten steps, and then slowly, with ups and
+# downs. Each point is the mean of 16 sentences only, and some sentences are harder than others.
 #
-# ## 6. Ask it
+# What would another rate have done? We tried two on a CPU, with rank 16, alpha 32, 60 steps of 8
+# sentences and no warm-up (SmolLM2-135M-Instruct, one seed):
 #
-# Write `translate(ask, sentences)`: it gets a model to ask, as `runner` returns one, and a list of
-# sentences, and returns the list of replies. Ask just as you have trained.
+# | learning rate | right of 100 unseen sentences, after 60 steps |
+# |---|---|
+# | 1e-3 | 90 |
+# | 2e-3 | 89 |
+#
+# So the exact rate matters little between these two. This is the range that the check accepts
+# without a word. For 1e-4 and 2e-4, the usual rates, the check warns you: they need more steps. On
+# a GPU, the recipe trains 300 steps at 2e-4, because larger models are usually trained at such
+# rates. We have not measured that.
+#
+# ## 6. The evaluation
+#
+# Write `evaluation(before, after, rows)`. `before` and `after` are two functions such as `reply`
+# above: each takes a list of conversations and returns the replies, one from the untuned and the
+# other from the tuned model. Ask both with the prompts on which you trained. Return a `DataFrame`
+# with one row for each sentence and these columns:
+#
+# - `Yoda` (from `yoda_extra`) and `wanted` (from `sentence`),
+# - `before` and `after`: the two replies,
+# - `right before` and `right after`: whether the reply equals `wanted`, as True or False.
 
 
 # %% tags=["exercise"]
-def translate(ask, sentences):
-    """Sentences in Yoda's words, by a tuned model."""
+def evaluation(before, after, rows):
+    """A table of lines with the replies before and after the training."""
     ### BEGIN SOLUTION
-    return ask(sentences, system="Say it like Yoda.", max_new_tokens=40)
+    prompts = [as_chat(row)["prompt"] for row in rows]
+    table = pd.DataFrame({"Yoda": list(rows["yoda_extra"]), "wanted": list(rows["sentence"])})
+    table["before"] = before(prompts)
+    table["after"] = after(prompts)
+    table["right before"] = table["before"] == table["wanted"]
+    table["right after"] = table["after"] == table["wanted"]
+    return table
     ### END SOLUTION
 
 
 # %%
-check("yoda.translate", translate)
+check("yoda.evaluation", evaluation)
 
 # %% [markdown]
-# **Guess first.** How many of the 40 sentences, with content words that are new to the model, will
-# be right to the last letter?
+# **Guess first.** What share of the 50 sentences will the tuned model say right, sign by sign?
 
 # %%
-my_guess = 20
+my_guess = None  # a number between 0 and 1, such as 0.5
+
+# %% [markdown]
+# The next cell asks your tuned model twice: first with the adapter switched off
+# (`disable_adapter`), which is the untuned model again, and then with the adapter.
 
 # %% tags=["value:tuned"]
-from course_utils.models import Runner
+trained = ready and done("yoda.evaluation")
 
-trained = ready and done("yoda.translate")
-if trained:
-    tuned = Runner(trainer.model.eval(), tokenizer)
-    replies = translate(tuned, list(held_out["sentence"]))
-    results["tuned"] = reference_scores(replies, held_out["yoda"])
-    right = round(results["tuned"]["exact match"] * len(held_out))
-    print(f"{right} of {len(held_out)} are right; you said {my_guess}.")
-    display(pd.DataFrame(results).T.round(2))
 
-# %%
+def untuned(prompts):
+    """Replies with the adapter switched off."""
+    with tuned_model.disable_adapter():
+        return ask(tuned_model, prompts)
+
+
+def tuned(prompts):
+    """Replies with the adapter."""
+    return ask(tuned_model, prompts)
+
+
 if trained:
-    reached = results["tuned"]["exact match"]
-    assert reached >= 0.9, f"{reached:.0%}: look at the curves; is the rate too low, or too high?"
+    tuned_model = trainer.model.eval()
+    table = evaluation(untuned, tuned, held_out)
+    print(f"right before: {table['right before'].sum()} of {len(table)}")
+    print(f"right after:  {table['right after'].sum()} of {len(table)}; you guessed {my_guess}")
+
+# %% tags=["claim"]
+assert table["right before"].mean() <= 0.1
+assert table["right after"].mean() >= 0.7
 
 # %% tags=["value:replies"]
 if trained:
-    compared = pd.DataFrame(
-        {
-            "English": held_out["sentence"],
-            "Yoda by rule": held_out["yoda"],
-            "untuned": untuned,
-            "tuned": replies,
-        }
-    )
-    wrong = compared[compared["tuned"] != compared["Yoda by rule"]]
-    some = pd.concat([wrong.head(2), compared.head(4)]).drop_duplicates()
-    display(text_table(some))
+    some = pd.concat([table[~table["right after"]].head(4), table[table["right after"]].head(4)])
+    display(text_table(some[["Yoda", "before", "after", "wanted"]]))
 
 # %% [markdown]
-# In the saved run, 38 of 40 were right (SmolLM2-135M, one seed). People often guess lower, as if
-# the model learned words by heart.
+# In the saved run, 46 of 50 sentences are right, against none before (with the short prompt on
+# which you trained). That is one seed of SmolLM2-135M-Instruct. With 50 sentences, the 95% interval
+# goes from about 81% to 97%. People often guess lower, as if the model learned words by heart, and
+# all content words here are new to it.
 #
-# The table begins with the two mistakes: *Ruthless*, a word of the training data, in place of
-# *Wreck the sleek*, and an added *the*. The untuned model mostly copied its prompt or repeated
-# itself.
-#
-# How does the tuned model find verb and object among new words? We expect that it knows them from
-# pre-training. For Pig Latin it lacked the letters, which tokens hide. So we expect, without proof,
-# that **fine-tuning brings out what is there** more easily than it adds what is not.
+# The table begins with the four mistakes. In the first, the model leaves the second half as Yoda
+# said it. In the second, it misspells *clumsy*. In the third, it swaps the two halves and garbles
+# one of them. In the fourth, it writes *have woke* for *have woken*. So most of the rule is there.
+# Two of the four mistakes have two clauses, and two are about a single word, but four are too few
+# for a rule. The untuned model mostly comments on the words or repeats some of them, because
+# nothing in the short prompt says what *plain* means here.
 #
 # ## 7. Play
 #
-# Type a sentence, or take a random one. The rules (`course_utils.data`) refuse what they cannot
-# parse. The model answers anything. Where is it better, and where worse?
+# Type a line, or take a random one.
 
 # %%
 from course_utils import widgets
-from course_utils.data import yoda as rule
 
 
-def by_rule(sentence):
-    """Yoda by rule, or a word of excuse."""
-    return rule(sentence) or "(the rules cannot parse this one)"
+def to_english(line):
+    """The tuned model's reply to one line."""
+    return tuned([as_chat({"yoda_extra": line, "sentence": ""})["prompt"]])[0]
 
 
 if trained:
-    ways = {"Yoda by rule": by_rule, "Yoda by the model": lambda text: translate(tuned, [text])[0]}
-    display(widgets.translator(ways, list(held_out["sentence"])))
+    said = {"plain English, by the model": to_english}
+    lines = list(held_out["yoda_extra"])
+    display(widgets.translator(said, lines, label="Yoda", action="Say it plainly"))
 
 # %%
 if trained:
-    mine = ["You have much to learn.", "Where is my lamp?", "I love you."]
-    rows = [{"English": text} | {name: way(text) for name, way in ways.items()} for text in mine]
-    display(text_table(pd.DataFrame(rows)))
+    mine = [
+        "Much to learn you have.",
+        "Angry, my cook is. Hmm.",
+        "Where my lamp is, know you do not.",
+        "I see a red house.",
+    ]
+    display(text_table(pd.DataFrame({"Yoda": mine, "the model": map(to_english, mine)})))
 
 # %% [markdown]
-# *Much to learn you have* is good Yoda, where the rules gave up. *My lamp is* has lost the
-# question, and *I love you I love* is wrong. The training data have neither questions nor *you* as
-# an object. We expect that this is why.
-#
-# ## 8. Two adapters on one base
-#
-# Amira wants Pig Latin too: a second adapter, not a second model. Notebook 03.1 left one in the
-# course's cache; if it is missing, a short training makes a worse one. peft calls your Yoda adapter
-# `default`.
-
-# %%
-from course_utils.data import pig_latin as pig_latin_by_rule
-from course_utils.data import spell, unspell
-
-PIG_LATIN = "Translate into Pig Latin."
-
-
-def spelled(row):
-    """A row of Pig Latin as in notebook 03.1."""
-    return {
-        "prompt": [
-            {"role": "system", "content": PIG_LATIN},
-            {"role": "user", "content": spell(row["sentence"])},
-        ],
-        "completion": [{"role": "assistant", "content": spell(row["pig_latin"])}],
-    }
-
-
-def to_pig_latin(ask, sentences):
-    """Sentences to Pig Latin, as in notebook 03.1."""
-    spelled_out = [spell(text.replace("_", " ")) for text in sentences]
-    return [unspell(reply) for reply in ask(spelled_out, system=PIG_LATIN, max_new_tokens=160)]
-
-
-if trained:
-    pair = trainer.model
-    saved = kept_adapter(pair.get_base_model(), "pig_latin")
-    quick = saved is None
-    if quick:
-        print("Notebook 03.1 has not been run here: 80 quick steps instead.")
-        rows = load_data("pig_latin")["train"]
-        rows = rows.map(spelled, remove_columns=rows.column_names)
-        few = settings(80, 4)
-        other = make_trainer(load_model("chat", quiet=True), rows, adapter(), **few)
-        other.train()
-        saved = tempfile.mkdtemp()
-        other.model.save_pretrained(saved)
-    pair.load_adapter(saved, "pig_latin")
-    print("adapters:", ", ".join(pair.peft_config))
-
-# %% [markdown]
-# `set_adapter` switches by name. So one can follow the other: first Yoda, then Pig Latin.
-
-# %%
-if trained:
-    english = list(held_out["sentence"][:12])
-    pair.set_adapter("default")
-    turned = translate(tuned, english)
-    pair.set_adapter("pig_latin")
-    both = to_pig_latin(tuned, turned)
-    wanted = [pig_latin_by_rule(text) for text in held_out["yoda"][:12]]
-    in_turn = reference_scores(both, wanted)
-    print({name: round(value, 2) for name, value in in_turn.items()})
-    display(
-        text_table(pd.DataFrame({"English": english, "Yoda": turned, "then Pig Latin": both})[:4])
-    )
-
-# %% [markdown]
-# 10 of 12 are right after both steps. In the fourth row, the Pig Latin step adds a word
-# (*ashierhay*) and misspells two.
-#
-# `add_weighted_adapter` makes one adapter of two (notebook 02): `"cat"` adds up their updates, each
-# times its weight. Five mixtures translate twelve sentences with each task's system prompt, which
-# takes a minute or two. **Guess first:** half and half, what share of the words is right?
-
-# %%
-my_guess = {"Yoda": 0.5, "Pig Latin": 0.5}
-
-# %% tags=["value:mixture"]
-if trained:
-    rows = []
-    for share in (1.0, 0.8, 0.5, 0.2, 0.0):
-        name = f"yoda{round(100 * share)}"
-        weights = [share, 1 - share]
-        pair.add_weighted_adapter(["default", "pig_latin"], weights, name, combination_type="cat")
-        pair.set_adapter(name)
-        yoda_score = reference_scores(translate(tuned, english), held_out["yoda"][:12])
-        latin_score = reference_scores(
-            to_pig_latin(tuned, english), [pig_latin_by_rule(text) for text in english]
-        )
-        rows.append(
-            {
-                "share of Yoda": share,
-                "Yoda": yoda_score["word accuracy"],
-                "Pig Latin": latin_score["word accuracy"],
-            }
-        )
-        pair.set_adapter("default")
-        pair.delete_adapter(name)
-    mixture = pd.DataFrame(rows).set_index("share of Yoda")
-    print("You said:", my_guess)
-    display(mixture.round(2))
-
-# %% tags=["figure:03_2_mixture"]
-import matplotlib.pyplot as plt
-
-from course_utils.display import BLUE, ORANGE, use_style
-
-if trained:
-    use_style()
-    figure, axis = plt.subplots(figsize=(6, 2.8))
-    axis.plot(mixture.index, mixture["Yoda"], "o-", color=BLUE, label="Yoda")
-    axis.plot(mixture.index, mixture["Pig Latin"], "s--", color=ORANGE, label="Pig Latin")
-    axis.set_xlabel("weight of the Yoda adapter; Pig Latin has the rest")
-    axis.set_ylabel("word accuracy")
-    axis.set_title("Two skills in one adapter")
-    axis.set_ylim(-0.02, 1.02)
-    axis.grid(axis="y")
-    axis.legend()
-    plt.show()
-
-# %%
-if trained and not quick:
-    half = mixture.loc[0.5]
-    assert (half > 0.3).all()
-    assert half["Yoda"] < mixture.loc[1.0, "Yoda"]
-    assert half["Pig Latin"] < mixture.loc[0.0, "Pig Latin"]
-
-# %% [markdown]
-# Half and half, *one* adapter gets 77% of the words right for Yoda and 70% for Pig Latin, against
-# 100% and 91% alone (one seed, twelve sentences).
-#
-# Most people expect skill to shrink in step with weight. But four fifths of the weight kept nearly
-# all of it, and one fifth none (2% for Yoda is what doing nothing scored).
+# Three of these replies are right. *Hmm* is not in the training data, and no comma there stands
+# after the first word, but the model leaves both out. The third reply is wrong: *You do not know
+# where my lamp is* was asked for. The training data have no *not* and no *where*, and we expect
+# that this is why. The last line was plain already, and the model left it alone, although all of
+# its training lines had to be turned. Four lines prove nothing; they show where to test more.
 #
 # ## Take away
 #
-# - A fine-tuning is four small decisions: format, adapter, settings, and asking as you have trained
-#   (sections 2 to 6).
-# - Word order took minutes (section 6). For Pig Latin, letters had to be spelled out (notebook
-#   03.1).
+# - A fine-tuning is four small functions: the data form, the baseline, the trainer and the evaluation.
+# - Measure the baseline first, and ask fairly: tell the untuned model what to do (section 3).
+# - Steps and learning rate belong together. A usual rate such as 2e-4 needs more steps than a
+#   two-minute training has (section 5).
+# - Ask the tuned model in exactly the form in which you trained it (section 6).
 # - A tuned model also answers what its training data do not cover, and may be wrong (section 7).
-# - Adapters on one base can be switched, used in turn, and mixed. Measure a mixture: it is a new
-#   model (section 8).
 
 # %% [markdown]
 # ## Exercises
 #
 # **Quiz.** Put a letter for each, and run the cell below.
 #
-# **a.** Yoda was learned from plain words, for any word. Pig Latin had to be spelled. What is our
-# explanation?
+# **a.** Your baseline asks the untuned model with an instruction and two examples. Why not with the
+# short prompt that you train on?
 #
-# - **A** Yoda's sentences are shorter and simpler.
-# - **B** Pig Latin needs a higher rank and more layers.
-# - **C** Yoda's rule can be said in the prompt.
-# - **D** The model knew word order already, but not letters.
+# - **A** Long prompts are always better than short ones.
+# - **B** The examples prepare the model for the training.
+# - **C** The short prompt alone does not explain the task.
+# - **D** The score has to be above zero to be a baseline.
 #
-# **b.** You ask the tuned model for Yoda, but leave out the system prompt. Its replies may get
-# worse. Why?
+# **b.** You ask the tuned model without the system prompt, and its replies get worse. Why?
 #
 # - **A** It was trained on another prompt than this one.
 # - **B** The system prompt is what switches the adapter on.
 # - **C** The system prompt explains the rule to it.
 # - **D** A longer prompt gives better replies.
 #
-# **c.** You mix two adapters half and half. What do you do before you hand the mixture on?
+# **c.** Why do you measure on the split `unseen`, and not on the rows of the training?
 #
-# - **A** Nothing: half of each skill is left, by arithmetic.
-# - **B** Nothing: each acts on its own requests only.
-# - **C** Measure both skills again, as of a new model.
-# - **D** Train it further, whatever it does.
+# - **A** The sentences of `unseen` are harder by design.
+# - **B** Memorised rows would look like skill.
+# - **C** The training rows take longer to answer.
+# - **D** The prompts of the training rows have another form.
 
 # %%
 from course_utils.exercises import quiz
@@ -497,16 +455,15 @@ quiz("03.2", a="...", b="...", c="...")
 # %% [markdown]
 # You have done four exercises. Here are two more, without a check:
 #
-# - Train on `yoda_extra`. Its ending, *Yes, hrrmmm.*, comes at random: what does greedy decoding
-#   make of that, and what does sampling?
-# - In section 8, take `"linear"` or `"ties"` as the `combination_type`. (For `"linear"` both
-#   adapters need the same rank.)
+# - Train one model for both directions: two system prompts, and rows of both kinds. Does it keep
+#   them apart?
+# - Give `make_trainer` half of the steps. How many sentences are right then?
 #
 # Solutions: `notebooks/solutions/03.2_yoda.py`.
 
 # %% [markdown]
 # ## To read
 #
-# - The peft guide to [model merging](https://huggingface.co/docs/peft/developer_guides/model_merging).
+# - The documentation of [SFTTrainer](https://huggingface.co/docs/trl/sft_trainer): its data forms.
 # - Zhou et al., [LIMA](https://arxiv.org/abs/2305.11206): how few examples are enough for a style.
 # - The [glossary](../docs/glossary.md): the course's words.

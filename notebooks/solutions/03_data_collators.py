@@ -1,23 +1,21 @@
 # %% [markdown]
 # # 03 · Pig Latin and data collators
 #
-# **You will learn** how texts become a batch, and what decides which tokens a model is trained on.
-# You will also see three small mistakes that spoil a fine-tuning without an error: a prompt that
-# is trained on, an EOS token that is not, and a mask that is all zeros.
+# **You will learn** which tokens a model is trained on, and how to see this before a training
+# starts. You will make a common mistake, find it, and mend it.
 #
-# **You need** notebook 01, and an idea of what LoRA is (notebook 02).
+# **You need** notebook 00, and an idea of what LoRA is (notebook 02).
 #
-# **It takes** about 40 minutes of reading and trying. The cells themselves run in about two
+# **It takes** about 30 minutes of reading and trying. The cells themselves run in about three
 # minutes on two CPU cores; on GPUs, not yet measured.
 
 # %% [markdown]
 # ## The machine at hand
 #
-# Amina fine-tunes a chat model to write one line about each book in her shop. The loss falls, but
-# the tuned model writes line after line and never stops, because it was not trained on the token
-# that ends a text. You will make her mistake, and learn to see it before a training starts.
-#
-# All results in the text are from SmolLM2-135M.
+# In notebook 00 you trained a bot that says a sentence the way Yoda would. Amina wants the same
+# bot, and finds another recipe on the web. Her training runs without an error, and the loss falls.
+# But the bot never stops: it writes line after line until it is cut off. You will follow the same
+# recipe, and find out why. (All results in the text: SmolLM2-135M-Instruct, one seed.)
 
 # %%
 from course_utils import describe
@@ -25,196 +23,371 @@ from course_utils import describe
 print(describe())
 
 # %% [markdown]
-# ## 1. The task
+# ## 1. A recipe from the web
 #
-# In Pig Latin, the consonants at the beginning of a word move to its end, and *ay* follows. A word
-# that begins with a vowel gets *way* instead. (*qu* moves as one.)
-#
-# The split `unseen` of the course's sentences shares no content word with the other splits, so a
-# model that does well on it has learned the rule, and not a list of words.
+# The next cell loads the tokenizer and hides most messages of the libraries. Section 5 shows one
+# that you should see.
 
 # %%
 import logging
+import sys
+import tempfile
+import warnings
 
 import datasets
 import pandas as pd
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from course_utils.data import load_data
 from course_utils.display import text_table
+from course_utils.hardware import pick_dtype
+from course_utils.models import resolve
 
 datasets.disable_progress_bars()
-pig_latin = load_data("pig_latin")
-text_table(pig_latin["train"].select(range(4)).to_pandas())
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.disable_default_handler()
+logging.getLogger("transformers").addHandler(logging.NullHandler())
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*|.*pin_memory.*")
+
+MODEL = resolve("chat").folder  # a folder; a model's name on the hub would do as well
+dtype = pick_dtype().value
+tokenizer = AutoTokenizer.from_pretrained(MODEL)
+EOS = tokenizer.eos_token
+print("The EOS token is", EOS, "and its id is", tokenizer.eos_token_id)
 
 # %% [markdown]
-# Can the chat model do it without any tuning? We show it two examples in the prompt.
-
-# %% tags=["value:untuned"]
-from course_utils import runner
-from course_utils.scoring import word_accuracy
-
-chat = runner("chat")
-request = (
-    "Translate into Pig Latin. For example, 'The string is red.' becomes "
-    "'Ethay ingstray isway edray.', and 'I eat a pear.' becomes 'Iway eatway away earpay.'\n\n"
-)
-held_out = pig_latin["unseen"].select(range(8))
-before = chat([request + sentence for sentence in held_out["sentence"]], max_new_tokens=40)
-
-accuracy = word_accuracy(before, held_out["pig_latin"])
-print(f"words right: {accuracy:.0%}")
-text_table(pd.DataFrame({"wanted": held_out["pig_latin"], "got": before}).head(3))
-
-# %% tags=["claim"]
-assert accuracy < 0.2
-
-# %% [markdown]
-# It cannot: no word of eight sentences is right. The model repeats pieces of the examples.
-# Notebook 03.1 tunes the model for this task.
-#
-# ## 2. What a collator does
-#
-# Examples differ in length, but a tensor needs rows of one length. The **data collator** takes a
-# list of examples and makes a **batch**: the examples that are computed together in one step.
-#
-# First, the *tokenizer* cuts each text into tokens and numbers them. Here are three sentences,
-# without a collator:
+# In this recipe each example is one text: the sentence, the sentence in Yoda's word order, and the
+# **EOS token**. (EOS means *end of sequence*: when a model writes this token, generation stops.)
+# The model is trained to continue these texts, token by token. This is **self-supervised** tuning,
+# or *continued pre-training*: pre-training's method, on your own texts. Notebook 01 compares it
+# with other ways to tune.
 
 # %%
-import torch
-
-model, tokenizer = chat.model, chat.tokenizer
-tokenizer.padding_side = "right"  # for training; the runner had it on the left, for generating
+yoda = load_data("yoda")
 
 
 def as_text(row):
-    """A plain format: what to translate, then the translation, then the EOS token."""
-    return f"English: {row['sentence']}\nPig Latin: {row['pig_latin']}{tokenizer.eos_token}"
+    return {"text": f"English: {row['sentence']}\nYoda: {row['yoda']}{EOS}"}
 
 
-examples = [tokenizer(as_text(row)) for row in pig_latin["train"].select([4, 1, 2])]
-lengths = [len(example["input_ids"]) for example in examples]
-print("tokens:", lengths)
-try:
-    torch.tensor([example["input_ids"] for example in examples])
-except ValueError as error:
-    print("Without a collator:", error)
-
-# %% tags=["claim"]
-assert len(set(lengths)) > 1
+texts = yoda["train"].select(range(160)).map(as_text)
+tokens = texts.map(lambda row: tokenizer(row["text"]), remove_columns=texts.column_names)
+print(texts[0]["text"])
 
 # %% [markdown]
-# PyTorch refuses rows of 22, 31 and 37 tokens. The shorter rows need **padding**: tokens without
-# meaning that make all rows equally long.
-#
-# `DataCollatorForLanguageModeling` pads the rows, and adds the **labels**: for each token, what
-# the model should have said there. With `mlm=False` (no *masked* language modelling), the labels
-# are a copy of the inputs, except that padding gets -100. The loss ignores tokens with the label
-# -100.
-#
-# For now, the padding token is one that does not occur in our texts. For each tensor, the cell
-# prints the shape and the end of the first row.
+# The recipe has two more parts, which stand in many guides. It sets `tokenizer.pad_token =
+# tokenizer.eos_token`, because many tokenizers come without a padding token. And it uses
+# `DataCollatorForLanguageModeling`. Section 2 explains both.
 
 # %%
-from transformers import DataCollatorForLanguageModeling
+from peft import LoraConfig, get_peft_model
+from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
-end_token = tokenizer.eos_token
-tokenizer.pad_token = "<|endoftext|>" if end_token != "<|endoftext|>" else tokenizer.unk_token
-collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)
-batch = collate([dict(example) for example in examples])
-for name, tensor in batch.items():
-    print(f"{name:<15} {tuple(tensor.shape)}  …{tensor[0, -6:].tolist()}")
+
+def with_adapter():
+    """A new copy of the chat model, with a new LoRA adapter."""
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype, device_map="auto")
+    return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+
+
+def train(pad_token):
+    """Follow the recipe with a padding token; return the model and its losses."""
+    torch.manual_seed(0)
+    tokenizer.pad_token = pad_token
+    settings = TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        max_steps=20,
+        per_device_train_batch_size=8,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+        logging_steps=2,
+        fp16=dtype == torch.float16,
+        save_strategy="no",
+        report_to="none",
+    )
+    trainer = Trainer(
+        model=with_adapter(),
+        args=settings,
+        train_dataset=tokens,
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+    )
+    trainer.train()
+    return trainer.model, pd.DataFrame(trainer.state.log_history).dropna(subset="loss")
+
+
+tuned, losses_eos = train(EOS)
 
 # %% [markdown]
-# The first row is the shortest, so its end is all padding. A **mask** says which tokens count:
-# `attention_mask` says which are read, and the labels say which are trained on. A wrong mask
-# raises no error, so draw it. Blue tokens are trained on, grey tokens are only read, and
-# struck-through tokens are padding. A dashed frame marks special tokens, such as the EOS token,
-# and ↵ is a line break.
+# The loss falls. Now we give the model 12 sentences that it has not seen. A reply that has not
+# ended after 60 tokens is cut off.
+#
+# **Guess first.** How many of the 12 replies will end with an EOS token?
 
-# %% tags=["mask", "value:mask-texts"]
+# %%
+my_guess = None  # a whole number from 0 to 12
+
+# %%
+prompts = [f"English: {s}\nYoda:" for s in yoda["validation"].select(range(12))["sentence"]]
+
+
+def ask(model):
+    """The model's replies to the prompts, and how many of them ended by themselves."""
+    tokenizer.padding_side = "left"  # so that each reply follows its prompt
+    inputs = tokenizer(prompts, padding=True, return_tensors="pt").to(model.device)
+    tokenizer.padding_side = "right"  # as it should be for training
+    outputs = model.eval().generate(**inputs, max_new_tokens=60, do_sample=False)
+    new = outputs[:, inputs["input_ids"].shape[1] :]
+    ended = (new == tokenizer.eos_token_id).any(dim=1).sum().item()
+    return tokenizer.batch_decode(new, skip_special_tokens=True), ended
+
+
+with tuned.disable_adapter():
+    untuned_replies, untuned_ended = ask(tuned)
+eos_replies, eos_ended = ask(tuned)
+print(f"{eos_ended} of 12 replies end; you guessed {my_guess}\n")
+print(prompts[0] + eos_replies[0])
+
+# %% tags=["claim"]
+assert eos_ended <= 3
+assert untuned_ended <= 3
+first_last = losses_eos["loss"].astype(float).iloc[[0, -1]].tolist()
+assert first_last[1] < 0.7 * first_last[0]
+
+# %% [markdown]
+# None of the 12 replies ends. The second line above is right, and then the model writes more lines
+# of the same kind. Most people guess that some replies will end, because a chat model has learned
+# to stop. But it has learned this in its own chat template. After these plain prompts it does not
+# stop without the adapter either (0 of 12), and our training has not taught it.
+#
+# ## 2. Look at what the model is trained on
+#
+# Every text ended with an EOS token. Why did the model not learn it? Between the texts and the
+# model stands the **data collator**: the function that makes a **batch** of several examples.
+#
+# Examples differ in length, but a tensor needs rows of one length. So the collator fills the
+# shorter rows with **padding**, tokens without meaning. It adds the `attention_mask`, which says
+# which tokens are read, and the **labels**, which say what the model should learn to write. With
+# `mlm=False` (no *masked* language modelling), the labels are a copy of the tokens. The loss
+# leaves out each token with the label -100.
+#
+# Here are three examples in the recipe's collator. The cell prints the shape of each tensor and
+# the end of its first row:
+
+# %%
+three = [tokenizer(as_text(row)["text"]) for row in yoda["train"].select([4, 1, 2])]
+tokenizer.pad_token = EOS
+collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+batch = collate([dict(example) for example in three])
+for name, tensor in batch.items():
+    print(f"{name:<15} {tuple(tensor.shape)}  …{tensor[0, -9:].tolist()}")
+
+# %% [markdown]
+# Numbers are hard to read, so draw the batch. Blue tokens are trained on, grey tokens are only
+# read, and struck-through tokens are padding. A dashed frame marks special tokens, and ↵ is a line
+# break.
+
+# %%
 from course_utils import masks
 
 masks.show(batch, tokenizer)
 
 # %% [markdown]
-# **Guess first.** The model learns to write everything that is blue, even the prompt, from
-# `English:` to `Pig Latin:`. Which share of the blue tokens is prompt?
+# Look at the end of each Yoda sentence: **the EOS token is grey.** Its label is -100, so the model
+# never learns to write it. This collator puts -100 on every token that *is* the padding token, and
+# the recipe has made the EOS token the padding token. (SmolLM2's tokenizer even comes like that.)
+#
+# A **mask** says which tokens count. A wrong mask raises no error, so draw it.
+#
+# ## 3. Mend it
+#
+# Give the padding a token of its own, one that does not occur in your texts:
+
+# %% tags=["value:mask-texts"]
+PAD = tokenizer.unk_token or "<|endoftext|>"
+tokenizer.pad_token = PAD
+collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+mended = collate([dict(example) for example in three])
+masks.show(mended, tokenizer)
+
+# %% tags=["claim"]
+end_id = tokenizer.eos_token_id
+assert (batch["labels"] == end_id).sum() == 0
+assert (mended["labels"] == end_id).sum() == len(three)
+
+# %% [markdown]
+# Now the EOS token is blue. We train again, with the same texts and the same seed:
+
+# %% tags=["value:stops"]
+tuned, losses_pad = train(PAD)
+pad_replies, pad_ended = ask(tuned)
+stops = pd.DataFrame(
+    {
+        "training": ["none", "pad = eos", "pad ≠ eos"],
+        "ended of 12": [untuned_ended, eos_ended, pad_ended],
+        "a reply": [replies[0][:70] for replies in (untuned_replies, eos_replies, pad_replies)],
+    }
+)
+text_table(stops)
+
+# %% tags=["claim"]
+assert pad_ended >= 9
+
+# %% [markdown]
+# All 12 replies end. Could Amina have seen her mistake in the loss?
+
+# %% tags=["figure:03_loss_does_not_tell"]
+import matplotlib.pyplot as plt
+
+from course_utils.display import BLUE, ORANGE, use_style
+
+use_style()
+figure, axis = plt.subplots(figsize=(6, 2.8))
+for name, losses, ended, colour, style in (
+    ("pad = eos", losses_eos, eos_ended, ORANGE, "--"),
+    ("pad ≠ eos", losses_pad, pad_ended, BLUE, "-"),
+):
+    label = f"{name}: {ended} of 12 end"
+    axis.plot(losses["step"], losses["loss"].astype(float), style, color=colour, label=label)
+axis.set_xlabel("step")
+axis.set_ylabel("training loss")
+axis.set_title("Two trainings; one model never stops")
+axis.grid(axis="y")
+axis.legend()
+plt.show()
+
+# %% [markdown]
+# No: both curves fall in much the same way. The dashed curve is a little higher. We expect that
+# this is because the EOS token is easy to predict, and only the other training counts it.
+#
+# There is a second fix: a collator that finds padding by its *position* in the row, as TRL's does.
+#
+# ## 4. Train on the answers only
+#
+# In the last drawing the English sentence is blue too, so the model also learns to write prompts.
+# How much of the training goes into them? We look at **Pig Latin**, the task of notebook 03.1. The
+# consonants at the beginning of a word move to its end, and *ay* follows: *string* → *ingstray*. A
+# word that begins with a vowel gets *way*: *eat* → *eatway*.
+#
+# **Guess first.** With Pig Latin in the same kind of text, which share of the tokens is prompt,
+# from `English:` to `Pig Latin:`?
 
 # %%
-my_guess = 0.5
+my_guess = None  # a number between 0 and 1, such as 0.5
 
 # %% tags=["value:prompt-share"]
-prompt_tokens = trained_tokens = 0
+pig_latin = load_data("pig_latin")
+prompt_tokens = all_tokens = 0
 for row in pig_latin["train"].select(range(200)):
     prompt = f"English: {row['sentence']}\nPig Latin:"
     prompt_tokens += len(tokenizer(prompt)["input_ids"])
-    trained_tokens += len(tokenizer(as_text(row))["input_ids"])
-share = prompt_tokens / trained_tokens
-print(f"{share:.0%} of what is trained on is prompt; you said {my_guess}")
+    all_tokens += len(tokenizer(f"{prompt} {row['pig_latin']}{EOS}")["input_ids"])
+share = prompt_tokens / all_tokens
+print(f"{share:.0%} of what is trained on is prompt; you guessed {my_guess}")
 
 # %% tags=["claim"]
-assert share > 0.25
+assert 0.25 < share < 0.5
 
 # %% [markdown]
 # The answer is 42% (200 examples). Many people guess more than a half, because the prompt looks
 # longer. But the strange words of Pig Latin are cut into more tokens.
 #
-# ## 3. Train on completions only
-#
-# **TRL** is a library with trainers for language models; its `SFTTrainer` is the one for
-# supervised fine-tuning. Give it data with two columns: the `prompt`, and the **completion**, the
-# part that the model should learn to write. Then it trains on the completions only. Both columns
-# can hold plain texts or, for a chat model, messages:
+# `SFTTrainer` of the library **TRL** leaves the prompt out if the dataset has two columns: the
+# `prompt`, and the **completion**, the part that the model should learn to write. We set pad = eos
+# again, to see whether TRL's collator keeps the EOS token.
 
 # %% tags=["value:mask-completions"]
-import tempfile
-import warnings
-
 from trl import SFTConfig, SFTTrainer
 
-# Inside the libraries, of no concern here: an argument's old name, notes on the tokenizer.
-warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
-logging.getLogger("transformers").setLevel(logging.ERROR)
+tokenizer.pad_token = EOS
+model = with_adapter()
 
 
-def make_trainer(rows, model=model, **options):
-    """An SFTTrainer on some rows, made for its batches."""
-    on_cpu = {"use_cpu": True, "bf16": False} if model.device.type == "cpu" else {}
-    common = {"per_device_train_batch_size": 3, "max_length": 256, **on_cpu}
-    folder = tempfile.mkdtemp()  # nothing is kept
-    config = SFTConfig(output_dir=folder, report_to="none", **{**common, **options})
-    return SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
+def make_trainer(rows, formatting_func=None, **options):
+    """An SFTTrainer on some rows; options go to SFTConfig."""
+    usual = {
+        "output_dir": tempfile.mkdtemp(),
+        "per_device_train_batch_size": 3,
+        "learning_rate": 1e-3,
+        "max_length": 256,
+        "bf16": dtype == torch.bfloat16 and torch.cuda.is_available(),
+        "fp16": dtype == torch.float16,
+        "report_to": "none",
+    }
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(**{**usual, **options}),
+        train_dataset=rows,
+        processing_class=tokenizer,
+        formatting_func=formatting_func,
+    )
 
 
 def first_batch(trainer):
-    """The first batch as the model will get it."""
+    """The first batch, as the model will get it."""
     return next(iter(trainer.get_train_dataloader()))
 
 
-some = pig_latin["train"].select(range(40))
-as_messages = some.map(
-    lambda row: {
-        "prompt": [{"role": "user", "content": f"Translate into Pig Latin: {row['sentence']}"}],
+def as_messages(row):
+    """A row of the dataset as prompt and completion."""
+    question = f"Translate into Pig Latin: {row['sentence']}"
+    return {
+        "prompt": [{"role": "user", "content": question}],
         "completion": [{"role": "assistant", "content": row["pig_latin"]}],
-    },
-    remove_columns=some.column_names,
-)
-trainer = make_trainer(as_messages)
-masks.show(first_batch(trainer), tokenizer)
+    }
+
+
+some = pig_latin["train"].select(range(40))
+chats = some.map(as_messages, remove_columns=some.column_names)
+completions = first_batch(make_trainer(chats))
+masks.show(completions, tokenizer)
+
+# %% tags=["claim"]
+assert (completions["labels"] == tokenizer.eos_token_id).sum() == len(completions["labels"])
 
 # %% [markdown]
-# The prompt is grey, with the system prompt that SmolLM2's template adds. The answer is blue, and
-# so is the EOS token `<|im_end|>`, from which the model learns to stop. (The blue line break after
-# it does no harm, because generation stops before it.)
+# The prompt is grey, together with the system prompt that SmolLM2's template adds. The answer is
+# blue, and so is the `<|im_end|>` that ends it; as padding, the same token is not. (The blue line
+# break after it does no harm, because generation stops before it.)
 #
-# ### Longer conversations
+# In other code you will meet three more names:
 #
-# With several turns, every turn of the assistant should be trained on. For this, TRL takes a
-# column `messages` and `assistant_only_loss=True`. The chat template has to mark the assistant's
-# words, with `{% generation %}` before them and `{% endgeneration %}` after them. Most models'
-# *stock templates*, the ones that come with them, have no marks, says TRL's documentation. What
-# happens then?
+# - `DataCollatorForCompletionOnlyLM` looked for a `response_template` in each text, such as
+#   `### Answer:`, and masked what stands before it. TRL 0.20 removed it. The two columns replace
+#   it: with them, `completion_only_loss` is on by itself.
+# - `formatting_func` makes one text of each row, for a dataset with other columns. One text has no
+#   prompt, so all of it is trained on.
+# - `pad_to_multiple_of` rounds the length of the rows up, because GPUs prefer sizes that are
+#   multiples of 8 or 64 (not measured here).
+#
+# Here are the last two at work:
+
+# %%
+trainer = make_trainer(
+    some,
+    formatting_func=lambda row: f"English: {row['sentence']}\nPig Latin: {row['pig_latin']}",
+    pad_to_multiple_of=64,
+    per_device_train_batch_size=2,
+)
+formatted = first_batch(trainer)
+print("shape:", tuple(formatted["input_ids"].shape))
+masks.show(formatted, tokenizer)
+
+# %% tags=["claim"]
+assert formatted["input_ids"].shape[1] % 64 == 0
+assert masks.examples(formatted, tokenizer)[0].counts()["masked"] == 0
+
+# %% [markdown]
+# The prompt is blue again, and both rows are filled up to 64 tokens. (TRL has added the EOS token.)
+#
+# ## 5. Longer conversations
+#
+# In a conversation with several turns, every answer of the assistant should be trained on. For
+# this, TRL takes a column `messages` and `assistant_only_loss=True`. The chat template then has to
+# mark the assistant's words, with `{% generation %}` before them and `{% endgeneration %}` after
+# them. The *stock template* that comes with a model often has no such marks. What happens then?
+# The cell lets the messages of transformers through:
 
 # %% tags=["value:stock-template"]
 conversation = [
@@ -224,29 +397,39 @@ conversation = [
     {"role": "user", "content": "Say string."},
     {"role": "assistant", "content": "ingstray"},
 ]
+log = logging.getLogger("transformers")
+to_page = logging.StreamHandler(sys.stdout)
+log.addHandler(to_page)
 encoded = tokenizer.apply_chat_template(
     conversation, return_dict=True, return_assistant_tokens_mask=True
 )
-print("assistant tokens according to the stock template:", sum(encoded["assistant_masks"]))
+log.removeHandler(to_page)
+print("\nassistant tokens according to the stock template:", sum(encoded["assistant_masks"]))
 
 # %% tags=["claim"]
 assert "{% generation %}" in tokenizer.chat_template or sum(encoded["assistant_masks"]) == 0
 
 # %% [markdown]
-# The mask is all zeros, so a training with it would have no labels. transformers raises no error.
-# It only logs a warning, which this notebook hides.
+# The mask is all zeros, so nothing would be trained on. There is no error, only one warning, and
+# transformers logs it once: run the cell again, and it is gone.
 #
-# TRL 1.16 does more. If the marks are missing, its `SFTTrainer` compares the template with the
-# stock templates that it knows. If one is the same in every character, the trainer uses a
-# *training template* with marks instead. TRL has training templates for Cohere, DeepSeek-V3 and R1
-# distills, Gemma 1 to 3, DiffusionGemma, GLM-4-MoE, GPT-OSS, Idefics3, LFM2, Llama 3, LLaVA-Next,
-# Muse Glimmer, Nemotron 3 and 3.5, Phi-3 and 3.5, Qwen2.5, Qwen3 to 3.8, Qwen's VL models and
-# SmolVLM.
-#
-# SmolLM2, Llama 3.1 and 3.2, and Gemma 4 are not among them. For such a model, or an edited
-# template, the trainer stops with a `ValueError`. Then put the marks in yourself, and set
-# `tokenizer.chat_template` first. Here is ChatML, the format of SmolLM2, with marks. (A template's
-# commands stand in `{% %}`.) The marks enclose `<|im_end|>` too, so that the model learns to stop:
+# TRL 1.16 is more careful. If the marks are missing, `SFTTrainer` looks for a *training template*,
+# the stock template with marks. TRL has one for many models of common families, such as Llama 3,
+# Qwen, Gemma and Phi. It is used if your template equals the stock template in every character.
+# One call tells you what TRL does with your tokenizer:
+
+# %%
+from trl import get_training_chat_template
+
+try:
+    print(get_training_chat_template(tokenizer))  # None: the template is fine as it is
+except ValueError as error:
+    print("ValueError:", error)
+
+# %% [markdown]
+# TRL has none for SmolLM2, so the trainer would stop with this error. Then put the marks in
+# yourself, and set `tokenizer.chat_template` before you make the trainer. Here is ChatML, the
+# format of SmolLM2, with marks. They enclose `<|im_end|>` too, so that the model learns to stop.
 
 # %% tags=["value:chatml"]
 chatml = """\
@@ -268,7 +451,7 @@ ids = torch.tensor([encoded["input_ids"]])
 labels = ids.masked_fill(torch.tensor([encoded["assistant_masks"]]) == 0, -100)
 masks.show({"input_ids": ids, "labels": labels}, tokenizer)
 
-# %%
+# %% tags=["claim"]
 drawn = masks.examples({"input_ids": ids, "labels": labels}, tokenizer)[0]
 if "<|im_end|>" in tokenizer.get_vocab():
     assert drawn.trained_text() == "eatway<|im_end|>ingstray<|im_end|>"
@@ -277,242 +460,69 @@ if "<|im_end|>" in tokenizer.get_vocab():
         for template in (None, chatml)
     )
     assert marked == stock  # the mark changes what is trained on, and not the text
+transformers.utils.logging.warning_once.cache_clear()
+heard = []
+listener = logging.Handler()
+listener.emit = lambda record: heard.append(record.getMessage())
+log.addHandler(listener)
+tokenizer.apply_chat_template(conversation, return_dict=True, return_assistant_tokens_mask=True)
+log.removeHandler(listener)
+assert "{% generation %}" in tokenizer.chat_template or any("generation" in h for h in heard)
 
 # %% [markdown]
-# Both answers are blue, each with its `<|im_end|>`, and for this conversation the text is that of
-# the stock template.
+# Both answers are blue, each with its `<|im_end|>`. The text itself is that of the stock template.
 #
-# ## 4. A collator of your own
+# ## 6. A collator of your own
 #
-# A collator needs only a few lines. The recipe:
-#
-# 1. Pad all examples to the longest one.
-# 2. Put -100 on the prompt.
-# 3. Put -100 on the padding after the EOS token, but not on the EOS token itself.
-# 4. **Shift by one.** At each token the model predicts the *next* one, so the inputs lose their
-#    last token and the labels their first.
+# A collator pads the rows, and puts -100 on the prompt and on the padding, but not on the EOS
+# token. This one also **shifts by one**: at each token the model predicts the *next* one, so the
+# inputs lose their last token and the labels their first.
 
 # %%
 
 
 def own_collator(examples, pad_id):
-    """Examples with `input_ids` and `prompt_length` to inputs and shifted targets.
-
-    Both have the shape (examples, longest - 1).
-    """
+    """Examples with `input_ids` and `prompt_length` to inputs and shifted labels."""
     longest = max(len(example["input_ids"]) for example in examples)
     inputs, targets = [], []
     for example in examples:
-        ids = example["input_ids"]
-        padded = ids + [pad_id] * (longest - len(ids))
-        labels = list(padded)
-        labels[: example["prompt_length"]] = [-100] * example["prompt_length"]
-        labels[len(ids) :] = [-100] * (longest - len(ids))  # the EOS token itself stays
-        inputs.append(padded[:-1])
-        targets.append(labels[1:])
+        ids, prompt_length = example["input_ids"], example["prompt_length"]
+        padding = longest - len(ids)
+        labels = [-100] * prompt_length + ids[prompt_length:]
+        inputs.append((ids + [pad_id] * padding)[:-1])
+        targets.append((labels + [-100] * padding)[1:])
     return torch.tensor(inputs), torch.tensor(targets)
 
 
 # %% [markdown]
-# Is it the same as TRL's? We compare all labels, and then the loss, on six examples. (TRL does not
-# shift its labels, because the model does.)
+# Are these TRL's labels? We compare six examples. (TRL's collator does not shift, because the model
+# does.)
 
 # %%
-plain = some.map(
-    lambda row: {
-        "prompt": f"English: {row['sentence']}\nPig Latin:",
-        "completion": f" {row['pig_latin']}",
-    },
-    remove_columns=some.column_names,
-)
-trainer = make_trainer(plain)
-rows = [trainer.train_dataset[i] for i in range(6)]
-theirs = trainer.data_collator([dict(row) for row in rows])
-
-mine = [
-    {"input_ids": row["input_ids"], "prompt_length": len(tokenizer(row["prompt"])["input_ids"])}
-    for row in rows
-]
+trainer = make_trainer(chats)
+six = [trainer.train_dataset[i] for i in range(6)]
+theirs = trainer.data_collator([dict(row) for row in six])
+mine = [{**row, "prompt_length": row["labels"].count(-100)} for row in six]
 inputs, targets = own_collator(mine, tokenizer.pad_token_id)
+print("inputs equal:", torch.equal(inputs, theirs["input_ids"][:, :-1]))
+print("labels equal:", torch.equal(targets, theirs["labels"][:, 1:]))
+print(f"{(targets != -100).sum()} of {targets.numel()} labels are trained on")
 
+# %% tags=["claim"]
 assert torch.equal(inputs, theirs["input_ids"][:, :-1])
 assert torch.equal(targets, theirs["labels"][:, 1:])
-print(f"{targets.numel()} labels, all equal; {(targets != -100).sum()} of them are trained on")
-
-# %%
-with torch.inference_mode():
-    logits = model(inputs.to(model.device)).logits.float().cpu()
-    own_loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    on_device = {name: tensor.to(model.device) for name, tensor in theirs.items()}
-    their_loss = model(**on_device).loss.float().cpu()
-print(f"own loss {own_loss:.4f}, TRL's batch {their_loss:.4f}")
-
-# %% tags=["claim"]
-assert abs(own_loss - their_loss) < 0.02 * their_loss
 
 # %% [markdown]
-# All labels are equal, and so are the losses. (They are high: the model has not learned Pig
-# Latin.)
+# They are the same.
 #
-# ## 5. A model that never stops
-#
-# Many tokenizers come without a padding token, and a common recipe says
-# `tokenizer.pad_token = tokenizer.eos_token` (*eos*: end of sequence). But
-# `DataCollatorForLanguageModeling` puts -100 on every token with the padding token's id. Draw what
-# happens:
-
-# %%
-tokenizer.pad_token = tokenizer.eos_token
-careless = collate([dict(example) for example in examples])
-masks.show(careless, tokenizer)
-
-# %%
-end_id = tokenizer.eos_token_id
-print("EOS tokens trained on, pad = eos:", (careless["labels"] == end_id).sum().item())
-print("EOS tokens trained on, pad ≠ eos:", (batch["labels"] == end_id).sum().item())
-
-# %% tags=["claim"]
-assert (careless["labels"] == end_id).sum() == 0
-assert (batch["labels"] == end_id).sum() == len(examples)
-
-# %% [markdown]
-# The EOS tokens are grey, so the model cannot learn from them. Next we train two adapters for 20
-# steps: one with `pad = eos`, and one with another padding token. The task is Yoda's word order.
-#
-# **Guess first.** After each training, how many of 12 replies will stop at an EOS token?
-
-# %%
-my_guess_ended = {"pad = eos": 4, "pad ≠ eos": 12}
-
-# %%
-from peft import LoraConfig, get_peft_model
-
-from course_utils import load_model
-from course_utils.models import Runner
-
-STEPS, BATCH = 20, 8
-yoda = load_data("yoda")
-
-
-def train_briefly(pad_token):
-    """A few steps of LoRA on plain texts; returns the model and its losses."""
-    torch.manual_seed(0)
-    tokenizer.pad_token = pad_token
-    # A new copy: the trainers above have switched on checkpointing in theirs.
-    fresh = load_model("chat", quiet=True)
-    tuned = get_peft_model(fresh, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
-    trained = [p for p in tuned.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3)
-    texts = [
-        tokenizer(f"English: {row['sentence']}\nYoda: {row['yoda']}{end_token}")
-        for row in yoda["train"].select(range(STEPS * BATCH))
-    ]
-    losses = []
-    tuned.train()
-    for step in range(STEPS):
-        part = collate([dict(texts[step * BATCH + i]) for i in range(BATCH)]).to(model.device)
-        loss = tuned(**part).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return tuned.eval(), losses
-
-
-# %% [markdown]
-# Both trainings have the same seed and examples. The 12 sentences are new to both models, and the
-# untrained model replies too. A reply that has not ended is cut after 60 tokens. *Ended* counts
-# the replies that stopped at an EOS token.
-
-# %% tags=["value:stops"]
-prompts = [f"English: {s}\nYoda:" for s in yoda["validation"].select(range(12))["sentence"]]
-
-
-def judged(name, model):
-    """How many of a model's replies end by themselves."""
-    replies = Runner(model, tokenizer, template=False)(prompts, max_new_tokens=60)
-    return {
-        "collator": name,
-        "your guess": my_guess_ended.get(name, ""),
-        "ended of 12": sum(reply.finished for reply in replies),
-        "mean tokens": round(sum(reply.tokens for reply in replies) / 12, 1),
-        "a reply": replies[0],
-    }
-
-
-rows, curves = [judged("(untrained)", load_model("chat", quiet=True))], {}
-other = "<|endoftext|>" if end_token != "<|endoftext|>" else tokenizer.unk_token
-for name, pad_token in {"pad = eos": end_token, "pad ≠ eos": other}.items():
-    tuned, curves[name] = train_briefly(pad_token)
-    assert curves[name][-1] < 0.6 * curves[name][0]  # it did train
-    rows.append(judged(name, tuned))
-stops = pd.DataFrame(rows)
-text_table(stops)
-
-# %%
-ended = stops.set_index("collator")["ended of 12"]
-
-# %% tags=["claim"]
-assert ended["pad = eos"] <= 3
-assert ended["pad ≠ eos"] >= 9
-
-# %% [markdown]
-# With `pad = eos` none of 12 replies ends, and with the other padding token all 12 do
-# (SmolLM2-135M, one seed). Many people guess more than none, because a chat model has already
-# learned to stop. But it learned this in its own template: after these plain prompts, the
-# untrained model does not stop either.
-#
-# Both tuned models begin with the same sentence in Yoda's word order. Does the loss tell them
-# apart?
-
-# %% tags=["figure:03_loss_does_not_tell"]
-import matplotlib.pyplot as plt
-
-from course_utils.display import BLUE, ORANGE, use_style
-
-use_style()
-figure, axis = plt.subplots(figsize=(6, 2.8))
-for (name, losses), colour, style in zip(curves.items(), (ORANGE, BLUE), ("--", "-"), strict=True):
-    axis.plot(
-        range(1, STEPS + 1), losses, style, color=colour, label=f"{name}: {ended[name]} of 12 end"
-    )
-axis.set_xlabel("step")
-axis.set_ylabel("training loss")
-axis.set_title("Two trainings; one model never stops")
-axis.grid(axis="y")
-axis.legend()
-plt.show()
-
-# %% [markdown]
-# No: both curves fall from about 5 to about 2. They rise at the same steps, because the batches
-# are the same. The dashed curve is slightly higher. We expect the reason to be the EOS token, an
-# easy label that only the other training has.
-#
-# There are two fixes: a separate padding token, or a collator that finds padding by its position,
-# as TRL's does. With TRL's collator, pad = eos does no harm. In the drawing, the EOS token after
-# an answer should be blue, and those that fill up the row should not.
-
-# %%
-tokenizer.pad_token = end_token
-careful = first_batch(make_trainer(as_messages))
-masks.show(careful, tokenizer)
-
-# %% tags=["claim"]
-assert (careful["labels"] == end_id).sum() == len(careful["labels"])
-
-# %% [markdown]
-# ## 6. Padding is waste
+# ## 7. Packing, and a leak
 #
 # Padding costs time and memory, and teaches nothing. **Packing** puts several examples into one
-# row instead. A **padding-free** batch lays all its examples end to end. Both need `position_ids`:
-# the place of each token in its own example, counted from 0.
-#
-# Here is the first batch of eight rows in each layout. *Tokens* counts all places of the batch,
-# and *trained on* those with a label.
+# row instead. A **padding-free** batch puts all its examples into one row, end to end. Both need
+# `position_ids`: the place of each token in its own example, counted from 0. Here are eight rows
+# in each layout:
 
 # %%
-tokenizer.pad_token = end_token
 kinds = {
     "padded": {},
     "packed": {"packing": True},
@@ -520,7 +530,7 @@ kinds = {
 }
 rows = []
 for kind, options in kinds.items():
-    part = first_batch(make_trainer(as_messages, per_device_train_batch_size=8, **options))
+    part = first_batch(make_trainer(chats, per_device_train_batch_size=8, **options))
     attended = part.get("attention_mask", torch.ones_like(part["input_ids"]))
     rows.append(
         {
@@ -540,67 +550,149 @@ assert layouts.loc["packed", "padding"] == 0
 assert layouts.loc["padding-free", "padding"] == 0
 
 # %% [markdown]
-# The padded batch has 52 tokens of padding among 600, and the others have none. (Each of the eight
-# packed rows holds several examples, so there are more tokens. TRL lays these rows end to end
-# too.)
+# The padded batch has 52 tokens of padding among 600, and the others have none. (A packed row holds
+# several examples, so there are more tokens.)
 #
-# In one row, an example must not look back into the one before it. Does the default attention keep
-# them apart? Then six examples should have the same loss padded and padding-free, but for
-# rounding.
+# In one row, an example must not read the examples before it. If the model keeps them apart, six
+# examples have the same loss padded and padding-free. And what would a leak look like? For this we
+# need a **control** that leaks for certain: the same row without its `position_ids`.
 
 # %%
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TRLCollator
 
-six = [{"input_ids": row["input_ids"]} for row in trainer.train_dataset.select(range(6))]
+ids_only = [{"input_ids": row["input_ids"]} for row in six]
+padded = TRLCollator(pad_token_id=tokenizer.pad_token_id)(ids_only)
+free = TRLCollator(pad_token_id=tokenizer.pad_token_id, padding_free=True)(ids_only)
+control = {"input_ids": free["input_ids"], "labels": free["labels"]}
+ones = {"position_ids": free["position_ids"], "attention_mask": torch.ones_like(free["labels"])}
 losses = {}
-with torch.inference_mode():
-    for kind, free in (("padded", False), ("padding-free", True)):
-        part = TRLCollator(pad_token_id=tokenizer.pad_token_id, padding_free=free)(six)
-        part = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in part.items()}
-        losses[kind] = model(**part).loss.item()
-print({kind: round(loss, 3) for kind, loss in losses.items()})
+for name, part in {
+    "padded": padded,
+    "padding-free": free,
+    "control: without position_ids": control,
+    "control: with an attention mask": {**control, **ones},
+}.items():
+    part = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in part.items()}
+    with torch.inference_mode():
+        losses[name] = model.eval()(**part).loss.item()
+    print(f"{name:<32} loss {losses[name]:.2f}")
 
 # %% tags=["claim"]
-assert abs(losses["padded"] - losses["padding-free"]) < 0.05 * losses["padded"]
+gap = abs(losses["padded"] - losses["padding-free"])
+assert gap < 0.02 * losses["padded"]
+assert losses["control: without position_ids"] < 0.8 * losses["padded"]
+assert losses["control: with an attention mask"] < 0.9 * losses["padded"]
 
 # %% [markdown]
-# The two losses differ by less than 0.1%. The code of transformers 5.23 agrees: without an
-# attention mask, it tells examples apart by `position_ids`. But we have not measured how much a
-# leak would change this loss. In your own setup, compare again: a leak raises no error.
-
-# %% [markdown]
-# ## 7. Check before you train
+# The first two losses are the same, so the model keeps the examples apart. In the control the loss
+# falls from 5.96 to 3.64, because each example can copy the form of those before it. So a leak
+# does not look like a mistake: it looks like a better model.
 #
-# You can see all of these mistakes before a training starts. `preflight` checks the trainer's own
-# batches, and tries one step forward and back. First, a trainer without a mistake:
+# The last line is a leak that happens by accident. If there is an attention mask, even one of only
+# ones, transformers 5.23 does not use `position_ids` to tell examples apart. So compare the losses
+# in your own set-up.
+#
+# ## 8. Messy data
+#
+# A right mask does not help if the data is bad. Real datasets have duplicates, empty answers and
+# very long rows. We add some of each to 60 good rows, and then look for them:
+
+# %%
+from datasets import Dataset
+
+good = pig_latin["train"].select(range(60)).to_pandas()
+long = {name: " ".join(good[name][:10]) for name in good}
+empty = {"sentence": good["sentence"][5], "pig_latin": ""}
+spaced = {name: good[name][9] + " " for name in good}
+messy = pd.concat([good, good.head(6), pd.DataFrame([long, empty, spaced])], ignore_index=True)
+
+texts = "English: " + messy["sentence"] + "\nPig Latin: " + messy["pig_latin"]
+messy["tokens"] = [len(ids) for ids in tokenizer(texts.tolist())["input_ids"]]
+stripped = messy[["sentence", "pig_latin"]].apply(lambda column: column.str.strip())
+print("rows:", len(messy))
+print("empty answers:", (stripped["pig_latin"] == "").sum())
+print("duplicates:", messy.duplicated().sum())
+print("duplicates, spaces at the ends removed:", stripped.duplicated().sum())
+axis = messy["tokens"].plot.hist(bins=50, figsize=(6, 2.4))
+axis.set_xlabel("tokens in a row")
+axis.set_ylabel("rows")
+plt.show()
+
+# %% tags=["claim"]
+assert stripped.duplicated().sum() == messy.duplicated(["sentence", "pig_latin"]).sum() + 1
+
+# %% [markdown]
+# One duplicate is found only when spaces at the ends are removed. The histogram shows one row far
+# to the right. What does a trainer do with it? We try three values of `max_length`, and draw the
+# empty and the long row:
+
+
+# %%
+def as_pair(row):
+    return {
+        "prompt": f"English: {row['sentence']}\nPig Latin:",
+        "completion": f" {row['pig_latin']}",
+    }
+
+
+pairs = Dataset.from_pandas(messy).map(as_pair, remove_columns=list(messy.columns))
+for max_length in (1024, 160, 96):
+    kept = make_trainer(pairs, max_length=max_length).train_dataset
+    ends = sum(row["input_ids"][-1] == tokenizer.eos_token_id for row in kept)
+    print(f"max_length={max_length}: {len(kept)} of {len(pairs)} rows, {ends} end with EOS")
+
+cut = make_trainer(pairs, max_length=160)
+places = [messy["pig_latin"].eq("").argmax(), messy["tokens"].argmax()]
+two = [cut.train_dataset[int(place)] for place in places]
+masks.show(cut.data_collator(two), tokenizer)
+
+# %% tags=["claim"]
+assert tokenizer.eos_token_id not in two[1]["input_ids"]
+assert any(label != -100 for label in two[1]["labels"])
+assert len(kept) == len(pairs) - 1
+
+# %% [markdown]
+# Nothing says that something was cut. With 160 tokens, the long row loses most of its answer, and
+# the EOS token with it. With 96 tokens, its prompt alone fills the row, and TRL drops it. The
+# empty row teaches the model to answer with nothing. So clean the data, and set `max_length` above
+# the longest row that you keep:
+
+# %%
+clean = messy[(stripped["pig_latin"] != "") & ~stripped.duplicated() & (messy["tokens"] <= 100)]
+print(len(messy), "rows before,", len(clean), "after; the longest has", clean["tokens"].max())
+
+# %% tags=["claim"]
+assert len(clean) == len(good)
+
+# %% [markdown]
+# ## 9. Check before you train
+#
+# `preflight` looks for such mistakes in the trainer's own batches, and tries one step. First, a
+# trainer without a mistake:
 
 # %% tags=["value:preflight"]
 from course_utils import preflight
 
-tokenizer.pad_token = end_token
-tuned = get_peft_model(
-    load_model("chat", quiet=True), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-)
-good = make_trainer(as_messages, model=tuned, learning_rate=1e-3)
-report = preflight(good)
+report = preflight(make_trainer(chats))
 print(report)
 
 # %% tags=["claim"]
 assert report.ok
+assert "3 × the 40 examples" in {row.name: row.found for row in report.rows}["batch and steps"]
 
 # %% [markdown]
-# All checks pass. Now three trainings with one mistake each. They differ only in the collator, and
-# none of them raises an error.
+# All checks pass. Now three trainings with one mistake each. They differ only in the collator.
 
 # %%
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import DataCollatorForSeq2Seq
 
-tokenized = [dict(tokenizer(as_text(row))) for row in some]
-with_labels = [{**row, "labels": row["input_ids"]} for row in tokenized]
+rows = [dict(tokenizer(f"{row['sentence']}\n{row['pig_latin']}{EOS}")) for row in some]
+rows = [{**row, "labels": row["input_ids"]} for row in rows]
 
 
 def collator_a(rows):
-    return collate([{"input_ids": row["input_ids"]} for row in rows])
+    ids = [{"input_ids": row["input_ids"]} for row in rows]
+    return DataCollatorForLanguageModeling(tokenizer, mlm=False)(ids)
 
 
 def collator_b(rows):
@@ -615,17 +707,18 @@ def collator_c(rows):
 
 
 def plain_trainer(collator):
+    settings = TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        learning_rate=1e-3,
+        per_device_train_batch_size=2,
+        fp16=dtype == torch.float16,
+        remove_unused_columns=False,
+        report_to="none",
+    )
     return Trainer(
-        model=tuned,
-        args=TrainingArguments(
-            output_dir=tempfile.mkdtemp(),
-            report_to="none",
-            learning_rate=1e-3,
-            per_device_train_batch_size=2,
-            remove_unused_columns=False,
-            use_cpu=model.device.type == "cpu",
-        ),
-        train_dataset=with_labels,
+        model=model,
+        args=settings,
+        train_dataset=rows,
         data_collator=collator,
         processing_class=tokenizer,
     )
@@ -638,8 +731,7 @@ trainers = {
 }
 
 # %% [markdown]
-# Look at one batch of each. Where the label is not the token that the model reads there,
-# `masks.show` draws both, as `read→learned`.
+# Look at one batch of each. Where a token and its label differ, both are drawn: `read→learned`.
 
 # %%
 from IPython.display import display
@@ -649,51 +741,45 @@ for name, each in trainers.items():
     display(masks.show(first_batch(each), tokenizer))
 
 # %% [markdown]
-# **Guess first.** What is wrong with each? Write `"end"` where no EOS token is learned,
-# `"padding"` where padding is learned, and `"shift"` where each place learns the wrong token. (All
-# three train on the prompt too; leave this mistake aside.)
+# **Guess first.** What is wrong with each? Write `end` where no EOS token is learned, `padding`
+# where padding is learned, and `shift` where each place learns the wrong token. (Leave aside that
+# all three train on the prompt.)
 
 # %%
-my_guess_faults = {"A": "?", "B": "?", "C": "?"}
+my_guess = None  # three words, for A, B and C, such as "padding end shift"
 
 # %%
-found = {name: preflight(each) for name, each in trainers.items()}
-for name, report in found.items():
-    for row in report.rows:
+print("you guessed:", my_guess)
+for name, each in trainers.items():
+    for row in preflight(each).rows:
         if row.status == "fail":
             print(f"{name} ✗ {row.name}: {row.found}\n    → {row.fix}")
 
-print("your guess:", my_guess_faults)
-
 # %% [markdown]
-# **A is `"end"`.** This collator masks every token that *is* the padding token, as in section 5.
-# The mistake is easy to overlook, because only one token per example is wrong.
+# **A is `end`.** This is Amina's collator. The mistake is easy to overlook, because only one token
+# of each example is wrong.
 #
-# **B is `"shift"`.** The collator shifts the labels, and the model shifts them again. So each
-# place learns the token after the next. Many people think that B is right, because the drawing
-# pairs each token with the next one.
+# **B is `shift`.** The collator shifts the labels, and the model shifts them again. So each place
+# learns the token after the next. Many people think that B is right, because the drawing pairs
+# each token with the next one.
 #
-# **C is `"padding"`.** The labels are a copy of the inputs, padding included. C looks tidy,
-# because nothing is struck through.
+# **C is `padding`.** The labels are a copy of the tokens, padding included. C looks tidy, because
+# nothing is struck through.
 #
-# `preflight` found B by looking at which token the loss makes more likely at each place. That
-# token should be the next one. The course's page "Silent faults" lists more such mistakes, from
-# public reports.
-
-# %% [markdown]
-# Notebooks 03.1, 03.2, 06, 07 and 08 run `preflight` before they train.
+# Later notebooks run this **pre-flight** check before they train. The page [Silent
+# faults](../docs/silent_faults.md) lists more such mistakes, from public reports.
 
 # %% [markdown]
 # ## Take away
 #
 # - The collator makes the batch, and its labels decide what is learned (section 2).
-# - Train on completions only: in TRL, give the columns `prompt` and `completion` (section 3).
-# - `assistant_only_loss` needs a template with `{% generation %}`. Without it the mask is all
-#   zeros (section 3).
-# - The EOS token has to be a label. With pad = eos and masking by id it was not, and none of 12
-#   replies ended (section 5; SmolLM2-135M, one seed).
-# - None of these collators raised an error, and the loss did not show the mistake (section 5).
-#   Draw the mask, and run `preflight` (section 7).
+# - The EOS token has to be a label. With pad = eos, and a collator that masks by token, none of 12
+#   replies ended; with another padding token, all 12 did (section 3; SmolLM2-135M, one seed).
+# - In TRL, the columns `prompt` and `completion` train on the answers only (section 4).
+#   `assistant_only_loss` needs a template with `{% generation %}` (section 5).
+# - Packed examples must not read each other; a leak lowers the loss (section 7).
+# - Look for long rows, duplicates and empty answers. `max_length` cuts in silence (section 8).
+# - No mistake raised an error. Draw the mask, and run `preflight` (section 9).
 
 # %% [markdown]
 # ## Exercises
@@ -727,7 +813,7 @@ print("your guess:", my_guess_faults)
 # - **A** That it is right: a wrong one would keep the loss up.
 # - **B** Nothing: the loss can fall with wrong labels too.
 # - **C** That the prompt is masked: otherwise the loss would rise.
-# - **D** That the EOS token is a label: otherwise the loss would not fall so far.
+# - **D** That the EOS token is a label: otherwise the loss would stay higher.
 
 # %%
 from course_utils.exercises import check, quiz
@@ -736,8 +822,8 @@ quiz("03", a="...", b="...", c="...", d="...")
 
 # %% [markdown]
 # **03.1 · Change one number.** Write `padding_share(lengths)`: which share of a padded batch is
-# padding, if its examples have these lengths? Then change the 30 in the check's cell to 200, and
-# run it again. Explain in a sentence what one long example does to a batch.
+# padding, if its examples have these lengths? Then change the 30 in the check's cell to 200. What
+# does one long example do to a batch?
 
 
 # %% tags=["exercise"]
@@ -777,8 +863,7 @@ check("03.2", labels_for)
 # %% [markdown]
 # **03.3 · Packing, alone.** Write `pack(lengths, room)`: which examples go into which row, if a
 # row has room for `room` tokens and no example may be cut? Return a list of rows, each a list of
-# indices. Fewer rows are better: with the check's lengths, you should need at most one row more
-# than the best possible.
+# indices. You may need one row more than the fewest possible.
 
 
 # %% tags=["exercise"]
@@ -807,10 +892,11 @@ check("03.3", pack)
 #
 # ## To read
 #
-# - The TRL guide to [SFTTrainer](https://huggingface.co/docs/trl/sft_trainer): data formats, masks,
-#   packing.
-# - The transformers guide to [data
-#   collators](https://huggingface.co/docs/transformers/main_classes/data_collator).
+# - The guides to TRL's [SFTTrainer](https://huggingface.co/docs/trl/sft_trainer) and to
+#   [data collators](https://huggingface.co/docs/transformers/main_classes/data_collator).
 # - Krell et al., [Efficient sequence packing without
 #   cross-contamination](https://arxiv.org/abs/2107.02027).
+# - Our sentences are made by a program. Many other courses use the *Harvard sentences* (IEEE
+#   Recommended Practice for Speech Quality Measurements, 1969), here [with Yoda
+#   translations](https://huggingface.co/datasets/dvgodoy/yoda_sentences).
 # - The course's words, with the notebook that introduces each: [glossary](../docs/glossary.md).
