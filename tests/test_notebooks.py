@@ -44,6 +44,7 @@ def test_every_notebook_has_a_source() -> None:
 
 def test_a_changed_source_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A word in a cell makes a notebook stale; building it anew keeps the other outputs."""
+    monkeypatch.setattr(notebooks.settings, "repository", lambda: "")
     monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
     source = tmp_path / "99_trial.py"
     text = "# %% [markdown]\n# # Trial\n\n# %%\n1 + 1\n\n# %%\n2 + 2\n"
@@ -55,8 +56,8 @@ def test_a_changed_source_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     notebooks.rebuild(source)
     assert not notebooks.stale(source)
     outputs = [cell.outputs for cell in read(source).cells if cell.cell_type == "code"]
-    assert outputs[1][0]["data"]["text/plain"] == "2"
-    assert outputs[2] == []
+    assert outputs[0][0]["data"]["text/plain"] == "2"
+    assert outputs[1] == []
 
 
 def test_an_exercise_is_saved_with_solved_outputs(
@@ -221,8 +222,9 @@ def test_claims_are_held_and_not_shown(source: Path) -> None:
     assert sum(code.startswith("assert") for code in learners) == 0
 
 
-def test_a_claim_follows_its_cell(tmp_path: Path) -> None:
+def test_a_claim_follows_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted by the learner's code cells, the stamped one too; a run holds it, and drops it."""
+    monkeypatch.setattr(notebooks.settings, "repository", lambda: ADDRESS)
     source = tmp_path / "99_claims.py"
     source.write_text(
         '# %% [markdown]\n# # 99\n\n# %%\nx = 1\n\n# %% tags=["claim"]\nassert x == 1\n\n'
