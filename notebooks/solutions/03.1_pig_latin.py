@@ -873,7 +873,7 @@ import time
 
 work = Path(tempfile.mkdtemp())
 (work / "rows.jsonl").write_text(
-    "".join(json.dumps(row) + "\n" for row in pig_latin["train"].select(range(24)).map(plainly))
+    "".join(json.dumps(row) + "\n" for row in pig_latin["train"].select(range(16)).map(plainly))
 )
 training_script = """
 import sys, warnings
