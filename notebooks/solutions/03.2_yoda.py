@@ -186,8 +186,9 @@ if done("yoda.baseline"):
     print({name: f"{share:.0%}" for name, share in scores.items()})
 
 # %% tags=["claim"]
-assert scores["untuned"] <= 0.1
-assert scores["nothing done"] == 0
+if done("yoda.baseline"):
+    assert scores["untuned"] <= 0.1
+    assert scores["nothing done"] == 0
 
 # %% [markdown]
 # The untuned model says 1 of 50 sentences right, although it was told what to do and was shown two
@@ -355,8 +356,9 @@ if trained:
     print(f"right after:  {table['right after'].sum()} of {len(table)}; you guessed {my_guess}")
 
 # %% tags=["claim"]
-assert table["right before"].mean() <= 0.1
-assert table["right after"].mean() >= 0.7
+if trained:
+    assert table["right before"].mean() <= 0.1
+    assert table["right after"].mean() >= 0.7
 
 # %% tags=["value:replies"]
 if trained:
