@@ -468,6 +468,9 @@ case(
     attention_mask=(True, flag),
     keep_outputs=(True, flag),
     micro_batches=(1, or_none(whole(1))),
+    devices=(1, lambda value: whole(1)(value) and value == 1),
+    strategy=(None, or_none(nothing)),
+    offload=(None, or_none(nothing)),
 )
 case("memory.Setup.replace", self=SETUP, lora_rank=(8, whole(1)), dtype=("float16", nothing))
 case("memory.Setup.from_trainer", trainer=(Made(trainer), nothing))
@@ -867,6 +870,9 @@ SETUP_OPTIONS = {
     "--supervised-share": [*REAL, "0", "1.1"],
     "--mixed-precision": NAME,
     "--micro-batches": INTEGER,
+    "--devices": INTEGER,
+    "--strategy": NAME,
+    "--offload": NAME,
 }
 SMALL = ["--model=course/pythia-3m", "--seq-len=8", "--lora"]
 # For each command a good beginning, and the bad values of each option that takes one.

@@ -2,8 +2,8 @@
 
 For a sequence of allocations and releases, it gives the two figures that `torch.cuda` reports,
 allocated and reserved, on a machine without a GPU. The rules and constants are those of
-`c10/cuda/CUDACachingAllocator.cpp` in PyTorch 2.13 with its default settings: one stream, no
-`max_split_size`, no `expandable_segments`, no rounding to powers of two. Introduced in notebook 04.
+`c10/cuda/CUDACachingAllocator.cpp` in PyTorch 2.13 with its default settings: no `max_split_size`,
+no `expandable_segments`, no rounding to powers of two. Introduced in notebook 04.
 
 CUDA chooses a segment's address, and of free blocks of equal size the allocator takes the lowest.
 That later segments lie lower was found by experiment: it reproduces sixteen measured training runs
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 MIB = 2**20
@@ -51,12 +52,14 @@ class Block:
         address, size: in bytes. Addresses are negative: a new segment lies below earlier ones.
         small: whether it belongs to the pool of small blocks.
         used: whether it is allocated.
+        stream: the CUDA stream it belongs to; a free block serves its own stream only.
     """
 
     address: int
     size: int
     small: bool
     used: bool = False
+    stream: int = 0
     before: Block | None = field(default=None, repr=False)
     after: Block | None = field(default=None, repr=False)
 
@@ -92,12 +95,17 @@ class Allocator:
         self.capacity = capacity
         self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = 0
         self._lowest = 0
-        # Free blocks by pool, sorted as the allocator searches them: by size, then by address.
-        self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+        # Free blocks by pool and stream, sorted as the allocator searches them: by size, then by
+        # address.
+        self._free: defaultdict[tuple[bool, int], list[tuple[int, int]]] = defaultdict(list)
         self._blocks: dict[int, Block] = {}  # the free ones, by address
 
-    def malloc(self, size: int) -> Block:
+    def malloc(self, size: int, stream: int = 0) -> Block:
         """Allocate `size` bytes from the smallest free block that fits, or else from a new segment.
+
+        Args:
+            size: in bytes.
+            stream: the CUDA stream that is current; 0 is the default one.
 
         Raises:
             ValueError: the size is negative.
@@ -109,10 +117,12 @@ class Allocator:
             return Block(-1, 0, small=True, used=True)
         wanted = rounded(size)
         small = wanted <= SMALL
-        block = self._take(wanted, small) or self._new_segment(wanted, small)
+        block = self._take(wanted, small, stream) or self._new_segment(wanted, small, stream)
         rest = block.size - wanted
         if rest >= MIN_BLOCK if small else rest > SMALL:
-            left_over = Block(block.address + wanted, rest, small, before=block, after=block.after)
+            left_over = Block(
+                block.address + wanted, rest, small, False, stream, before=block, after=block.after
+            )
             if block.after is not None:
                 block.after.before = left_over
             block.size, block.after = wanted, left_over
@@ -160,15 +170,15 @@ class Allocator:
         """Reset the peaks to what is allocated and reserved now."""
         self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
 
-    def _take(self, wanted: int, small: bool) -> Block | None:
-        free = self._free[small]
+    def _take(self, wanted: int, small: bool, stream: int) -> Block | None:
+        free = self._free[small, stream]
         place = bisect_left(free, (wanted, -math.inf))
         if place == len(free):
             return None
         _, address = free.pop(place)
         return self._blocks.pop(address)
 
-    def _new_segment(self, wanted: int, small: bool) -> Block:
+    def _new_segment(self, wanted: int, small: bool, stream: int) -> Block:
         size = segment_size(wanted)
         if self.capacity is not None and self.reserved + size > self.capacity:
             self.empty_cache()
@@ -178,16 +188,16 @@ class Allocator:
         # PyTorch takes the lowest: the latest segment's. With many attention matrices of one size,
         # this determines the gaps.
         self._lowest -= size
-        block = Block(self._lowest, size, small)
+        block = Block(self._lowest, size, small, stream=stream)
         self.reserved += size
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         return block
 
     def _give(self, block: Block) -> None:
-        insort(self._free[block.small], (block.size, block.address))
+        insort(self._free[block.small, block.stream], (block.size, block.address))
         self._blocks[block.address] = block
 
     def _remove(self, block: Block) -> None:
-        free = self._free[block.small]
+        free = self._free[block.small, block.stream]
         free.pop(bisect_left(free, (block.size, block.address)))
         del self._blocks[block.address]

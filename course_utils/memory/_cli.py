@@ -81,6 +81,9 @@ def _add_setup(parser: argparse.ArgumentParser) -> None:
     )
     add("--sequences", default="full", help=", ".join(setups.SEQUENCES))
     add("--micro-batches", type=int, help="how many to run; by default two optimizer steps")
+    add("--devices", type=int, default=1, help="GPUs; what the first of them needs is told")
+    add("--strategy", help=f"how they share the training: {', '.join(setups.STRATEGIES)}")
+    add("--offload", help="what waits in the CPU's memory, with fsdp2: all")
 
 
 def _setup(args: argparse.Namespace) -> Setup:

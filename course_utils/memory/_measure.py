@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from course_utils._core import checks
-from course_utils.errors import CourseError, UnknownName
+from course_utils.errors import CourseError, ImpossibleSetup, UnknownName
 from course_utils.memory._setup import Setup
 
 MB = 1e6
@@ -53,6 +53,11 @@ def measure(
         ValueError: an invalid setup or timeout.
     """
     checks.a("setup", setup, Setup, "a Setup")
+    if setup.strategy is not None:
+        raise ImpossibleSetup(
+            f"measure trains on one GPU, and this setup is for several ({setup.strategy}). "
+            "predict(setup) tells the memory of one of them."
+        )
     checks.number("timeout", timeout, above=0, most=_LONGEST)
     checks.one_of("device", device, ("cuda", "cpu"))
     if weights is not None:

@@ -23,7 +23,7 @@ from course_utils._core import checks
 from course_utils.errors import CourseError, NotTrainable
 from course_utils.memory import _build as build
 from course_utils.memory import _cuda as cuda
-from course_utils.memory import _loading, _meta_patches, _step, _trainers
+from course_utils.memory import _loading, _meta_patches, _ranks, _step, _trainers
 from course_utils.memory import _optimizers as optimizers
 from course_utils.memory._allocator import Allocator, OutOfMemory, rounded
 from course_utils.memory._gpus import DEFAULT, Gpu, this_gpu
@@ -140,7 +140,8 @@ def predict(
         DataDependent: the model's control flow depends on its weights.
         NotTrainable: the installed libraries cannot run this training, even on a GPU.
         ImpossibleSetup: the micro-batch has too many padded or packed tokens to predict.
-        NotPredictable: an unsupported trainer, model or argument.
+        NotPredictable: an unsupported trainer, model or argument; or several GPUs in a process that
+            belongs to a group of real ones.
         ValueError: neither a setup nor a trainer, or a capacity below 1.
     """
     if capacity is not None:
@@ -164,10 +165,10 @@ def predict_with(
     """Run `predict` for a setup, with the library versions of `backend`."""
     gpu = (this_gpu() or DEFAULT) if gpu is None else gpu_by_name(gpu)
     start = time.perf_counter()
-    simulation = Simulation(gpu, setup.autocast, capacity)
+    simulation = Simulation(gpu, _ranks.autocast(setup), capacity)
     by_hand = setup.trainer == "loop"
     short = setup.shortened()
-    with simulation.patched(), _refusing(setup):
+    with simulation.patched(), _refusing(setup), contextlib.ExitStack() as others:
         made = build.model(setup, "meta", backend=backend)
         if by_hand:
             made = build.prepared_by_hand(setup, made, "meta")
@@ -175,19 +176,27 @@ def predict_with(
         else:
             trainer = _trainers.make(setup, made, "meta")
             made, optimizer = trainer.model, trainer.optimizer
+        wrapped, simulation.offloads = made, setup.offload is not None
+        if setup.strategy is not None:
+            ranks = _ranks.wrapped(setup, made, simulation.tracker, simulation.kinds)
+            wrapped = others.enter_context(ranks)
+            if by_hand:
+                optimizer = _trainers.optimizer_by_hand(setup, made)
+            else:
+                optimizer = _trainers.new_optimizer(trainer)
         if build.too_large_to_look_at(setup):
             example: dict[str, Any] = build.outline(setup)
         elif by_hand:
             example = build.batch(setup, setup.vocabulary)
         else:
             example = _trainers.batch(setup, trainer)
-        loaded = simulation.load(made, setup)
+        loaded = setup.strategy is None and simulation.load(made, setup)
         simulation.hold(made, optimizer)
         with simulation.running():
             if by_hand:
                 _step.by_hand(
                     short,
-                    made,
+                    wrapped,
                     optimizer,
                     lambda: simulation.put(example),
                     simulation.phase,
@@ -195,6 +204,7 @@ def predict_with(
                 )
             else:
                 simulation.prepare(trainer)
+                trainer.model_wrapped = wrapped
                 simulation.wait(example, setup.accumulation - short.accumulation)
                 _step.with_trainer(
                     trainer,
@@ -225,6 +235,7 @@ class Simulation:
         self.kinds: dict[int, str] = {}
         self.workspaces: dict[str, Any] = {}
         self.parameters: list[nn.Parameter] = []
+        self.offloads = False  # whether the optimizer and what it needs are on the CPU
         self.whole_share = 0.0  # share of the frozen weights' bytes that is not quantized
 
     @contextlib.contextmanager
@@ -264,9 +275,14 @@ class Simulation:
             codes = 2 if any(p.dtype == torch.uint8 for p in frozen) else 1  # two per byte
             self.whole_share = values[True] / (values[True] + codes * values[False])
         for tensor in _all_tensors(made):
-            self.kinds[self.tracker.hold(tensor)] = "weights"
+            self._hold(_shard(tensor), "weights")
         for tensor in _on_meta(list(optimizer.state.values())):
-            self.kinds[self.tracker.hold(tensor)] = "optimizer"
+            self._hold(_shard(tensor), "optimizer")
+
+    def _hold(self, tensor: torch.Tensor, kind: str) -> None:
+        self.tracker.hold(tensor)
+        if (key := self.tracker.key(tensor)) is not None:
+            self.kinds[key] = kind
 
     def put(self, example: dict[str, Any]) -> dict[str, Any]:
         """Put a batch on the GPU; anything but tensors is left as it is."""
@@ -295,6 +311,8 @@ class Simulation:
         self.tracker.phase = name
         if name == "optimizer":
             self.label(gradients=self.parameters)
+        if self.offloads:
+            self.tracker.recording = name != "optimizer"  # the CPU does that step
         if name in ("forward", "backward") and name not in self.workspaces:
             # Each of the two threads has a cuBLAS handle with its own workspace.
             self.workspaces[name] = self.tracker.take(self.gpu.workspace, "cuBLAS workspace")
@@ -339,12 +357,12 @@ class Simulation:
         """Mark the memory of gradients and optimizer states, which requests do not reveal."""
         for parameter in gradients or []:
             if parameter.grad is not None:
-                key = self.tracker.key(parameter.grad)
+                key = self.tracker.key(_shard(parameter.grad))
                 if key is not None:
                     self.kinds[key] = "gradients"
         states = [] if optimizer is None else optimizer.state.values()
         for value in _on_meta(list(states)):
-            key = self.tracker.key(value)
+            key = self.tracker.key(_shard(value))
             if key is not None:
                 self.kinds[key] = "optimizer"
 
@@ -402,6 +420,11 @@ def _all_tensors(made: nn.Module) -> Iterator[torch.Tensor]:
             yield from module.extra_tensors()
 
 
+def _shard(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this GPU's part of a tensor that several share, or else the tensor."""
+    return getattr(tensor, "_local_tensor", tensor)
+
+
 def _on_meta(values: Any) -> list[torch.Tensor]:
     """Return the meta tensors anywhere in nested lists and dictionaries."""
     flat = tree_flatten(values)[0]
@@ -455,6 +478,17 @@ def _assumptions(setup: Setup, gpu: Gpu, loaded: bool = False) -> list[str]:
         if loaded
         else "weights are there already; what loading holds for a moment is not counted",
     ]
+    if setup.strategy is not None:
+        made.append(
+            f"the first of {setup.devices} GPUs, whose shards are the largest; NCCL's own buffers "
+            "lie outside PyTorch's allocator and are not counted"
+        )
+    if setup.offload is not None:
+        made.append("optimizer steps on the CPU, which take nothing on the GPU")
+    if setup.strategy == "fsdp2" and setup.quantization:
+        made.append(
+            "4-bit weights stored in the model's dtype (bnb_4bit_quant_storage), so sharded"
+        )
     if setup.runs // setup.accumulation >= 2:
         made.append("two optimizer steps, the second of which has the optimizer's states beside it")
     else:

@@ -173,6 +173,16 @@ class Linear4bit(bnb.nn.Linear4bit):
         """Return its tensors other than parameters."""
         return self.scales
 
+    def store_as(self, dtype: torch.dtype) -> None:
+        """Keep the codes in numbers of another type, as `bnb_4bit_quant_storage` does."""
+        numbers = -(-self.weight.numel() // dtype.itemsize)
+        self.weight = bnb.nn.Params4bit(
+            empty(numbers, 1, dtype=dtype),
+            requires_grad=False,
+            quant_type=self.weight.quant_type,
+            compress_statistics=self.double,
+        )
+
     def book_quantized(self, tracker: Tracker) -> None:
         """Record the memory requests of quantizing on the GPU, with the weight already there.
 

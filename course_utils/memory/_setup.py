@@ -41,6 +41,12 @@ TRAINERS = {
     "loop": "a loop written by hand",
 }
 
+STRATEGIES = {
+    "ddp": "PyTorch's DistributedDataParallel: each GPU has a whole copy",
+    "fsdp2": "PyTorch's fully_shard, as accelerate applies it: weights, gradients, states sharded",
+}
+OFFLOADS = {"fsdp2": ("all",)}  # what each strategy can move to the CPU's memory
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -80,6 +86,11 @@ class Setup:
         keep_outputs: whether a hand-written loop keeps the outputs until the end of the step.
         micro_batches: how many are run; None for two optimizer steps, since only from the second
             one on do the optimizer's states exist during the forward pass.
+        devices: the number of GPUs; the prediction is for the first of them. `batch_size` and
+            `accumulation` are those of each GPU.
+        strategy: how several GPUs share the training, one of `STRATEGIES`; None for one GPU.
+        offload: what waits in the CPU's memory, one of the strategy's `OFFLOADS`: "all" for
+            weights, gradients and optimizer states; None for nothing.
 
     Raises:
         UnknownName: a value that its field does not have; the message lists those it has.
@@ -108,6 +119,9 @@ class Setup:
     attention_mask: bool = True
     keep_outputs: bool = True
     micro_batches: int | None = None
+    devices: int = 1
+    strategy: str | None = None
+    offload: str | None = None
 
     def __post_init__(self) -> None:
         self._keep_as_data()
@@ -126,12 +140,15 @@ class Setup:
             checks.one_of(
                 "mixed_precision", self.mixed_precision, MIXED_PRECISION, "Or True, False, None."
             )
+        if self.strategy is not None:
+            checks.one_of("strategy", self.strategy, tuple(STRATEGIES), "Or None.")
         optimizers.check(self.optimizer)
         try:
             self._check_numbers()
         except BadValue as error:
             raise ImpossibleSetup(str(error)) from None
         self._check_combinations()
+        self._check_devices()
         self._check_length()
 
     def _keep_as_data(self) -> None:
@@ -153,7 +170,8 @@ class Setup:
             checks.flag(name, getattr(self, name))
         if self.kbit_preparation is not None:
             checks.flag("kbit_preparation", self.kbit_preparation)
-        for name in ("lora_rank", "accumulation", "batch_size", "seq_len", "micro_batches"):
+        counts = ("lora_rank", "accumulation", "batch_size", "seq_len", "micro_batches", "devices")
+        for name in counts:
             if name != "micro_batches" or self.micro_batches is not None:
                 # Values must be JSON-serialisable: NumPy's numbers are not.
                 count = checks.whole(name, getattr(self, name), 1, MOST)
@@ -201,6 +219,32 @@ class Setup:
                 "attention_mask and keep_outputs describe a loop written by hand: take "
                 'trainer="loop", or leave them True.'
             )
+
+    def _check_devices(self) -> None:
+        if self.strategy is None:
+            if self.devices > 1:
+                raise ImpossibleSetup(
+                    f"{self.devices} devices need a strategy: one of {', '.join(STRATEGIES)}."
+                )
+            if self.offload is not None:
+                raise ImpossibleSetup(
+                    f"offload is {checks.shown(self.offload)} without a strategy that has it: "
+                    f"take one of {', '.join(OFFLOADS)}, or leave offload=None."
+                )
+            return
+        if self.strategy == "fsdp2" and self.quantization == "8bit":
+            raise ImpossibleSetup(
+                "FSDP2 does not shard weights in 8 bits, whose scales it would lose: take "
+                'quantization="nf4", or strategy="ddp".'
+            )
+        if self.offload is not None:
+            possible = OFFLOADS.get(self.strategy, ())
+            if not possible:
+                raise ImpossibleSetup(
+                    f"{self.strategy} offloads nothing: take a strategy that does "
+                    f"({', '.join(OFFLOADS)}), or leave offload=None."
+                )
+            checks.one_of(f"offload of {self.strategy}", self.offload, possible, "Or None.")
 
     def _check_length(self) -> None:
         longest = getattr(self.config(), "max_position_embeddings", None)
@@ -323,8 +367,16 @@ class Setup:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields; `Setup(**fields)` is the same setup."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Return the fields; `Setup(**fields)` is the same setup.
+
+        With one GPU, the fields about several are left out.
+        """
+        left_out = () if self.strategy else ("devices", "strategy", "offload")
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in left_out
+        }
 
     def __str__(self) -> str:
         """Return the model and what differs from the defaults."""

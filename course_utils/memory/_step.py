@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -41,9 +42,10 @@ def with_trainer(trainer: Any, batch: Batch, phase: Phase, runs: int, accumulati
             phase("forward")
             batches = [batch() for _ in range(min(accumulation, runs - first))]
             items = trainer._get_num_items_in_batch(batches, trainer.args.device)
-            for inputs in batches:
+            for number, inputs in enumerate(batches, 1):
                 phase("forward")
-                loss = trainer.training_step(model, inputs, items)
+                with _unreduced(model) if number < len(batches) else contextlib.nullcontext():
+                    loss = trainer.training_step(model, inputs, items)
                 total += loss
             if len(batches) < accumulation:
                 return
@@ -75,19 +77,21 @@ def by_hand(
         scaler: a gradient scaler, for mixed precision in float16 on a GPU.
     """
     for number in range(1, setup.runs + 1):
+        last = number % setup.accumulation == 0
         phase("forward")
-        with autocast():
-            outputs = model(**batch())
-        loss = outputs["loss"]
-        if not setup.keep_outputs:
-            outputs = None
-        if setup.accumulation > 1:
-            loss = loss / setup.accumulation
-        phase("backward")
-        (scaler.scale(loss) if scaler else loss).backward()
+        with contextlib.nullcontext() if last else _unreduced(model):
+            with autocast():
+                outputs = model(**batch())
+            loss = outputs["loss"]
+            if not setup.keep_outputs:
+                outputs = None
+            if setup.accumulation > 1:
+                loss = loss / setup.accumulation
+            phase("backward")
+            (scaler.scale(loss) if scaler else loss).backward()
         if not setup.keep_outputs:
             loss = None
-        if number % setup.accumulation == 0:
+        if last:
             phase("optimizer")
             if scaler:
                 scaler.step(optimizer)
@@ -96,3 +100,17 @@ def by_hand(
                 optimizer.step()
             optimizer.zero_grad()
         outputs = loss = None  # outputs are kept until here
+
+
+@contextlib.contextmanager
+def _unreduced(model: nn.Module) -> Iterator[None]:
+    """Context of a micro-batch whose gradients stay on their GPU, as in `Accelerator.no_sync`."""
+    if synchronise := getattr(model, "set_requires_gradient_sync", None):  # FSDP2
+        synchronise(False)
+        try:
+            yield
+        finally:
+            synchronise(True)
+        return
+    with getattr(model, "no_sync", contextlib.nullcontext)():  # DDP
+        yield

@@ -6,8 +6,9 @@ for real, as control flow may depend on them (is this mask all ones?). Introduce
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -43,6 +44,10 @@ class Tracker(TorchDispatchMode):
         peak_op: the operation at the overall peak.
         log: a list of (phase, key, size) for each request and (phase, key, -size) for each
             release; a key stands for one piece of memory.
+        stream: the current CUDA stream, from whose blocks requests are served.
+        recording: whether operations are recorded; off for work that is done elsewhere.
+        sharded: where several GPUs are predicted, types of tensors that are made of others, which
+            do the work and are recorded.
     """
 
     def __init__(
@@ -59,7 +64,11 @@ class Tracker(TorchDispatchMode):
         self.peaks = dict.fromkeys(PHASES, 0)
         self.peak_op = ""
         self.log: list[tuple[str, int, int]] = []
+        self.stream = 0
+        self.sharded: tuple[type, ...] = ()
+        self.recording = True
         self._keys = WeakIdKeyDictionary()  # storage -> key
+        self._releases = WeakIdKeyDictionary()  # storage -> what its end calls
         self._integers = WeakIdKeyDictionary()  # meta tensor -> its values on the CPU
         self._next_key = 0
         self._peak = 0
@@ -84,11 +93,32 @@ class Tracker(TorchDispatchMode):
 
     def key(self, tensor: torch.Tensor) -> int | None:
         """Return the key of a tensor's memory in the log."""
-        return self._keys.get(tensor.untyped_storage())
+        key = self._keys.get(tensor.untyped_storage())
+        return None if key == _ON_HOST else key
+
+    def on_host(self, tensor: torch.Tensor) -> None:
+        """Note that a tensor stands for one in the CPU's memory, which is not recorded."""
+        self._keys[tensor.untyped_storage()] = _ON_HOST
+
+    def emptied(self, tensor: torch.Tensor) -> None:
+        """Record that a tensor's memory was given back, while the tensor lives on."""
+        storage = tensor.untyped_storage()
+        if storage in self._keys:
+            self._releases.pop(storage)()
+            del self._keys[storage]
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Context whose operations are not recorded."""
+        before, self.recording = self.recording, False
+        try:
+            yield
+        finally:
+            self.recording = before
 
     def take(self, size: int, name: str) -> Callable[[], None]:
         """Record memory that is not a tensor's; return a function that releases it."""
-        block = self.allocator.malloc(size)
+        block = self.allocator.malloc(size, self.stream)
         key = self._log_request(block.size, name)
 
         def release() -> None:
@@ -111,14 +141,26 @@ class Tracker(TorchDispatchMode):
     def _book(self, storage: torch.UntypedStorage, name: str) -> None:
         release = self.take(storage.nbytes(), name)
         self._keys[storage] = self._next_key - 1
-        weakref.finalize(storage, release).atexit = False
+        self._releases[storage] = end = weakref.finalize(storage, release)
+        end.atexit = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not self.recording:
+            return func(*args, **kwargs)
+        if self.sharded and any(issubclass(kind, self.sharded) for kind in types):
+            return NotImplemented
         if func is torch.ops.aten._local_scalar_dense.default:
             return self._read(args[0])
+        if func is _aten.copy_.default and self.sharded:
+            target, source = args[:2]
+            if source.is_meta and not target.is_meta:
+                return target.copy_(self._values(func, source))
+            if target.is_meta and not source.is_meta and source.numel() <= MOST_REALS:
+                self._integers[target] = source.to(target.dtype, copy=True).expand(target.shape)
+                return target
         if func in _SIZED_BY_VALUES and args[0].device.type == "meta":
             return self._sized_by_values(func, args, kwargs)
         if func in _INDEXED and args[0].device.type == "meta":
@@ -270,6 +312,7 @@ class Tracker(TorchDispatchMode):
                 self._integers[tensor] = values
 
 
+_ON_HOST = -1  # in place of a key
 _PURE: dict[Any, bool] = {}  # by operation, whether its result is new memory
 _SEEN: dict[tuple, tuple] = {}  # by operation and shapes: the type of result, and its shapes
 _MOST_SEEN = 50_000

@@ -170,6 +170,13 @@ def begin(trainer: Any) -> None:
         trainer.create_optimizer()
 
 
+def new_optimizer(trainer: Any) -> Any:
+    """Create a trainer's optimizer again, for parameters that have been replaced."""
+    trainer.optimizer = None
+    trainer.create_optimizer()
+    return trainer.optimizer
+
+
 def prepare(trainer: Any) -> None:
     """Do what accelerate does on a device: add autocast and the gradient scaler."""
     trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(
