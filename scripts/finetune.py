@@ -107,7 +107,9 @@ def load(source: str, settings: Settings) -> Dataset:
         if {"prompt", "completion"} <= {*columns} or {"messages", "text"} & {*columns}:
             return data
         wanted = ["prompt", "completion"]
-    if missing := [str(name) for name in wanted if name not in columns]:
+    elif None in wanted:
+        stop("prompt_column and completion_column go together: name both, or neither.")
+    if missing := [name for name in wanted if name not in columns]:
         stop(
             f"{source} has no column {' and no column '.join(missing)}. It has the columns "
             f"{', '.join(columns)}: name two of them as prompt_column and completion_column."

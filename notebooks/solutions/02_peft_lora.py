@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 02 · PEFT and LoRA
 #
-# **You will learn** how LoRA fine-tunes a model that is too large to train as a whole, how to find
-# its settings and its learning rate, and how to save, switch and merge adapters.
+# **You will learn** how LoRA fine-tunes a model that is too large to train as a whole. You will find
+# its settings and its learning rate, and you will save, switch and merge adapters.
 #
 # **You need** notebook 01, and to have seen a PyTorch training loop.
 #
@@ -688,10 +688,10 @@ assert sizes[1] < 0.75 * sizes[0]
 # *Merging* adds $\frac{\alpha}{r}BA$ into the weights. The result is a plain model that needs no
 # peft. If the adapter was trained beside 4-bit weights, you have a choice:
 #
-# - **A** do not merge;
-# - **B** merge into the model as it was before quantization;
-# - **C** turn the 4-bit weights back into 16 bits (*dequantize* them), and merge into these;
-# - **D** merge into the 4-bit weights.
+# - **A** Do not merge.
+# - **B** Merge into the model as it was before quantization.
+# - **C** Turn the 4-bit weights back into 16 bits (*dequantize* them), and merge into these.
+# - **D** Merge into the 4-bit weights.
 #
 # **Guess first.** Which of B, C and D is nearly the same model as A? We compare the losses and the
 # logits.

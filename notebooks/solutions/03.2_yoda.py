@@ -153,7 +153,7 @@ model = load()
 #
 # - `"untuned"`: the share of replies that equal the column `sentence`. Ask fairly. The model has never
 #   seen the task, so tell it what to do, show it two examples from the training data, and end with
-# the   line from `yoda_extra`.
+#   the line from `yoda_extra`.
 # - `"nothing done"`: the share of lines in `yoda_extra` that equal `sentence` as they are.
 
 
@@ -282,18 +282,9 @@ if ready:
 # In the saved run, the loss falls steeply within the first ten steps, and then slowly, with ups and
 # downs. Each point is the mean of 16 sentences only, and some sentences are harder than others.
 #
-# What would another rate have done? We tried two on a CPU, with rank 16, alpha 32, 60 steps of 8
-# sentences and no warm-up (SmolLM2-135M-Instruct, one seed):
-#
-# | learning rate | right of 100 unseen sentences, after 60 steps |
-# |---|---|
-# | 1e-3 | 90 |
-# | 2e-3 | 89 |
-#
-# So the exact rate matters little between these two. This is the range that the check accepts
-# without a word. For 1e-4 and 2e-4, the usual rates, the check warns you: they need more steps. On
-# a GPU, the recipe trains 300 steps at 2e-4, because larger models are usually trained at such
-# rates. We have not measured that.
+# On a CPU the check accepts rates around 2e-3 without a word. For 1e-4 and 2e-4, the usual rates, it
+# warns you: they need more steps. On a GPU, the recipe trains 300 steps at 2e-4, because larger
+# models are usually trained at such rates. We have not measured that.
 #
 # ## 6. The evaluation
 #
