@@ -46,6 +46,7 @@ from trl import (
 )
 
 from course_utils.preflight import preflight
+from course_utils.training import last_checkpoint
 
 FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 TRACKERS = ("tensorboard", "trackio")
@@ -169,28 +170,27 @@ def engine() -> str:
 
 
 def checkpoint_of(folder: Path, fixed: dict[str, Any], steps: int) -> tuple[str | None, bool, str]:
-    """Find where to go on: the last complete checkpoint, whether it is the end, what is wrong.
-
-    The trainer writes `trainer_state.json` last. A checkpoint without it was interrupted.
-    """
-    record, found, ended = folder / "settings.json", None, False
+    """Find where to go on: the last complete checkpoint, whether it is the end, what is wrong."""
+    record = folder / "settings.json"
     before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
     changed = [
         f"{name} was {before[name]} and is {value}"
         for name, value in fixed.items()
         if name in before and before[name] != value
     ]
-    for each in sorted(folder.glob("checkpoint-[0-9]*"), key=lambda path: int(path.name[11:])):
-        if changed:
-            told = f"{each} belongs to another training: {'; '.join(changed)}. "
-            return None, False, f"{told}Set these back, or take another output_dir."
-        try:
-            state = json.loads((each / "trainer_state.json").read_text(encoding="utf-8"))
-            last = steps if steps > 0 else state["max_steps"]
-            found, ended = str(each), state["global_step"] >= last
-        except (OSError, ValueError, KeyError):
-            print(f"{each} is incomplete and will be deleted.")
-            shutil.rmtree(each)
+    saved = {int(path.name[11:]): path for path in folder.glob("checkpoint-[0-9]*")}
+    if changed and saved:
+        told = f"{saved[min(saved)]} belongs to another training: {'; '.join(changed)}. "
+        return None, False, f"{told}Set these back, or take another output_dir."
+    found = last_checkpoint(folder)
+    step = int(Path(found).name[11:]) if found else -1
+    for later in saved.keys() - range(step + 1):
+        print(f"{saved[later]} is incomplete and will be deleted.")
+        shutil.rmtree(saved[later])
+    ended = False
+    if found:
+        state = json.loads(Path(found, "trainer_state.json").read_text(encoding="utf-8"))
+        ended = step >= (steps if steps > 0 else state["max_steps"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json.part").write_text(json.dumps(fixed, indent=1), encoding="utf-8")
     (folder / "settings.json.part").replace(record)

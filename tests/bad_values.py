@@ -182,14 +182,6 @@ def trainer() -> Any:
     )
 
 
-@functools.cache
-def tuned() -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    base = _course("models").load_model("course/pythia-3m", quiet=True)
-    return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM"))
-
-
 def setup() -> Any:
     return _course("memory").Setup("course/pythia-3m", seq_len=16)
 
@@ -719,8 +711,6 @@ case("training.curves", history=HISTORY)
 case("training.plot_losses", history=HISTORY, axis=(Made(axis), nothing))
 case("training.watch", trainer=(Made(trainer), nothing))
 case("training.last_checkpoint", output_dir=("trained", path))
-case("training.keep_adapter", model=(Made(tuned), nothing), task=("pig_latin", nothing))
-case("training.kept_adapter", model=MODEL, task=("pig_latin", nothing))
 
 case(
     "widgets.playground",

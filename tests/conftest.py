@@ -103,18 +103,11 @@ def _with_claims(items: list[pytest.Item]) -> Iterator[pytest.Item]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what a test costs. Notebooks first, being the longest; then what needs what they leave
-    in the cache.
-    """
+    """Mark what a test costs. Notebooks first, being the longest."""
     items[:] = _with_claims(items)
     for item in items:
         item.add_marker(_cost(item))
-    items.sort(
-        key=lambda item: (
-            item.path.suffix != ".ipynb",
-            item.get_closest_marker("after_notebooks") is None,
-        )
-    )
+    items.sort(key=lambda item: item.path.suffix != ".ipynb")
 
 
 @pytest.fixture(autouse=True)

@@ -290,7 +290,7 @@ SEVEN = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
         ("yoda.baseline", lambda reply, rows: shares(reply, rows)),
         ("yoda.baseline", lambda reply, rows: shares(reply, rows, each_alone)),
         ("yoda.baseline", lambda reply, rows: shares(reply, rows, mean=np.mean, role="system")),
-        ("yoda.trainer", lambda *given: made(*given, adapter={"r": 8, "target_modules": SEVEN})),
+        ("yoda.trainer", lambda *given: made(*given, adapter={"r": 32, "target_modules": SEVEN})),
         ("yoda.trainer", lambda *given: made(*given, lr_scheduler_type="cosine", seed=1)),
         ("yoda.trainer", lambda *given: made(*given, warmup_steps=0.1, logging_steps=0.02)),
         ("yoda.trainer", lambda *given: made(*given, adapter={"use_dora": True})),

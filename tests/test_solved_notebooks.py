@@ -12,7 +12,6 @@ from tools import notebooks
 SOURCES = sorted((ROOT / "notebooks" / "solutions").glob("*.py"))
 
 
-@pytest.mark.after_notebooks
 @pytest.mark.parametrize(
     "source", [s for s in SOURCES if notebooks.is_exercise(s)], ids=lambda path: path.stem
 )

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel
+from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
 from course_utils import load_model, load_tokenizer, training
@@ -122,53 +121,6 @@ def test_in_a_notebook_one_picture_is_redrawn(
     named = training.watch(make_trainer(chat_folder, tmp_path, run_name="ChatML"))
     named.train()
     assert "loss of ChatML at step 3" in shown[-1][1]["text/plain"]
-
-
-@pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own."""
-    monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def tuned(folder: Path, fill: float, name: str = "default") -> PeftModel:
-    """A model with an adapter whose B is one number all over."""
-    model = get_peft_model(
-        load_model(str(folder), quiet=True),
-        LoraConfig(r=2, target_modules=["q_proj"]),
-        adapter_name=name,
-    )
-    for key, weight in model.named_parameters():
-        if "lora_B" in key:
-            torch.nn.init.constant_(weight, fill)
-    return model
-
-
-@pytest.mark.parametrize("name", ["default", "pig_latin"])
-def test_an_adapter_is_kept_and_found(chat_folder: Path, own_cache: Path, name: str) -> None:
-    """Whatever its name in the model; a second one takes the first one's place."""
-    base = load_model(str(chat_folder), quiet=True)
-    assert training.kept_adapter(base, "pig_latin") is None
-    for fill in (1.0, 2.0):
-        saved = training.keep_adapter(tuned(chat_folder, fill, name), "pig_latin")
-        assert training.kept_adapter(base, "pig_latin") == saved
-    again = PeftModel.from_pretrained(base, saved)
-    weights = [weight for key, weight in again.named_parameters() if "lora_B" in key]
-    assert weights
-    assert all((weight == 2).all() for weight in weights)
-    visible = [path.name for path in saved.parent.iterdir() if not path.name.startswith(".")]
-    assert visible == [saved.name]  # no scraps
-
-
-def test_an_adapter_for_other_data_is_not_taken(chat_folder: Path, own_cache: Path) -> None:
-    """Another task, or another base, has a folder of its own."""
-    model = tuned(chat_folder, 1.0)
-    training.keep_adapter(model, "pig_latin")
-    base: PreTrainedModel = load_model(str(chat_folder), quiet=True)
-    assert training.kept_adapter(base, "yoda") is None
-    base.config._name_or_path = "another/base"
-    base.name_or_path = "another/base"
-    assert training.kept_adapter(base, "pig_latin") is None
 
 
 def test_recipes_know_every_tier() -> None:

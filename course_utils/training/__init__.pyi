@@ -1,6 +1,4 @@
-from ._adapters import keep_adapter as keep_adapter
-from ._adapters import kept_adapter as kept_adapter
-from ._adapters import last_checkpoint as last_checkpoint
+from ._checkpoints import last_checkpoint as last_checkpoint
 from ._cpu import faster_on_cpu as faster_on_cpu
 from ._curves import LiveLosses as LiveLosses
 from ._curves import curves as curves

@@ -133,53 +133,6 @@ def test_grid(tmp_path: Path) -> None:
     assert len({json.dumps(row["setup"]) for row in whole_rows(out)}) == 18
 
 
-ADAPTER = (
-    """
-import torch
-from peft import LoraConfig, get_peft_model
-from transformers import LlamaForCausalLM
-from course_utils import load_model
-from course_utils.training import keep_adapter
-""",
-    """
-model = get_peft_model(
-    load_model(sys.argv[1], quiet=True), LoraConfig(r=2, target_modules=["q_proj"])
-)
-print("ready", flush=True)
-for number in range(int(sys.argv[2]), int(sys.argv[3])):
-    for key, weight in model.named_parameters():
-        if "lora_B" in key:
-            torch.nn.init.constant_(weight, number)
-    keep_adapter(model, "pig_latin")
-    print(number, flush=True)
-""",
-)
-
-
-def test_keep_adapter(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After each kill there is an adapter, whole, and no older than the last acknowledged one."""
-    from safetensors.torch import load_file
-
-    monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
-    base, rng, kept = load_model(tiny_folder, quiet=True), random.Random(4), 0
-    with Forks(*ADAPTER, env={**os.environ, "COURSE_CACHE": str(tmp_path)}) as program:
-        for _ in range(KILLS):
-            killed, told = program.killed(rng.uniform(0, 0.5), tiny_folder, kept, 10**6)
-            assert killed
-            folder = training.kept_adapter(base, "pig_latin")
-            if last_number(told) < 0 and not kept and folder is None:
-                continue
-            weights = load_file(folder / "adapter_model.safetensors")
-            (value,) = {float(w.unique()) for key, w in weights.items() if "lora_B" in key}
-            assert max(kept, last_number(told)) <= value <= max(kept, last_number(told)) + 1
-            assert json.loads((folder / "adapter_config.json").read_text())["r"] == 2
-            kept = int(value)
-        assert kept
-        assert last_number(program.finished(tiny_folder, kept, kept + 2)) == kept + 1
-    shown = [p.name for p in (tmp_path / "adapters").iterdir() if p.name[0] != "."]
-    assert len(shown) == 1, shown  # no scraps
-
-
 PRETRAIN = (
     """
 from pathlib import Path
