@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from benchmarks import base_vs_instruct, lora_rates, memory, pig_latin, pythia
+from benchmarks import base_vs_instruct, lora_rates, memory, pig_latin, pythia, yoda_rates
 from course_utils.errors import UnknownName
+from course_utils.exercises import _notebook_03_2
 from course_utils.memory import Setup
 from course_utils.memory._measure import NoGpu
 from course_utils.memory._setup import CHECKPOINTING, QUANTIZATIONS, SEQUENCES, TRAINERS
@@ -97,6 +98,31 @@ def test_committed_rates_of_lora_are_fair() -> None:
         assert not lora_rates.at_the_edge(rows, variant, 0)
         around = lora_rates.around_the_best(rows, variant, 0)
         assert {(variant, rate, seed) for rate in around for seed in (1, 2)} <= measured
+
+
+def test_rates_of_yoda_bear_out_the_range_that_is_accepted() -> None:
+    """Each rate once, on the same lines; within the accepted range, none is clearly worse."""
+    rows = whole_rows(yoda_rates.RESULTS)
+    assert sorted(row["learning_rate"] for row in rows) == sorted(yoda_rates.RATES)
+    assert {(row["steps"], row["batch"], row["examples"]) for row in rows} == {(60, 8, 100)}
+    factor = 2  # of the program's adapter: alpha / r = 32 / 16
+    inside = [
+        row["right"]
+        for row in rows
+        if _notebook_03_2._LEAST <= factor * row["learning_rate"] <= _notebook_03_2._MOST
+    ]
+    assert len(inside) == 3
+    assert max(inside) - min(inside) <= 5
+    below = {row["right"] for row in rows if factor * row["learning_rate"] < _notebook_03_2._LEAST}
+    assert max(below) < min(inside) - 10
+
+
+def test_rates_of_yoda_measure_one_row() -> None:
+    """A row for what is asked, on few lines."""
+    row = yoda_rates.measure(1e-3, steps=1, examples=2)
+    assert row["learning_rate"] == 1e-3
+    assert row["examples"] == 2
+    assert 0 <= row["right"] <= 2
 
 
 def test_pythia_was_measured_with_three_seeds() -> None:
