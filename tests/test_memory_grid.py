@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 
 from course_utils.__main__ import main
-from course_utils.errors import UnknownName
+from course_utils.errors import BadValue, UnknownName
 from course_utils.memory import GPUS, Gpu, Setup, grid, predict
 from course_utils.memory import _fit as fitting
 from course_utils.memory._measure import NoGpu, measure
@@ -110,8 +110,12 @@ def test_compared_and_laid_out(tmp_path: Path, predicted: Path) -> None:
     plt.close(figure)
     falcon = grid.layout(grid.compare("falcon-7b-8bit"), "published")
     figure, axis = plt.subplots()
-    grid.heat_map(falcon, axis)
+    image = grid.heat_map(falcon, axis, scale=(1_000, 30_000))
     assert {"OOM", "n.a."} <= {text.get_text() for text in axis.texts}
+    assert image.get_clim() == (1_000, 30_000)
+    for wrong in ((1_000,), (1_000, 2_000, 3_000), (2_000, 1_000), (0, 1_000), "ab", 3):
+        with pytest.raises(BadValue, match="scale"):
+            grid.heat_map(falcon, axis, scale=wrong)
     plt.close(figure)
 
 

@@ -180,3 +180,24 @@ def test_todays_models_are_known_by_name() -> None:
     assert Setup("Qwen/Qwen2.5-1.5B-Instruct").config() is not None
     with pytest.raises(UnknownName, match=r"config\.json"):
         Setup("nobody/knows-this-8B")
+
+
+def test_committed_rows_of_several_gpus() -> None:
+    """All of `fms_a100.csv` once; what two GPUs need with all weights trained is met closely."""
+    rows = replay.read(replay.RESULTS.with_name("replay_ranks.csv"))
+    as_setup, _ = replay.BY_NAME["fms_a100"]
+    wanted = {
+        (row["file"], as_setup(row).name, replay.settings(as_setup(row)))
+        for row in replay.rows_of("fms_a100")
+    }
+    found = [(row["source"].split()[1], row["model"], row["settings"]) for row in rows]
+    assert len(found) == len(wanted)
+    assert set(found) == wanted
+    settings = [json.loads(row["settings"]) for row in rows]
+    whole = [
+        abs(float(row["allocated_error_percent"]))
+        for row, setup in zip(rows, settings, strict=True)
+        if not setup["lora"]
+    ]
+    assert len(whole) == 8
+    assert max(whole) < 0.1

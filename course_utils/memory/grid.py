@@ -23,6 +23,7 @@ from course_utils.results import append_row, whole_rows
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
 _HERE = Path(__file__).parent
 NAMED = {
@@ -309,35 +310,53 @@ def layout(compared: pd.DataFrame, column: str = "predicted") -> pd.DataFrame:
     return table.rename(columns={"eager": "Eager", "sdpa": "SDPA", "flash_attention_2": "FA2"})
 
 
-def heat_map(table: pd.DataFrame, axis: Axes, limit_mb: float | None = None) -> None:
+def heat_map(
+    table: pd.DataFrame,
+    axis: Axes,
+    limit_mb: float | None = None,
+    scale: tuple[float, float] | None = None,
+) -> AxesImage:
     """Draw a table of MB as a heat map with its figures; cells without a number stay grey.
 
     Args:
         table: as returned by `layout`.
         axis: the Matplotlib axes to draw on.
         limit_mb: a GPU's memory; figures above it are bold.
+        scale: the MB at which the logarithmic colours begin and end, for several heat maps that are
+            to be compared; by default the table's own smallest and largest figure.
+
+    Returns:
+        The image, for `figure.colorbar`.
 
     Raises:
-        ValueError: not a table, no axes, or a limit of 0 or less.
+        ValueError: not a table, no axes, a limit of 0 or less, or a scale that is no two rising
+            numbers above 0.
     """
     import matplotlib
     import numpy as np
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.colors import LogNorm
 
     checks.a("table", table, pd.DataFrame, "a table as layout(…) gives it")
     checks.a("axis", axis, Axes, "matplotlib's Axes, as plt.subplots() gives them")
     if limit_mb is not None:
         checks.number("limit_mb", limit_mb, above=0)
+    if scale is not None:
+        ends = checks.items("scale", scale, "MB")
+        if len(ends) != 2:
+            raise checks.refuse("scale", scale, "two numbers of MB, such as (1_000, 20_000)")
+        low = checks.number("scale", ends[0], above=0)
+        scale = (low, checks.number("scale", ends[1], above=low))
     numbers = table.apply(pd.to_numeric, errors="coerce")
     image = np.ma.masked_invalid(numbers.to_numpy(dtype=float))
     colours = matplotlib.colormaps["YlOrRd"].with_extremes(bad="0.85")
-    axis.imshow(np.log10(image), cmap=colours, aspect="auto")
-    middle = (np.log10(image).min() + np.log10(image).max()) / 2
+    norm = LogNorm(*(scale or (None, None)))
+    drawn = axis.imshow(image, cmap=colours, norm=norm, aspect="auto")
     for row, column in itertools.product(*map(range, table.shape)):
         value = numbers.iat[row, column]
         text = str(table.iat[row, column]) if np.isnan(value) else f"{value:,.0f}"
-        dark = not np.isnan(value) and np.log10(value) > middle + 0.2
+        dark = not np.isnan(value) and norm(value) > 0.7
         heavy = limit_mb is not None and value > limit_mb
         axis.text(
             column,
@@ -358,6 +377,7 @@ def heat_map(table: pd.DataFrame, axis: Axes, limit_mb: float | None = None) -> 
     axis.set_yticks(range(len(labels)), [_short(label) for label in labels])
     axis.grid(False)
     axis.tick_params(length=0)
+    return drawn
 
 
 def _tuple(entry: Any) -> tuple:

@@ -96,10 +96,12 @@ class LiveLosses(TrainerCallback):
         axis.set_title(f"{self.name}: {self._status(state)}" if self.name else self._status(state))
         stream = io.BytesIO()
         figure.savefig(stream, format="png", dpi=100)
+        validated = any("eval_loss" in entry for entry in state.log_history)
+        said = "Training and validation loss" if validated else "Training loss"
+        said += f" of {self.name}" if self.name else ""
         picture = {
             "image/png": base64.b64encode(stream.getvalue()).decode(),
-            "text/plain": f"Training and validation loss{f' of {self.name}' if self.name else ''} "
-            f"at {self._status(state)}",
+            "text/plain": f"{said} at {self._status(state)}",
         }
         if self.handle is None:
             self.handle = display(picture, raw=True, display_id=True)

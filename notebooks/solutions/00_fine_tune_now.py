@@ -16,7 +16,7 @@
 # and the bot says it the way Yoda would: *"She washed the buttons."* becomes *"The buttons she
 # washed."* You have a small chat model: a language model that was trained to answer messages, and
 # that runs on your laptop. You ask it to speak like Yoda, and it fails, as you will see in a
-# minute. So you show it examples until it has learned the job. To train an already trained model
+# minute. So you show it examples until it has learned the job. Training an already trained model
 # further, on your own examples, is called **fine-tuning**.
 #
 # You will fine-tune the model with the public libraries only, so you can copy every line into your
@@ -152,15 +152,15 @@ for prompt, reply in list(zip(test["prompt"], before, strict=True))[:4]:
 #
 # We do not train the model's own 135 million parameters. Instead we add **LoRA**: small matrices
 # beside the model's matrices. Training only these small matrices needs far less memory, as notebook
-# 04 shows. The result is called an *adapter*. Here it is a file of 20 MB; the whole model takes 538
+# 04 shows. These matrices form the *adapter*. Here it is a file of 20 MB; the whole model takes 538
 # MB. `LoraConfig` says how large the small matrices are (`r`), how strongly they count
 # (`lora_alpha`), and where they are added.
 #
 # `SFTConfig` holds the settings of the training. In every step the model reads 8 examples. At each
 # token of the completion, the trainer looks at the probability that the model gave to the right
 # token. Then it changes the adapter a little, so that these probabilities rise. `learning_rate`
-# says how far it goes. The lines from `bf16` to `report_to` switch off things that we do not need
-# here; later notebooks explain them.
+# says how much. The lines from `bf16` to `report_to` switch off things that we do not need here;
+# later notebooks explain them.
 #
 # `SFTTrainer` puts model, data and settings together, and `train` starts the training. You will see
 # the *loss* fall: the loss says how surprised the model is by the right tokens, so lower is better.
@@ -220,20 +220,20 @@ assert (table["before"] == table["expected"]).sum() <= 2
 assert table["right"].sum() >= 8
 
 # %% [markdown]
-# No reply was right before the training, and 13 of 16 are right after it. The three wrong ones are
-# partly right: reply 4 turns only the first half and then repeats *every rabbit must*, reply 9 has
-# the right sentence in it with extra words in front, and reply 12 has lost the verb *Enjoyed*. (On
-# another machine, other replies may be wrong.) We expect that more steps would help; notebook 03.1
-# shows how to find out. Sixteen sentences are few, so another sixteen could give a somewhat
+# No reply was right before the training, and 13 of 16 are right after it. The other three are
+# partly right: reply 4 reorders only the first half and then repeats *every rabbit must*, reply 9
+# has the right sentence in it with extra words in front, and reply 12 has lost the verb *Enjoyed*.
+# (On another machine, other replies may be wrong.) We expect that more steps would help; notebook
+# 03.1 shows how to find out. Sixteen sentences are few, so another sixteen could give a somewhat
 # different score. But the difference between 0 and 13 of 16 is too large to be chance.
 #
 # ## 6. Save it, and load it in another program
 #
-# `save_pretrained` writes the adapter into a folder. The original model is not in that folder: the
-# adapter only stores its name. (The libraries call the original model the adapter's *base model*,
-# even if it is a chat model, as here.) To check that the folder is enough, we start a new Python
-# program that knows nothing of this notebook. The program loads the original model and the adapter
-# together and asks for one sentence.
+# `save_pretrained` writes the adapter into a folder. The folder does not hold the original model,
+# only its name. (The libraries call the original model the adapter's *base model*, even if it is a
+# chat model, as here.) To check that the folder is enough, we start a new Python program that knows
+# nothing of this notebook. The program loads the original model and the adapter together and asks
+# for one sentence.
 
 # %%
 trainer.model.save_pretrained("models/yoda-adapter")
@@ -262,12 +262,14 @@ print(done.stdout or done.stderr)
 assert done.stdout.strip() == "The old book my friend found."
 
 # %% [markdown]
+# The reply is right, so the folder is enough.
+#
 # ## 7. Merge
 #
-# The reply is right, so the folder is enough. The adapter can also be added into the model's own
-# matrices. The result is an ordinary model that needs neither peft nor an adapter, and any program
-# that runs language models can load it. We load the original model and the adapter once more, merge
-# them, and save the result. Then we check that the merged model gives the same replies.
+# The adapter can also be added into the model's own matrices. The result is an ordinary model that
+# needs neither peft nor an adapter, and any program that runs language models can load it. We load
+# the original model and the adapter once more, merge them, and save the result. Then we check that
+# the merged model gives the same replies.
 
 # %%
 merged = AutoPeftModelForCausalLM.from_pretrained(
@@ -305,9 +307,9 @@ for name, loaded in (("32 bits", merged), ("4 bits", small)):
 assert small.get_memory_footprint() < 0.3 * merged.get_memory_footprint()
 
 # %% [markdown]
-# The model is five times smaller, and not eight times, because only the matrices inside its layers are
-# stored in 4 bits. The table of token embeddings stays in 16 bits, and in a model as small as this one
-# it is half of what is left.
+# The model is five times smaller, not eight times, because only the matrices in its layers are
+# stored in 4 bits. The *embeddings*, lists of numbers for the tokens, stay in 16 bits; in this
+# small model they are half of the 110 MB.
 #
 # ## Take away
 #
@@ -327,7 +329,7 @@ assert small.get_memory_footprint() < 0.3 * merged.get_memory_footprint()
 # | `prompt`, `completion` | Which tokens is the model trained on? | [03](03_data_collators.ipynb) |
 # | `SFTConfig(...)` | What do the settings do, and when do you stop? | [03.1](03.1_pig_latin.ipynb) |
 # | all of them | Can you do it alone? | [03.2](03.2_yoda.ipynb) |
-# | `BitsAndBytesConfig` | Where does the memory go, and what do 4 bits cost? | [04](04_memory.ipynb), [05](05_mixin_matching.ipynb) |
+# | `BitsAndBytesConfig` | Where does the memory go, and what do 4 bits cost? | [04](04_memory.ipynb), [04.1](04.1_quantization.ipynb), [05](05_mixin_matching.ipynb) |
 # | `data` | What does a model learn from instructions? | [06](06_instruction_tuning.ipynb), [07](07_base_vs_instruct.ipynb) |
 # | `right` | How do you judge replies that can be right in many ways? | [08](08_response_quality.ipynb) |
 

@@ -31,8 +31,9 @@ print(describe())
 
 # %% [markdown]
 # Now we load two models. `runner` picks a model that fits this machine, loads it with
-# `from_pretrained`, as you did in notebook 00, and returns a function: call it with a prompt and you
-# get the reply. It prints which model it took, because everything that you will see depends on it.
+# `from_pretrained`, as you did in notebook 00, and returns a function: call it with a prompt and
+# you get the reply. `runner` also prints the model's name, because every result depends on the
+# model.
 #
 # **If the lines below say "embedded"**, you work with two small models that come with the course.
 # `chat` is SmolLM2-135M-Instruct; its weights were stored in 4 bits each, to keep the download
@@ -166,14 +167,14 @@ assert reply.count("?") >= 2
 # %% [markdown]
 # The model writes more questions. If you expected answers, you read the list as a request. To the
 # model, the list is the beginning of a text, and it continues the list as the lists in its training
-# texts continue. The embedded base model has seen many of them: homework without answers makes up
-# 11% of its training texts. In its training, a question about a real country was never followed by
-# its answer. We expect that large base models often do the same, because they have read many lists
-# of questions, but we have not measured it in this course.
+# texts continue. The embedded base model has seen many such lists: homework without answers makes
+# up 11% of its training texts. In its training, a question about a real country was never followed
+# by its answer. We expect that large base models often do the same, because they have read many
+# lists of questions, but we have not measured it.
 #
 # What does the base model do with a request? We try `Tell me how to train my dog to sit`, and one
 # question. There is one complication. A model ends a text with a special token, the *EOS token*
-# (end of sequence), and `generate` stops when the model chooses it. After such a short text, the
+# (end of sequence), and `generate` stops when the model chooses it. After so short a prompt, the
 # model may choose the EOS token at once. So we forbid this token for 80 tokens
 # (`min_new_tokens=80`), to see what else the model would write.
 
@@ -301,8 +302,8 @@ assert held["after"] > 0.7
 # Both models have the same size. After the tuning, most replies hold the right answer (229 of 250
 # in the saved run; 2.6 million parameters, one seed), although no training question was about these
 # countries. Some answers, such as *Albanian*, can be guessed from the name of the country. *Tirana*
-# cannot. So the model knew the fact from its pre-training, and the tuning taught it the *behaviour*
-# of answering. Notebook 06 tests this claim more strictly, with a control model that has never read
+# cannot. So the model knew the fact from *pre-training*, its first training. The tuning taught it
+# the *behaviour* of answering. Notebook 06 tests this with a control model that has never read
 # about some of the countries.
 #
 # Before the tuning, the model replies with "I see." instead of another question. We expect that
@@ -319,10 +320,10 @@ print(chat.prompt("What is the capital of Mexico?"))
 
 # %% [markdown]
 # The template marks who speaks, and it ends with an open turn of the assistant. In its instruction
-# tuning the model has seen nearly every answer right after such a mark. So this mark is what
-# triggers an answer. If the text begins with a message that you did not write, such as *You are a
-# helpful AI assistant ...*, that is the *system prompt*. It sets the tone or the task, and some
-# templates add one by themselves.
+# tuning the model has seen nearly every answer right after such a mark. So this mark triggers an
+# answer. If the text begins with a message that you did not write, such as *You are a helpful AI
+# assistant ...*, that is the *system prompt*. It sets the tone or the task, and some templates add
+# one by themselves.
 #
 # `runner` makes two calls of transformers for you, `apply_chat_template` and `generate`. Here they
 # are in the open:
@@ -437,9 +438,8 @@ if small:  # a large model often understands other templates too
 # questions are few: a difference of two or three right answers means nothing. And we count a reply
 # if it contains the city, so a reply that adds a wrong sentence afterwards still counts.)
 #
-# What do the two templates without replies have in common? The next cell computes, for each
-# question, the probability that the first token of the reply is the EOS token. The line break is
-# explained below.
+# What do the two forms without replies (orange in the plot) share? The next cell computes, for each
+# question, the probability that the first token is the EOS token. The line break follows below.
 
 # %% tags=["figure:01_template_silence"]
 end = chat.tokenizer.eos_token_id
@@ -483,11 +483,11 @@ if small:
     assert max(ends["USER:"]) < 0.1
 
 # %% [markdown]
-# After a bare question, the small chat model gives its highest probability to the EOS token,
-# `<|im_end|>`. This token closes *every* turn of a conversation, including the user's turns. In the
-# training of the model, a question was the user's turn, and right after it came `<|im_end|>`. So
-# the model does what it has learned: it ends the user's turn. It does not begin to answer, because
-# the prompt has not opened the assistant's turn.
+# After a bare question or the `[INST]` form, the small chat model gives its highest probability to
+# the EOS token, `<|im_end|>`. This token closes *every* turn of a conversation, including the
+# user's turns. In the training of the model, a question was the user's turn, and right after it
+# came `<|im_end|>`. So the model does what it has learned: it ends the user's turn, because the
+# prompt has not opened the assistant's turn.
 #
 # The three foreign templates that work end with something that opens an answer, such as
 # `ASSISTANT:`. We expect that the model has read texts with such words in its pre-training, and
@@ -510,12 +510,12 @@ assert count_right(replies) > right["none"] or not small
 # template. So stopping early is only a part of the problem: without a template, the model also
 # writes another kind of text. Where do the missing answers come from? Not from the template: it is
 # the same text for all sixteen questions, and it contains no capital. **A template adds no
-# knowledge. It triggers the behaviour of answering**, and a model uses its knowledge best in the
-# form in which it was tuned.
+# knowledge. It triggers the behaviour of answering**, and without one, the model uses its knowledge
+# less well.
 #
-# In your own work, use the model's own template. It is the one that the model was trained with, and
+# In your own work, use the model's own template. The model was trained with it, and
 # `apply_chat_template` gets it right for every model. Most of this course is about teaching a model
-# such a behaviour.
+# a behaviour such as answering.
 # %% [markdown]
 # ### Try it yourself
 #
@@ -524,8 +524,8 @@ assert count_right(replies) > right["none"] or not small
 # probabilities that it has computed. Above 1, unlikely tokens are drawn more often. A base model often
 # has no template of its own, so choose *none* for it.
 #
-# The last cell does the same without a widget. It draws its tokens at a temperature of 0.7. Its reply
-# mixes true and invented statements, and with another `seed` you get another reply.
+# The second cell does the same without a widget, at a temperature of 0.7. Its reply mixes true and
+# invented statements, and with another `seed` you get another reply.
 
 # %%
 from course_utils.widgets import playground
@@ -624,13 +624,13 @@ assert with_fact(open_book) >= with_fact(closed_book) + 4
 # %% [markdown]
 # With the fact in the prompt, the reply contains it (8 of 8 in the saved run, against 0 of 8
 # without; SmolLM2-135M-Instruct). Our rule is generous: the reply about the books contains the 7,
-# and yet it does not answer the question. The model has not learned the facts by this: the next
-# question about the library needs the passage again.
+# and yet it does not answer the question. The prompt does not teach the facts: the next question
+# about the library needs the passage again.
 #
 # **Format.** Now suppose that a program reads the replies. It needs the name of the city and
-# nothing else. Is it enough to say so in the prompt? Or is it better to show two examples? And what
-# does the chat template do to either? For each prompt, the table counts how many of 16 replies name
-# the city, and how many have a first line that is the name of the city *and nothing else*.
+# nothing else. Is it enough to say so in the prompt? Or is it better to show two examples? And does
+# the chat template help or hurt? For each prompt, the table counts how many of 16 replies name the
+# city, and how many have a first line that is the name of the city *and nothing else*.
 
 # %% tags=["value:prompting"]
 examples = (
@@ -675,9 +675,9 @@ assert exact["shown: two examples, no template"] > exact["question alone"]
 # %% [markdown]
 # With this small model, only one of the five prompts works for a program: two examples, without the
 # template. Without the template, the prompt is a text that breaks off, and the examples show how it
-# goes on. With the template, the model answers in its own form again, whatever the prompt says. We
+# goes on. With the template, the model rarely gives the name alone (1 of 16 after two examples). We
 # expect that larger chat models do what they are told more often. Examples also cost tokens in
-# every call, and nothing guarantees the format.
+# every call, and guarantee no format.
 #
 # So this is the order in which to try things. If the model lacks facts, use retrieval. If it lacks a
 # format or a tone, try a prompt with examples. If that is not reliable, or if the prompt has become
@@ -694,11 +694,11 @@ assert exact["shown: two examples, no template"] > exact["question alone"]
 #
 # ### What do people fine-tune for?
 #
-# In nearly all tasks, text goes in and text comes out. It helps to tell two kinds apart.
-# **Extraction** reads much and writes little: keywords, a category, a summary. **Expansion** reads
-# little and writes much: an email, a story, code. A model reads all tokens of a prompt at once, but
-# it writes one token at a time, so we expect that expansion takes longer. The next cell counts the
-# tokens of one example each. (The email is cut at 160 tokens.)
+# It helps to tell two kinds of tasks apart. **Extraction** reads much and writes little: keywords,
+# a category, a summary. **Expansion** reads little and writes much: an email, a story, code. A
+# model reads all tokens of a prompt at once, but it writes one token at a time, so we expect that
+# expansion takes longer. The next cell counts the tokens of one example each, and the one after it
+# divides them. (The email is cut at 160 tokens.)
 
 # %%
 paragraph = (
@@ -726,6 +726,10 @@ print(f"tokens out per token in: extraction {ratio[0]:.1f}, expansion {ratio[1]:
 assert ratio[0] < 1 < ratio[1]
 
 # %% [markdown]
+# The title is short beside its text, and the email is many times as long as its request. Each written
+# token costs a run of the model of its own. So for expansion, expect to wait for the reply, and check
+# where it ends. (We counted tokens here and did not measure times.)
+#
 # ## 5. Three methods of tuning
 #
 # All training makes one number small, the *loss*. The loss tells how surprised the model is by the
@@ -748,9 +752,9 @@ assert ratio[0] < 1 < ratio[1]
 #   a worse response. This method suits tasks where a good response is easier to recognise than to
 #   write.
 #
-# Here is one example under the first two methods. Each column is one token, and the cell shows its
-# loss, or a dash if the token is not a target. The EOS token at the end is a target, too. This is how a
-# model learns to stop.
+# Here is one example under the first two methods. Each column is one token, and each row shows its
+# loss, or a dash for no target. The EOS token is a target, too: this is how a model learns to stop.
+# The second cell takes the means.
 
 
 # %% tags=["value:targets"]
@@ -814,11 +818,11 @@ assert oslo > 0.05 or not small
 # cannot predict them.) So a high loss does not always mean that a fact is missing. It can mean that the
 # model expected another form, and fine-tuning changes the form quickly.
 #
-# For the third method, one number is computed for each *pair* of responses: how much likelier is the
-# better response than the worse one? The probability of a response is the product of the probabilities
-# of its tokens, so we add up their logarithms. The difference between the two sums is the *margin*. A
-# margin above zero says that the better response is already the likelier one. Preference tuning raises
-# the margin.
+# For the third method, one number is computed for each *pair* of responses: how much likelier is
+# the better response than the worse one? The probability of a response is the product of the
+# probabilities of its tokens, so we add up their logarithms. The difference between the two sums is
+# the *margin*. A margin above zero says that the better response is already the likelier one. The
+# third method raises the margin.
 
 
 # %% tags=["value:preference"]
@@ -863,7 +867,7 @@ assert margin > 0
 #   countries before instruction tuning, and 229 after it (section 2; 2.6 million parameters, one
 #   seed).
 # - A chat model answers when the prompt opens an answer, as its own template does. Given the bare
-#   question, SmolLM2-135M-Instruct ended the user's turn and wrote nothing, 16 times of 16 (section
+#   question, SmolLM2-135M-Instruct ended the user's turn and wrote nothing, 16 of 16 times (section
 #   3).
 # - A template adds no knowledge. It triggers behaviour that tuning has put in.
 # - If a model lacks facts, try retrieval. If it lacks a format or a behaviour, try a prompt with
@@ -872,7 +876,7 @@ assert margin > 0
 # %% [markdown]
 # ## Exercises
 #
-# **Quiz.** Put a letter for each, and run the cell below.
+# **Quiz.** Fill in the letters, and run the cell below.
 #
 # **a.** How does the model write a sentence?
 #
@@ -969,8 +973,8 @@ def opposite_prompt(word):
 check("01.3", opposite_prompt, chat)
 
 # %% [markdown]
-# What you have done so far is kept in one file on this machine, and nowhere else. The table shows all
-# notebooks. To start again from nothing, call `reset_progress()` of the same package.
+# What you have done so far is kept in one file on this machine, and nowhere else. The table shows
+# all notebooks. To start again, call `reset_progress()` from `course_utils.exercises`.
 
 # %%
 from course_utils.exercises import show_progress

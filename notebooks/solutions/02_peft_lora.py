@@ -13,9 +13,9 @@
 # ## The machine at hand
 #
 # Omar has a chat model with 7 billion parameters. It answers questions on his GPU without trouble.
-# Then he starts to train it on the tone of his company, and the training stops at once: out of
-# memory. Why is a model that fits too large to train? You will see where the memory goes, and how
-# LoRA avoids the problem.
+# Then he trains it to write in his company's tone, and the training stops at once: out of memory.
+# Why is a model that fits too large to train? You will see where the memory goes, and how LoRA
+# avoids the problem.
 #
 # The first cell hides messages of the libraries. The second one loads a chat model: `resolve` finds
 # its files, and the rest is plain transformers.
@@ -68,13 +68,13 @@ tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 # it. The *optimizer*, usually *AdamW*, uses the gradients to change the weights.
 #
 # **Guess first.** How many numbers does the model hold while AdamW trains it, as a multiple of *p*?
-# Leave out the activations, which depend on the data.
+# Do not count the layers' outputs (*activations*).
 
 # %%
 my_guess = None  # a multiple of p, such as 3
 
 # %% [markdown]
-# We train one MLP of the model, three linear layers, for one step, and count.
+# We train one *MLP*, a block of three linear layers, for one step, and count.
 
 # %% tags=["value:numbers-held"]
 import copy
@@ -110,8 +110,8 @@ assert full == {"weights": 1, "gradients": 1, "optimizer": 2}
 
 # %% [markdown]
 # The answer is 4 *p*: the weight, its gradient and two *moments*. The moments are running means
-# that AdamW keeps, one of the gradient and one of its square. Most people forget them and guess 2
-# *p*. This is **the optimizer problem**: the optimizer needs more memory than the model.
+# that AdamW keeps, one of the gradient and one of its square. The guess 2 *p* forgets the moments.
+# This is **the optimizer problem**: the optimizer needs more memory than the model.
 #
 # Usual *mixed precision* computes in 16 bits but keeps these numbers in 32 bits. That takes 16
 # bytes a parameter, or 112 GB for Omar's model. With everything in *bfloat16*, a 16-bit format with
@@ -169,8 +169,8 @@ print(f"frozen: {n_out * n_in:,} numbers; trained: {few:,}, {few / n_out / n_in:
 # $$W + \frac{\alpha}{r}\,BA \qquad B: \text{out} \times r, \quad A: r \times \text{in}$$
 #
 # The *rank* $r$ is the number of patterns, and α/*r* says how strongly the change counts. Here is
-# LoRA as a small class. `A` starts at random and `B` at zero, so training starts from the model as
-# it is.
+# LoRA as a class. `A` starts at random and `B` at zero, so the model starts unchanged. The second
+# cell checks this, and the gradients.
 
 # %%
 from torch.nn.functional import linear
@@ -209,8 +209,8 @@ assert mine.layer.weight.grad is None
 
 # %% [markdown]
 # `W` has no gradient, because it is frozen. In the first step only `B` has one. (It is large
-# because this toy loss is a sum.) Each of the two is a factor in the gradient of the other, so `A`
-# follows from the second step on. If both started at zero, neither would ever change.
+# because this toy loss is a sum.) `A` and `B` are factors in each other's gradients, so `A` gets
+# one from the second step on. If both started at zero, neither would ever change.
 #
 # How much does LoRA save? We count again.
 
@@ -240,7 +240,7 @@ plt.show()
 assert sum(lora.values()) < 1.5 < sum(full.values())
 
 # %% [markdown]
-# This MLP now needs 1.15 *p* instead of 4 *p*, and most of that are frozen weights. Frozen weights
+# This MLP now needs 1.15 *p* instead of 4 *p*, and most of that is frozen weights. Frozen weights
 # are only read, so they can even be stored in fewer bits (section 5).
 #
 # ## 3. A complete fine-tuning
@@ -339,8 +339,8 @@ def rewrite(tuned):
 
 
 # %% [markdown]
-# Now peft. `LoraConfig` describes the *adapter*, the new weights: rank 16, α = 32, on all linear
-# layers. `get_peft_model` freezes the model and puts the adapter beside it.
+# peft's `LoraConfig` describes the *adapter*, the new weights. Our *usual adapter* has rank 16 and
+# α = 32, on all linear layers. `get_peft_model` freezes the model and adds it.
 
 # %% tags=["value:usual-adapter"]
 from peft import get_peft_model
@@ -382,8 +382,8 @@ assert tuned_loss < 0.4 * base_loss
 assert right[0] < right[1]
 
 # %% [markdown]
-# Six of eight are right. The other two are close: one has *Tradeed* for *Traded*, and one turns
-# only a part of the sentence. Most people guess fewer, because 128 examples seem few.
+# Six of eight are right. Of the other two, one is close (*Tradeed* for *Traded*), one is garbled
+# (*Obedient rabbits must, ...*). 128 examples seem few, but they are enough for this.
 # (SmolLM2-135M, one seed; in eight replies, one more or less can be chance.)
 #
 # ### Save and load
@@ -450,14 +450,14 @@ assert min(live, key=live.get) not in (5e-4, 3.2e-2)
 
 # %% [markdown]
 # In the saved run, 0.002 is best (0.429). With 0.0005 the loss is 0.812, and with 0.008 it is
-# 1.376. At 0.032 it is 31, far above the 1.985 before the training. Many people choose 0.0005,
-# because a low rate sounds safe. But in eight steps it does not get far.
+# 1.376. At 0.032 it is 31, far above the 1.985 before the training. A low rate such as 0.0005
+# sounds safe, but in eight steps it does not get far.
 #
-# We ran such a sweep for twelve variants (the embedded SmolLM2-135M-Instruct, eight steps of four
-# sentences, 64 held-out sentences; `benchmarks/lora_rates.py`). A *seed* is the number from which
-# random draws start. Here it draws the training sentences and the start of $A$. The first seed
-# tried five rates or more; two more seeds tried the best of them and its neighbours. Each variant
-# changes one thing:
+# The next cells load and draw a sweep of twelve variants (the embedded SmolLM2-135M-Instruct, eight
+# steps of four sentences, 64 held-out sentences; `benchmarks/lora_rates.py`). A *seed* is the
+# number from which random draws start. Here it draws the training sentences and the start of $A$.
+# The first seed had five rates or more; the two others had the best of these and its neighbours.
+# Each variant changes one thing:
 #
 # - **r=3**, **r=64**: the rank, with the same α/*r*;
 # - **q_proj, v_proj**: an adapter on these two attention matrices only;
@@ -551,8 +551,8 @@ assert variants["own rate"].nunique() > 2
 
 # %% [markdown]
 # By this rule, no variant counts as different from the usual adapter (0.429 to 0.499). r=64 and
-# rsLoRA come closest: their ranges only just touch it, so more seeds may tell them apart. Without
-# the sweep we would have reported large differences. At 0.001 and with one seed, r=3 (1.005) and
+# rsLoRA come closest: their ranges just reach 0.429, so more seeds may tell them apart. Without the
+# sweep we would have reported large differences. At 0.001 and with one seed, r=3 (1.005) and
 # q_proj, v_proj (0.926) look twice as bad as the usual adapter (0.466). They only needed a higher
 # rate. The ranges of some other pairs do not overlap, such as r=64 (0.363 to 0.430) and r=3 (0.473
 # to 0.501). Each best rate was chosen on the same held-out sentences, so all losses look slightly
@@ -615,10 +615,10 @@ assert layer.weight.shape != (layer.out_features, layer.in_features)
 #
 # ### Rule 4: norms and biases are cheap, with a trap
 #
-# *Norms* (normalisation layers) keep the activations on a common scale. They have one weight per
-# channel. `modules_to_save` trains them whole, in a copy, and saves them with the adapter. They add
-# 35,136 numbers to 4,884,480, and our three seeds show no difference. The trap: when do you get the
-# base model back?
+# *Norms* (normalisation layers) keep the activations on a common scale. They have few weights.
+# `modules_to_save` trains them whole, in a copy, and saves them with the adapter. They add 35,136
+# numbers to 4,884,480, and our three seeds show no difference. The trap: which of three ways brings
+# the base model back?
 
 # %%
 norms = ["input_layernorm", "post_attention_layernorm", "norm"]
@@ -683,9 +683,9 @@ assert sizes[1] < 0.75 * sizes[0]
 
 # %% [markdown]
 # The weights shrink from 269 to 110 MB. The embeddings stay in 16 bits, and in this small model
-# they are a large part of the rest. With 7 billion weights we expect to save close to three
-# quarters. The loss falls from 2.06 to 0.46 in this run, and the table above shows no difference
-# from the usual adapter.
+# they are a large part of the 110 MB. With 7 billion weights we expect to save close to three
+# quarters. The loss falls from 2.06 to 0.46 in this run, and section 4 shows no difference from the
+# usual adapter.
 #
 # ## 6. Merging
 #
@@ -743,8 +743,8 @@ assert off_c < off_b < off_d
 # in its training. The loss is only a little higher here (0.475), but the logits move by 1.748: this
 # is another model. D loses nearly all that was learned (1.852, and 2.063 before the training). Each
 # sum is rounded again to one of sixteen levels, and we expect that most changes are too small to
-# reach another level. Many people choose B, because its weights are the most exact. (SmolLM2-135M,
-# one seed.)
+# reach another level. B is tempting, because its weights are the most exact. (SmolLM2-135M, one
+# seed.)
 #
 # So **dequantize, merge, and save in 16 bits**. If the 16 bits are too large for you, leave the
 # adapter beside the 4-bit base.
@@ -836,9 +836,9 @@ assert skills.loc["hrrmmm", "says Hrrmmm"] > skills.loc["yoda", "says Hrrmmm"]
 
 # %% [markdown]
 # It does not: the mix says *Hrrmmm* in 6 of 8 replies and has Yoda's order in none, where the Yoda
-# adapter alone had it in 6. A sum of updates is not a sum of skills. Our explanation, not tested:
-# the second adapter has also learned to keep the order of the words. If you need both skills, train
-# on both.
+# adapter alone had it in 6. Adding updates did not add the skills. Our explanation, not tested: the
+# second adapter has also learned to keep the order of the words. If you need both skills, train on
+# both.
 #
 # At the end, `delete_adapter` removes an adapter, `unload` returns the base model, and
 # `merge_and_unload` returns a plain model with the update in its weights.
@@ -871,7 +871,7 @@ assert distance(logits(plain), told["yoda"]) < 0.2 * learned
 #
 # - AdamW holds four numbers for each trained weight, and LoRA trains few weights (sections 1 and
 #   2).
-# - LoRA is $W + \frac{\alpha}{r}BA$, and it starts as the model itself (section 2).
+# - LoRA is $W + \frac{\alpha}{r}BA$, and it starts with no change (section 2).
 # - Compare settings only at their own learning rates, with several seeds. A usual start: all linear
 #   layers, a moderate rank, α of once or twice *r* (sections 4 and 5).
 # - Trained biases change the base. Trained norms stay after `unload` (section 5).
@@ -880,7 +880,7 @@ assert distance(logits(plain), told["yoda"]) < 0.2 * learned
 # %% [markdown]
 # ## Exercises
 #
-# **Quiz.** Put a letter for each, and run the cell below.
+# **Quiz.** Fill in the letters, and run the cell below.
 #
 # **a.** Why does training with LoRA need so much less memory?
 #
@@ -918,7 +918,7 @@ quiz("02", a="...", b="...", c="...", d="...")
 
 # %% [markdown]
 # **02.1 · Change one number.** A colleague trains with *r* = 16 and α = 32. She wants to try *r* =
-# 64, with an update that counts as strongly. Write `new_alpha(r, alpha, new_r, use_rslora)`: the α
+# 64, with an update of the same strength. Write `new_alpha(r, alpha, new_r, use_rslora)`: the α
 # that leaves the factor before $BA$ as it was. The factor is α/*r*, and with rsLoRA α/√*r*.
 
 
@@ -962,4 +962,4 @@ check("02.2", merge)
 #   [DoRA](https://arxiv.org/abs/2402.09353).
 # - The peft guide to [LoRA](https://huggingface.co/docs/peft/developer_guides/lora).
 # - Appendix [02a](02a_lora_forensics.ipynb): PiSSA, LoftQ and the inside of an adapter.
-# - The course's words, with the notebook that introduces each: [glossary](../docs/glossary.md).
+# - The course's terms, with the notebook that introduces each: [glossary](../docs/glossary.md).

@@ -17,7 +17,7 @@
 # Ines tunes models with the usual settings of notebook 02. Then a colleague asks her: "Should we
 # start our adapters with PiSSA? And what does LoftQ do to the base model?" She finds papers and
 # forum posts, but no two of them agree. So she opens the adapter and looks. You will do the same,
-# and compute each statement on the weights of a real model.
+# and test each statement on the weights of a real model.
 #
 # The set-up is that of notebook 02. In addition, `layer` is a copy of one linear layer in float32,
 # `W` is its weight, and `adapted` puts an adapter of peft beside it.
@@ -103,8 +103,8 @@ assert apart < 1e-4
 assert torch.linalg.matrix_rank(change) <= 8
 
 # %% [markdown]
-# The two agree up to rounding, so the formula is all there is. And however long you train, the rank
-# of the change is at most *r*: $BA$ is a sum of *r* patterns.
+# The two agree up to rounding, so peft computes just this. And however long you train, the rank of
+# the change is at most *r*: $BA$ is a sum of *r* patterns.
 #
 # ## 2. Rank and size
 #
@@ -200,9 +200,9 @@ for start in range(0, 32, 4):
 print(f"held-out loss after:  {held_out_loss(tuned):.2f}")
 
 # %% [markdown]
-# A *singular value decomposition* (SVD) writes the change as a sum of 64 matrices of rank 1, sorted
-# by size. The squares of the singular values add up to the squared size of the change, so each
-# direction has its share of it.
+# A *singular value decomposition* (SVD) writes the change as a sum of 64 matrices of rank 1
+# (*directions*), sorted by size. Their sizes are the *singular values*. The squares of these add up
+# to the squared size of the change, so each direction has a share.
 
 # %%
 shares = []
@@ -246,7 +246,7 @@ print(f"For the third you guessed {my_guess}.")
 assert adapted(use_rslora=True).scaling["default"] == 8
 
 # %% [markdown]
-# The factor is 32/√16 = 8. People often guess 2 or less, because "stabilised" sounds cautious. A
+# The factor is 32/√16 = 8. The word "stabilised" sounds cautious, but √*r* is less than *r*. A
 # larger factor acts much like a larger learning rate, so notebook 02 compares the two only after a
 # sweep of the learning rate.
 #
@@ -311,9 +311,9 @@ assert by_rank["1 round"].is_monotonic_decreasing
 # five rounds still 75%. Rounding errors look much like noise, and a few patterns cannot describe
 # noise.
 #
-# Now all five ways on one layer. *Spread* is the standard deviation of the numbers in `A` and in
-# `B`. The last two columns are relative to the size of $W$: how far the base was moved, and how far
-# base and adapter *together* are from $W$ before training.
+# The next cell uses all five on one layer. *Spread* is the standard deviation in `A` and in `B`.
+# The last two columns are relative to the size of $W$: how far the base was moved, and how far base
+# and adapter *together* are from $W$ before training.
 
 # %% tags=["value:inits"]
 rows = []
@@ -462,8 +462,8 @@ assert (loftq_table[columns[0]] > 0).all()
 #
 # ## 6. What training leaves in biases
 #
-# In notebook 02, `bias="all"` changed the bias of the base layer. How far off is a whole model?
-# Llama has no biases, so we take a tiny OPT with random weights, which has biases in each layer.
+# In notebook 02, `bias="all"` changed the bias of the base layer. How much does this change a whole
+# model? Llama has no biases, so we take a tiny OPT with random weights, with biases in each layer.
 # Three copies are trained, with `bias` set to `"none"`, `"lora_only"` and `"all"`. Then the adapter
 # is *disabled*.
 #
@@ -528,9 +528,9 @@ assert not torch.allclose(opt.unload()(ids).logits, before, atol=1e-3)
 assert by_bias["peft warns"].tolist() == ["no", "yes", "yes"]
 
 # %% [markdown]
-# Only `"none"` is. The outputs of the other two are off by up to 0.02 and 0.28, and peft warns: the
-# line above the table is its warning. People often guess all three, because LoRA matrices stand
-# *beside* the weights. But a bias is trained in place, with `"lora_only"` in the layers that have
+# Only the copy with `"none"` is the base model again. The outputs of the other two are off by up to
+# 0.02 and 0.28, and peft warns: the line above the table is its warning. LoRA matrices stand
+# *beside* the weights, but a bias is trained in place, with `"lora_only"` in the layers that have
 # an adapter, and with `"all"` in every layer. Unloading does not undo this either.
 #
 # ## Take away
@@ -547,7 +547,7 @@ assert by_bias["peft warns"].tolist() == ["no", "yes", "yes"]
 # %% [markdown]
 # ## Exercises
 #
-# **Quiz.** Put a letter for each, and run the cell below.
+# **Quiz.** Fill in the letters, and run the cell below.
 #
 # **a.** You double both *r* and α, without rsLoRA. What changes?
 #
@@ -596,10 +596,10 @@ def largest_rank(shapes, megabytes):
 check("02a.1", largest_rank)
 
 # %% [markdown]
-# **02a.2 · Alone.** Somebody has trained *all* weights, and sends you one layer before and after.
-# Turn the difference into an adapter: write `extract(before, after, r)`, which returns `(A, B)`,
-# such that `before + B @ A` is as near to `after` as rank *r* allows. Section 5 used the right
-# tool, for LoftQ. An approximate SVD is accepted if it comes within 1% of the best possible result.
+# **02a.2 · On your own.** Somebody has trained *all* weights, and sends you one layer before and
+# after. Turn the difference into an adapter: write `extract(before, after, r)`, which returns
+# `(A, B)`, such that `before + B @ A` is as near to `after` as rank *r* allows. Section 5 used the
+# right tool, for LoftQ. An approximate SVD is accepted if it comes within 1% of the best possible.
 
 
 # %% tags=["exercise"]
@@ -626,4 +626,4 @@ check("02a.2", extract)
 #   other things, the rank of what full fine-tuning changes.
 # - The peft guide to
 #   [quantization](https://huggingface.co/docs/peft/developer_guides/quantization), with LoftQ.
-# - The course's words, with the notebook that introduces each: [glossary](../docs/glossary.md).
+# - The course's terms, with the notebook that introduces each: [glossary](../docs/glossary.md).

@@ -1,14 +1,14 @@
 # %% [markdown]
 # # 03.1 · Fine-tuning Pig Latin
 #
-# **You will learn** to run a whole fine-tuning, and why each part of it is there: a baseline, data
-# in a form that the model can use, the arguments that matter, a check before the training, and a
-# fair test on new words. And what to do when a model forgets or overfits, when memory is short, or
+# **You will learn** to run a whole fine-tuning, and why it has each part: a baseline, data in a
+# form that the model can use, the arguments that matter, a check before the training, and a fair
+# test on new words. Also: what to do when a model forgets or overfits, when memory is short, or
 # when a training is interrupted.
 #
 # **You need** notebooks 02 (LoRA) and 03 (collators and masks).
 #
-# **It takes** about 35 minutes of reading and trying. The cells themselves run in about six
+# **It takes** about 35 minutes of reading and trying. The cells themselves run in about eleven
 # minutes on two CPU cores, mostly for the one big training; on GPUs, not yet measured.
 
 # %% [markdown]
@@ -49,17 +49,17 @@ print(describe())
 # any other word, all consonants before the first vowel move to the end, and *ay* follows (*string*
 # → *ingstray*). The letters *qu* move together.
 #
-# First we measure a **baseline**: the score without the training. There are two sets of held-out
-# sentences. `test` has new sentences, but hardly a new word. `unseen` has **unseen words**: none
-# of its nouns, main verbs and adjectives is in the training data. Only a model that has learned
-# the rule can do well on `unseen`.
+# First we measure a **baseline**: the score without training. There are two sets of held-out
+# sentences. `test` has new sentences, but almost no new words. `unseen` has **unseen words**: none
+# of its nouns, main verbs and adjectives is in the training data. Only a model that has learned the
+# rule can do well on `unseen`.
 #
 # We use four scores:
 #
-# - **chrF** counts runs of letters that two texts share, from 0 to 100.
+# - **chrF** (0 to 100) counts runs of letters that two texts share.
 # - **Word accuracy** is the share of words that are right, in their place.
-# - **New words** is the word accuracy of those words alone that no training sentence has. (Word
-#   accuracy also counts *the* and *my*.)
+# - **New words** is the word accuracy on words that occur in no training sentence. (Word accuracy
+#   also counts *the* and *my*.)
 # - **Exact match** is the share of sentences without any mistake.
 #
 # The next cell defines the score for new words, and scores a reply with one wrong word.
@@ -138,8 +138,8 @@ assert [
 
 # %% [markdown]
 # Only 1% of the words are right (SmolLM2-135M-Instruct, 24 sentences a set, one prompt). This is
-# our baseline. By chrF (18 and 16), the replies are even further from Pig Latin than untouched
-# English (35). Of the new words none is right: 106 in `unseen`, and only one in `test`.
+# our baseline. By chrF (18 and 16), the replies are further from Pig Latin than untouched English
+# (35). None of the new words is right (106 in `unseen`, and only one in `test`).
 #
 # ## 2. What the model sees
 #
@@ -292,7 +292,7 @@ assert ours["gradient_checkpointing"] != general["gradient_checkpointing"]
 # %% [markdown]
 # An **epoch** is one pass over all examples. In a **step**, the optimizer takes one **batch** of
 # examples (or several) and changes the weights once. The **learning rate** says how far. TRL's
-# default is meant for training *all* weights; LoRA takes ten times as much and more.
+# default is meant for training *all* weights; LoRA needs ten times as much or more.
 #
 # The rate follows a **schedule**. It rises during the **warm-up**, because the first gradients are
 # the least reliable, and then falls, so that the weights can settle. Here are three schedules for
@@ -431,8 +431,8 @@ print(report)
 assert report.ok
 
 # %% [markdown]
-# Read the lines *batch and steps* and *expected minutes*. The training will see 8% of the data.
-# (The saved run had one busy core; the recipe's minutes are for two idle ones.)
+# Read the lines *batch and steps* and *expected minutes*. The training will see 8% of the data. (In
+# the saved run, one core was busy; the recipe counts on two idle ones.)
 #
 # A second `train()` trains the same adapter further. To start over, make a new trainer.
 #
@@ -445,11 +445,12 @@ my_guess = None  # a number between 0 and 1, such as 0.5
 _ = trainer.train()
 
 # %% [markdown]
-# Both losses fall steeply for 15 steps, and then slowly. Around step 45 both rise a little (the
-# validation loss from 0.20 to 0.23), and then they fall again (to 0.09). We expect that a few
+# The training loss falls steeply for 15 steps, then slowly, with bumps. Around step 45 the
+# validation loss rises a little too (from 0.20 to 0.23), then falls to 0.09. We expect that a few
 # unusual sentences in a row cause this, because a step sees only four. We have not tested it.
 #
-# The curve is drawn from `trainer.state.log_history`. Keep it, to compare trainings.
+# `trainer.state.log_history` holds the curve. Save it, to compare trainings. (NaN: not computed in
+# that row.)
 
 # %%
 log = pd.DataFrame(trainer.state.log_history)
@@ -466,7 +467,7 @@ log[columns].iloc[6:10]
 # ## 5. Before and after
 #
 # The tuned model now translates the same sentences. It takes the likeliest token each time.
-# **Sampling** gives others a chance, too, but here a single wrong letter spoils a word.
+# (**Sampling** would also try others, but here one wrong letter spoils a word.)
 
 # %% tags=["value:before-after"]
 from course_utils.models import Runner
@@ -485,11 +486,11 @@ assert results["tuned", "unseen"]["word accuracy"] >= 0.6
 assert results["tuned", "unseen"]["new words"] >= 0.5
 
 # %% [markdown]
-# In `unseen`, 79% of the new words are right (24 sentences, one seed). Many people guess far less,
-# because they expect the model to memorise words. But it does no worse on `unseen` than on `test`
-# (84% and 81% of all words). Exact match is lower, because one wrong word spoils a sentence.
+# In `unseen`, 79% of the new words are right (24 sentences, one seed). A model that memorises words
+# would get far less. This one does no worse on `unseen` than on `test` (84% and 81% of all words).
+# Exact match is lower, because one wrong word spoils a sentence.
 #
-# Here are mistakes in `unseen`. Does the rule fail, or the copying?
+# Here are mistakes in `unseen`. Is the rule wrong, or the copying?
 
 # %%
 rows = held_out["unseen"]
@@ -510,8 +511,8 @@ text_table(pd.DataFrame(wrong[:5]) if wrong else pd.DataFrame(rows)[:2])
 #
 # ## 6. What has it learned, and what has it forgotten?
 #
-# Has the model learned the rule, or a list of words? We ask for invented words, which it cannot
-# remember: four of each kind, each in a short sentence.
+# Has the model learned the rule, or a list of words? We test invented words, which it cannot
+# remember, four of each kind, in short sentences, and plot the results:
 #
 # - words that begin with a vowel, with one, two or three consonants, with *qu*, or with *y*;
 # - kinds that the training data lacks: very long words; capitals, which stay capitals; an
@@ -567,11 +568,11 @@ assert usual > 0.6
 assert usual > odd
 
 # %% [markdown]
-# Many people guess the very long words, but three of four are right, and 20 of 24 of the usual
-# kinds. Of the twelve with capitals, an apostrophe or digits, none is right (one seed). So three
-# kinds are equally hard, and the cell names the first of them. A long word needs the rule that the
-# data shows. Capitals, apostrophes and numbers need rules that no example shows. We expect that a
-# few such examples would help.
+# The very long words look hard, but three of four are right, and 20 of 24 of the usual kinds. Of
+# the twelve with capitals, an apostrophe or digits, none is right (one seed). So three kinds are
+# equally hard, and the cell names the first of them. A long word needs only the rule in the data.
+# Capitals, apostrophes and numbers need rules that no example shows. We expect that a few such
+# examples would help.
 #
 # ### Forgetting
 #
@@ -612,16 +613,16 @@ print("adapter off as before:", answers["adapter off"] == answers["before the tr
 assert answers["adapter off"] == answers["before the training"]
 
 # %% [markdown]
-# Before the training, the model answered 14 of the sixteen questions. Now it answers none: here it
-# repeats the question. But LoRA has not changed the base model's weights, so with the adapter off,
-# all replies are exactly as before. If you need both skills at once, mix general examples into the
-# data. (How many it takes, we have not tested.)
+# Before the training, the model answered 14 of the sixteen questions. Now it answers none: for
+# France, it repeats the question. But LoRA has not changed the base model's weights, so with the
+# adapter off, all replies are exactly as before. If you need both skills at once, mix general
+# examples into the data. (We have not tested how many.)
 #
 # ## 7. Does it help to spell the words?
 #
-# To test this, `benchmarks/pig_latin.py` has trained the same model with different formats:
-# *plain* spells nothing, *both spelled* spells prompt and answer. Spelled sentences have more
-# tokens, so each training got the same number of tokens, padding included.
+# To test this, `benchmarks/pig_latin.py` has trained the same model with two formats: *plain*
+# spells nothing, *both spelled* spells prompt and answer. Spelled sentences have more tokens, so
+# each training got the same number of tokens, padding included.
 #
 # A fair comparison gives each format its own best learning rate. So each format was first trained
 # with seed 0 at several rates. Here are the validation losses. (Compare them within a row only: a
@@ -640,8 +641,8 @@ sweep = tried[tried["seed"] == 0].pivot(
 sweep.round(2).fillna("–")
 
 # %% [markdown]
-# The best of the three rates is 0.004 for both formats (one seed). (In 20,000 tokens, *plain* had
-# 76 steps and *both spelled* 30.)
+# The best of the three rates is 0.004 for both formats (one seed, with which *plain* had 76 steps
+# and *both spelled* 30).
 #
 # Then each format was trained with three *other* seeds at its best rate, and scored on 200
 # sentences of `unseen`. We set the rule before we look: two formats differ if the ranges of their
@@ -689,8 +690,8 @@ plt.show()
 # %% [markdown]
 # The ranges are far apart: 8% to 9% of the new words are right with *plain*, and 60% to 72% with
 # *both spelled*. So spelling helps (SmolLM2-135M-Instruct, 20,000 tokens, three seeds, 200
-# sentences). Many people guess more for *plain*. Its word accuracy, 34%, sounds better, but it comes
-# from words that the model has met: hence the score for new words.
+# sentences). The word accuracy of *plain*, 34%, sounds better, but that comes from words that the
+# model has met. So we score the new words separately.
 #
 # ## 8. When memory is short
 #
@@ -740,10 +741,10 @@ for column in ("loss", "gradient norm"):
     assert (one_step[column] / one_step.loc[0, column] - 1).abs().max() < (0.01 if on_cpu else 0.1)
 
 # %% [markdown]
-# The losses agree, and so do the gradient norms. (The small difference of the second row is one of
+# The losses and the gradient norms agree. (We expect that the small difference in the second row is
 # rounding.) They agree because transformers divides by the number of target tokens in the whole
 # step; a mean of the four batches' means would favour short sentences. Checkpointing took more
-# time. What it saves, notebook 04 shows.
+# time. Notebook 04 shows what it saves.
 #
 # ## 9. Overfitting, and when to stop
 #
@@ -806,10 +807,10 @@ assert lines["training"][1][-1] < losses[-1]
 assert abs(back - min(losses)) < 0.05
 
 # %% [markdown]
-# After step 12. Many people guess 40, because more training sounds better. But after step 12 the
-# validation loss rises, while the training loss keeps falling: the model learns these sixteen
-# sentences by heart. This is called *overfitting*. (One seed. The losses start higher than in
-# section 4, probably because letters are easier to predict.)
+# It is lowest after step 12. More training sounds better, but after step 12 the validation loss
+# rises, while the training loss keeps falling: the model learns these sixteen sentences by heart.
+# This is called *overfitting*. (One seed. The losses start higher than in section 4, probably
+# because letters are easier to predict.)
 #
 # `EarlyStoppingCallback` ends the training when the validation loss has not improved three times
 # in a row, here at step 18. `load_best_model_at_end` goes back to the best checkpoint.
@@ -959,8 +960,8 @@ assert list(twice.index) == list(range(1, 9))
 assert difference < 0.05
 
 # %% [markdown]
-# Yes, in all eight steps. Many people expect a difference, because the data is shuffled. But the
-# checkpoint holds the random states, too.
+# Yes, the losses agree in all eight steps. The data is shuffled, but in the same way: the
+# checkpoint also holds the random states.
 
 # %% [markdown]
 # ## Take away
@@ -978,12 +979,12 @@ assert difference < 0.05
 # %% [markdown]
 # ## Exercises
 #
-# **Quiz.** Put a letter for each, and run the cell below.
+# **Quiz.** Fill in the letters, and run the cell below.
 #
-# **a.** Asked with examples, the model gets a chrF of 19. The English sentences, returned
+# **a.** Asked with examples, the model gets a chrF of 18. The English sentences, returned
 # unchanged, get 35. What does the 19 tell you?
 #
-# - **A** The model is a fifth of the way to Pig Latin.
+# - **A** The model is nearly a fifth of the way to Pig Latin.
 # - **B** chrF cannot be used for a task about letters.
 # - **C** Nothing good: doing nothing would get more.
 # - **D** The model has met these English sentences before.
@@ -1057,12 +1058,12 @@ def rate_at(step, peak, warm_up, total):
 check("03.1.2", rate_at)
 
 # %% [markdown]
-# **03.1.3 · Alone: when to stop.** Write `stop_at(losses, patience, least)`. It gets the
-# validation losses as a list, in order, and returns a pair: the index of the validation after
-# which the training ends, and that of the best one. The training ends when `patience` validations
-# in a row have not been better than the best so far by *more than* `least`. If that never happens,
-# it ends with the last. The best so far is the lowest loss so far, even where it is lower by less
-# than `least`. The `EarlyStoppingCallback` of transformers does the same.
+# **03.1.3 · On your own: when to stop.** Write `stop_at(losses, patience, least)`. It gets the
+# validation losses as a list, in order, and returns a pair: the index of the validation after which
+# the training ends, and that of the best one. The training ends when `patience` validations in a
+# row have not been better than the best so far by *more than* `least`. If that never happens, it
+# ends with the last. The best loss is the lowest so far, even if it is lower by less than `least`.
+# The `EarlyStoppingCallback` of transformers does the same.
 
 
 # %% tags=["exercise"]
@@ -1094,4 +1095,4 @@ check("03.1.3", stop_at)
 #   languages.
 # - Itzhak and Levy, [Models in a Spelling Bee](https://arxiv.org/abs/2108.11193): how much
 #   language models know of their tokens' letters.
-# - The [glossary](../docs/glossary.md): the course's words.
+# - The [glossary](../docs/glossary.md): the course's terms.

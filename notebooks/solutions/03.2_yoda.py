@@ -10,7 +10,7 @@
 # The solved cells run in about four minutes on two CPU cores, mostly for the training; on GPUs, not
 # yet measured.
 #
-# The outputs come from a solved copy. Cells that need an exercise wait until you have solved it.
+# The outputs come from a solved copy. Cells that build on an exercise run once it is solved.
 
 # %% [markdown]
 # ## The machine at hand
@@ -21,7 +21,7 @@
 # has a small chat model on her laptop. Asked nicely, the model fails, as you will see. So Amira has
 # to fine-tune it. Take her place.
 #
-# Notebook 00 taught a model to turn plain English into Yoda's speech. This is the way back, and you
+# Notebook 00 taught a model to turn plain English into Yoda's speech. Now train the reverse, and
 # write the code. After each empty cell comes a check. It says what is wrong and gives one more hint
 # each time.
 
@@ -64,11 +64,11 @@ print(describe())
 # columns. In `yoda`, only the order of the words differs. In `yoda_extra`, some lines also end in
 # *Yes, hrrmmm.*, as they do in the film. So `yoda_extra` is what the model will have to read.
 #
-# Yoda moves to the front what comes after the verb: *I see a red house* becomes *A red house I
-# see*. After a word such as *have*, *can* or *will*, the main verb moves too: *You have become
-# powerful* becomes *Become powerful you have*. To go back, the model has to find the end of the
-# part that was moved. In *Many gloomy bays beside every corridor our lazy messenger reached*, this
-# part ends after *corridor*.
+# Yoda moves the words after the verb to the front: *I see a red house* becomes *A red house I see*.
+# After a word such as *have*, *can* or *will*, the main verb moves too: *You have become powerful*
+# becomes *Become powerful you have*. To go back, the model has to find the end of the part that was
+# moved. In *Many gloomy bays beside every corridor our lazy messenger reached*, this part ends
+# after *corridor*.
 #
 # There are 3,000 rows to train on. We measure on 50 rows of the split `unseen`: none of their
 # nouns, verbs and adjectives is in the training data.
@@ -191,9 +191,9 @@ if done("yoda.baseline"):
     assert scores["nothing done"] == 0
 
 # %% [markdown]
-# The untuned model says 1 of 50 sentences right, although it was told what to do and was shown two
-# examples (SmolLM2-135M-Instruct, one prompt). Doing nothing scores 0% as well, because Yoda turns
-# every one of these lines. So whatever the tuned model gets right, it has learned in the training.
+# The untuned model gets 1 of 50 sentences right, although it was told what to do and was shown two
+# examples (SmolLM2-135M-Instruct, one prompt). Doing nothing scores 0%, because Yoda reorders every
+# one of these lines. So nearly all that the tuned model gets right comes from the training.
 #
 # ## 4. The trainer
 #
@@ -309,8 +309,8 @@ for rate, ends in {2e-4: (67, 83), 1e-3: (83, 95), 2e-3: (82, 94), 4e-3: (85, 96
 # | 4e-3 | 92 | 85 to 96 |
 #
 # With 2e-4, a usual rate for LoRA, these 60 steps are too few. From 1e-3 to 4e-3 the rate makes no
-# difference that we can show: the intervals of the three scores overlap widely. The check accepts
-# this range without a word, and warns you below it. On a GPU, the recipe trains 300 steps at 2e-4,
+# difference that we can show: the three intervals overlap widely. The check accepts any rate in
+# this range, and warns you if yours is lower. On a GPU, the recipe trains 300 steps at 2e-4,
 # because larger models are usually trained at such rates. We have not measured that.
 #
 # ## 6. The evaluation
@@ -343,7 +343,7 @@ def evaluation(before, after, rows):
 check("yoda.evaluation", evaluation)
 
 # %% [markdown]
-# **Guess first.** What share of the 50 sentences will the tuned model say right, sign by sign?
+# **Guess first.** What share of the 50 replies of the tuned model will be exactly right?
 
 # %%
 my_guess = None  # a number between 0 and 1, such as 0.5
@@ -386,15 +386,15 @@ if trained:
 # %% [markdown]
 # In the saved run, 46 of 50 sentences are right, against none before (with the short prompt on
 # which you trained). That is one seed of SmolLM2-135M-Instruct. With 50 sentences, the 95% interval
-# goes from about 81% to 97%. People often guess lower, as if the model learned words by heart, and
-# all content words here are new to it.
+# goes from about 81% to 97%. The model cannot have learned these lines by heart, because all
+# content words here are new to it.
 #
 # The table begins with the four mistakes. In the first, the model leaves the second half as Yoda
 # said it. In the second, it misspells *clumsy*. In the third, it swaps the two halves and garbles
-# one of them. In the fourth, it writes *have woke* for *have woken*. So most of the rule is there.
-# Two of the four mistakes have two clauses, and two are about a single word, but four are too few
-# for a rule. The untuned model mostly comments on the words or repeats some of them, because
-# nothing in the short prompt says what *plain* means here.
+# one of them. In the fourth, it writes *have woke* for *have woken*. So the model has most of the
+# rule. Two of the mistakes are in lines with two clauses, and two in a single word, but four prove
+# little. The untuned model mostly comments on the words or repeats some of them, because nothing in
+# the short prompt says what *plain* means here.
 #
 # ## 7. Play
 #
@@ -425,17 +425,17 @@ if trained:
     display(text_table(pd.DataFrame({"Yoda": mine, "the model": map(to_english, mine)})))
 
 # %% [markdown]
-# Three of these replies are right. *Hmm* is not in the training data, and no comma there stands
-# after the first word, but the model leaves both out. The third reply is wrong: *You do not know
-# where my lamp is* was asked for. The training data have no *not* and no *where*, and we expect
-# that this is why. The last line was plain already, and the model left it alone, although all of
-# its training lines had to be turned. Four lines prove nothing; they show where to test more.
+# Three of these replies are right. *Hmm* is not in the training data, and no line there has a comma
+# after its first word, but the model leaves out both. The third reply should be *You do not know
+# where my lamp is*. The training data have no *not* and no *where*, and we expect that this is why.
+# The last line was plain already, and the model left it alone, although all training lines had to
+# be reordered. Four lines prove nothing; they show where to test more.
 #
 # ## Take away
 #
 # - A fine-tuning is four small functions: the data form, the baseline, the trainer and the evaluation.
 # - Measure the baseline first, and ask fairly: tell the untuned model what to do (section 3).
-# - Steps and learning rate belong together. A usual rate such as 2e-4 needs more steps than a
+# - Choose steps and learning rate together. A usual rate such as 2e-4 needs more steps than a
 #   two-minute training has (section 5).
 # - Ask the tuned model in exactly the form in which you trained it (section 6).
 # - A tuned model also answers what its training data do not cover, and may be wrong (section 7).
@@ -443,7 +443,7 @@ if trained:
 # %% [markdown]
 # ## Exercises
 #
-# **Quiz.** Put a letter for each, and run the cell below.
+# **Quiz.** Fill in the letters, and run the cell below.
 #
 # **a.** Your baseline asks the untuned model with an instruction and two examples. Why not with the
 # short prompt that you train on?
@@ -486,4 +486,4 @@ quiz("03.2", a="...", b="...", c="...")
 #
 # - The documentation of [SFTTrainer](https://huggingface.co/docs/trl/sft_trainer): its data forms.
 # - Zhou et al., [LIMA](https://arxiv.org/abs/2305.11206): how few examples are enough for a style.
-# - The [glossary](../docs/glossary.md): the course's words.
+# - The [glossary](../docs/glossary.md): the course's terms.

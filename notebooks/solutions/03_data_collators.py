@@ -61,8 +61,8 @@ print("The EOS token is", EOS, "and its id is", tokenizer.eos_token_id)
 # In this recipe each example is one text: the sentence, the sentence in Yoda's word order, and the
 # **EOS token**. (EOS means *end of sequence*: when a model writes this token, generation stops.)
 # The model is trained to continue these texts, token by token. This is **self-supervised** tuning,
-# or *continued pre-training*: pre-training's method, on your own texts. Notebook 01 compares it
-# with other ways to tune.
+# or *continued pre-training*: a model's first training, continued on your texts. Notebook 01
+# compares it with others.
 
 # %%
 yoda = load_data("yoda")
@@ -77,9 +77,9 @@ tokens = texts.map(lambda row: tokenizer(row["text"]), remove_columns=texts.colu
 print(texts[0]["text"])
 
 # %% [markdown]
-# The recipe has two more parts, which stand in many guides. It sets `tokenizer.pad_token =
-# tokenizer.eos_token`, because many tokenizers come without a padding token. And it uses
-# `DataCollatorForLanguageModeling`. Section 2 explains both.
+# The recipe has two more parts, found in many guides. It sets
+# `tokenizer.pad_token = tokenizer.eos_token`, because many tokenizers come without a padding token.
+# And it uses `DataCollatorForLanguageModeling`. Section 2 explains both. The next cell trains.
 
 # %%
 from peft import LoraConfig, get_peft_model
@@ -157,14 +157,14 @@ assert first_last[1] < 0.7 * first_last[0]
 
 # %% [markdown]
 # None of the 12 replies ends. The second line above is right, and then the model writes more lines
-# of the same kind. Most people guess that some replies will end, because a chat model has learned
-# to stop. But it has learned this in its own chat template. After these plain prompts it does not
-# stop without the adapter either (0 of 12), and our training has not taught it.
+# of the same kind. You may have expected some to end, as a chat model has learned to stop. But it
+# has learned this in its own chat template. After these plain prompts it does not stop without the
+# adapter either (0 of 12; section 3), and our training has not taught it to.
 #
 # ## 2. Look at what the model is trained on
 #
-# Every text ended with an EOS token. Why did the model not learn it? Between the texts and the
-# model stands the **data collator**: the function that makes a **batch** of several examples.
+# Every text ended with an EOS token. Why did the model not learn to write it? The **data collator**
+# comes between the texts and the model: it makes a **batch** of several examples.
 #
 # Examples differ in length, but a tensor needs rows of one length. So the collator fills the
 # shorter rows with **padding**, tokens without meaning. It adds the `attention_mask`, which says
@@ -196,7 +196,7 @@ masks.show(batch, tokenizer)
 # %% [markdown]
 # Look at the end of each Yoda sentence: **the EOS token is grey.** Its label is -100, so the model
 # never learns to write it. This collator puts -100 on every token that *is* the padding token, and
-# the recipe has made the EOS token the padding token. (SmolLM2's tokenizer even comes like that.)
+# in the recipe the EOS token is that token. (SmolLM2's tokenizer even comes with this setting.)
 #
 # A **mask** says which tokens count. A wrong mask raises no error, so draw it.
 #
@@ -290,8 +290,8 @@ print(f"{share:.0%} of what is trained on is prompt; you guessed {my_guess}")
 assert 0.25 < share < 0.5
 
 # %% [markdown]
-# The answer is 42% (200 examples). Many people guess more than a half, because the prompt looks
-# longer. But the strange words of Pig Latin are cut into more tokens.
+# The answer is 42% (200 examples). The prompt looks longer, but the strange words of Pig Latin are
+# cut into more tokens.
 #
 # `SFTTrainer` of the library **TRL** leaves the prompt out if the dataset has two columns: the
 # `prompt`, and the **completion**, the part that the model should learn to write. We set pad = eos
@@ -348,15 +348,15 @@ assert (completions["labels"] == tokenizer.eos_token_id).sum() == len(completion
 
 # %% [markdown]
 # The prompt is grey, together with the system prompt that SmolLM2's template adds. The answer is
-# blue, and so is the `<|im_end|>` that ends it; as padding, the same token is not. (The blue line
-# break after it does no harm, because generation stops before it.)
+# blue, and so is the `<|im_end|>` that ends it, but not the same token as padding. (The blue line
+# break does no harm, because generation stops before it.)
 #
 # In other code you will meet three more names:
 #
 # - `DataCollatorForCompletionOnlyLM` looked for a `response_template` in each text, such as
 #   `### Answer:`, and masked what stands before it. TRL 0.20 removed it. The two columns replace
-#   it: with them, `completion_only_loss` is on by itself.
-# - `formatting_func` makes one text of each row, for a dataset with other columns. One text has no
+#   it: they switch on `completion_only_loss`.
+# - `formatting_func` makes each row one text, for a dataset with other columns. One text has no
 #   prompt, so all of it is trained on.
 # - `pad_to_multiple_of` rounds the length of the rows up, because GPUs prefer sizes that are
 #   multiples of 8 or 64 (not measured here).
@@ -386,8 +386,8 @@ assert masks.examples(formatted, tokenizer)[0].counts()["masked"] == 0
 # In a conversation with several turns, every answer of the assistant should be trained on. For
 # this, TRL takes a column `messages` and `assistant_only_loss=True`. The chat template then has to
 # mark the assistant's words, with `{% generation %}` before them and `{% endgeneration %}` after
-# them. The *stock template* that comes with a model often has no such marks. What happens then?
-# The cell lets the messages of transformers through:
+# them. The *stock template* that comes with a model often has no such marks. What happens then? The
+# next cell shows the messages of transformers:
 
 # %% tags=["value:stock-template"]
 conversation = [
@@ -415,8 +415,8 @@ assert "{% generation %}" in tokenizer.chat_template or sum(encoded["assistant_m
 #
 # TRL 1.16 is more careful. If the marks are missing, `SFTTrainer` looks for a *training template*,
 # the stock template with marks. TRL has one for many models of common families, such as Llama 3,
-# Qwen, Gemma and Phi. It is used if your template equals the stock template in every character.
-# One call tells you what TRL does with your tokenizer:
+# Qwen, Gemma and Phi. TRL uses it if your template equals the stock template exactly. One call
+# tells you what TRL does with your tokenizer:
 
 # %%
 from trl import get_training_chat_template
@@ -427,9 +427,9 @@ except ValueError as error:
     print("ValueError:", error)
 
 # %% [markdown]
-# TRL has none for SmolLM2, so the trainer would stop with this error. Then put the marks in
-# yourself, and set `tokenizer.chat_template` before you make the trainer. Here is ChatML, the
-# format of SmolLM2, with marks. They enclose `<|im_end|>` too, so that the model learns to stop.
+# TRL has none for SmolLM2, so the trainer would stop with this error. Add the marks yourself, and
+# set `tokenizer.chat_template` before you make the trainer. Here is ChatML, the format of SmolLM2,
+# with marks. They enclose `<|im_end|>` too, so that the model learns to stop.
 
 # %% tags=["value:chatml"]
 chatml = """\
@@ -474,9 +474,9 @@ assert "{% generation %}" in tokenizer.chat_template or any("generation" in h fo
 #
 # ## 6. A collator of your own
 #
-# A collator pads the rows, and puts -100 on the prompt and on the padding, but not on the EOS
-# token. This one also **shifts by one**: at each token the model predicts the *next* one, so the
-# inputs lose their last token and the labels their first.
+# The next cell pads the rows, and puts -100 on the prompt and on the padding, but not on the EOS
+# token. It also **shifts by one**: at each token the model predicts the *next* one, so the inputs
+# lose their last token and the labels their first.
 
 # %%
 
@@ -495,7 +495,7 @@ def own_collator(examples, pad_id):
 
 
 # %% [markdown]
-# Are these TRL's labels? We compare six examples. (TRL's collator does not shift, because the model
+# Does TRL do the same? We compare six examples. (TRL's collator does not shift, because the model
 # does.)
 
 # %%
@@ -517,10 +517,10 @@ assert torch.equal(targets, theirs["labels"][:, 1:])
 #
 # ## 7. Packing, and a leak
 #
-# Padding costs time and memory, and teaches nothing. **Packing** puts several examples into one
-# row instead. A **padding-free** batch puts all its examples into one row, end to end. Both need
-# `position_ids`: the place of each token in its own example, counted from 0. Here are eight rows
-# in each layout:
+# Padding costs time and memory, and teaches nothing. **Packing** puts several examples into one row
+# instead. A **padding-free** batch puts all its examples into one row, end to end. Both need
+# `position_ids`: the place of each token in its own example, counted from 0. Here is one batch in
+# each layout:
 
 # %%
 kinds = {
@@ -550,12 +550,12 @@ assert layouts.loc["packed", "padding"] == 0
 assert layouts.loc["padding-free", "padding"] == 0
 
 # %% [markdown]
-# The padded batch has 52 tokens of padding among 600, and the others have none. (A packed row holds
-# several examples, so there are more tokens.)
+# The padded batch has 52 tokens of padding among 600, and the others have none. (Eight packed rows
+# hold more examples, so there are more tokens; here they lie end to end.)
 #
-# In one row, an example must not read the examples before it. If the model keeps them apart, six
-# examples have the same loss padded and padding-free. And what would a leak look like? For this we
-# need a **control** that leaks for certain: the same row without its `position_ids`.
+# In one row, an example must not read those before it (a *leak*). If the model keeps them apart,
+# six examples have the same loss padded and padding-free. To see a leak, we need a **control** that
+# leaks for certain: the same row without its `position_ids`.
 
 # %%
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TRLCollator
@@ -585,12 +585,12 @@ assert losses["control: with an attention mask"] < 0.9 * losses["padded"]
 
 # %% [markdown]
 # The first two losses are the same, so the model keeps the examples apart. In the control the loss
-# falls from 5.96 to 3.64, because each example can copy the form of those before it. So a leak
-# does not look like a mistake: it looks like a better model.
+# falls from 5.96 to 3.64, probably because each example can copy those before it. So a leak does
+# not look like a mistake: it looks like a better model.
 #
-# The last line is a leak that happens by accident. If there is an attention mask, even one of only
-# ones, transformers 5.23 does not use `position_ids` to tell examples apart. So compare the losses
-# in your own set-up.
+# The last line shows an accidental leak. If there is an attention mask, even one of only ones,
+# transformers 5.23 does not use `position_ids` to tell examples apart. So compare the losses in
+# your own set-up.
 #
 # ## 8. Messy data
 #
@@ -652,10 +652,10 @@ assert any(label != -100 for label in two[1]["labels"])
 assert len(kept) == len(pairs) - 1
 
 # %% [markdown]
-# Nothing says that something was cut. With 160 tokens, the long row loses most of its answer, and
-# the EOS token with it. With 96 tokens, its prompt alone fills the row, and TRL drops it. The
-# empty row teaches the model to answer with nothing. So clean the data, and set `max_length` above
-# the longest row that you keep:
+# No message says that a row was cut. With 160 tokens, the long row loses most of its answer, and
+# the EOS token with it. With 96 tokens, its prompt alone fills the row, and TRL drops it. The empty
+# row teaches the model to answer with nothing. So clean the data, and set `max_length` above the
+# longest row that you keep:
 
 # %%
 clean = messy[(stripped["pig_latin"] != "") & ~stripped.duplicated() & (messy["tokens"] <= 100)]
@@ -760,8 +760,8 @@ for name, each in trainers.items():
 # of each example is wrong.
 #
 # **B is `shift`.** The collator shifts the labels, and the model shifts them again. So each place
-# learns the token after the next. Many people think that B is right, because the drawing pairs
-# each token with the next one.
+# learns the token after the next. B looks right, because the drawing pairs each token with the next
+# one.
 #
 # **C is `padding`.** The labels are a copy of the tokens, padding included. C looks tidy, because
 # nothing is struck through.
@@ -778,13 +778,13 @@ for name, each in trainers.items():
 # - In TRL, the columns `prompt` and `completion` train on the answers only (section 4).
 #   `assistant_only_loss` needs a template with `{% generation %}` (section 5).
 # - Packed examples must not read each other; a leak lowers the loss (section 7).
-# - Look for long rows, duplicates and empty answers. `max_length` cuts in silence (section 8).
-# - No mistake raised an error. Draw the mask, and run `preflight` (section 9).
+# - Look for long rows, duplicates, empty answers. `max_length` cuts silently (section 8).
+# - Wrong masks raise no error. Draw the mask, and run `preflight` (section 9).
 
 # %% [markdown]
 # ## Exercises
 #
-# **Quiz.** Put a letter for each, and run the cell below.
+# **Quiz.** Fill in the letters, and run the cell below.
 #
 # **a.** A fine-tuned model gives the right answer, and then writes on and on. Where do you look
 # first?
@@ -861,9 +861,9 @@ def labels_for(ids, prompt_length, end_id):
 check("03.2", labels_for)
 
 # %% [markdown]
-# **03.3 · Packing, alone.** Write `pack(lengths, room)`: which examples go into which row, if a
-# row has room for `room` tokens and no example may be cut? Return a list of rows, each a list of
-# indices. You may need one row more than the fewest possible.
+# **03.3 · Packing, on your own.** Write `pack(lengths, room)`: which examples go into which row, if
+# a row has room for `room` tokens and no example may be cut? Return a list of rows, each a list of
+# indices. One row more than the minimum is allowed.
 
 
 # %% tags=["exercise"]
@@ -899,4 +899,4 @@ check("03.3", pack)
 # - Our sentences are made by a program. Many other courses use the *Harvard sentences* (IEEE
 #   Recommended Practice for Speech Quality Measurements, 1969), here [with Yoda
 #   translations](https://huggingface.co/datasets/dvgodoy/yoda_sentences).
-# - The course's words, with the notebook that introduces each: [glossary](../docs/glossary.md).
+# - The course's terms, with the notebook that introduces each: [glossary](../docs/glossary.md).
