@@ -61,10 +61,6 @@ class NotPredictable(CourseError, ValueError):
     """Raised when a training's memory cannot be predicted without running it, with the reason."""
 
 
-class EndpointError(CourseError):
-    """Raised when a model server cannot be used or gave no reply; the message says what to do."""
-
-
 class CannotWrite(CourseError, OSError):
     """Raised when a path is not writable, or must not be overwritten."""
 

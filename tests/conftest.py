@@ -32,8 +32,9 @@ def _free_port() -> int:
 HUB_PORT = _free_port()
 HUB_URL = f"http://127.0.0.1:{HUB_PORT}"
 
-# What tests and notebooks solve here is nobody's progress.
+# What tests and notebooks solve here is nobody's progress, and nobody's votes are counted.
 os.environ["COURSE_PROGRESS"] = str(Path(tempfile.mkdtemp(prefix="course-")) / "progress.json")
+os.environ["COURSE_VOTES"] = tempfile.mkdtemp(prefix="course-")
 
 # huggingface_hub reads these once, on import. They are put back at once, so that the notebooks'
 # kernels, which this process starts too, see the machine as it is.

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from benchmarks import base_vs_instruct, lora_rates, memory, pig_latin, pythia, yoda_rates
+from benchmarks import (
+    base_vs_instruct,
+    instruct_pair,
+    lora_rates,
+    memory,
+    pig_latin,
+    pythia,
+    yoda_rates,
+)
 from course_utils.errors import UnknownName
 from course_utils.exercises import _notebook_03_2
 from course_utils.memory import Setup
@@ -220,6 +228,50 @@ def test_base_vs_instruct_was_measured_alike() -> None:
         (seed, *part) for seed in seeds for part in parts
     )
     assert len({(row["model"], row["machine"], row["torch"]) for row in rows}) == 1
+
+
+def test_instruct_pair_measures_what_is_missing(tmp_path: Path) -> None:
+    """Few steps and questions: both arms untouched and tuned, the parts; then nothing is left."""
+    results = tmp_path / "rows.jsonl"
+    little = "--seeds 7 --steps 2 --limit 3 --only recipe".split()
+    for _ in range(2):
+        assert instruct_pair.main([*little, "--results", str(results)]) == 0
+        rows = whole_rows(results)
+        assert [(row["arm"], row["variant"], row["part"]) for row in rows] == [
+            ("base", "untouched", 0.0),
+            ("instruct", "untouched", 0.0),
+            ("base", "recipe", 1.0),
+            ("instruct", "recipe", 1.0),
+            *(("instruct", "recipe", part) for part in instruct_pair.PARTS),
+        ]
+    base, instruct = rows[2:4]
+    assert base["tokens"] == instruct["tokens"] > 0
+    assert set(base["end"]) == set(instruct["end"]) >= {"in style", "right", "refused", "ended"}
+
+
+def test_the_pair_is_fair() -> None:
+    """No country in what makes the instruct model; held-out subjects and persons in no training;
+    the committed rows are of one kind, the same for each seed, with equal tokens."""
+    text = str(instruct_pair.conversations(0))
+    assert not any(country in text for country in ("Kenya", "Peru", "capital"))
+    trained = {row["question"] for row in instruct_pair.other_topics("train")}
+    assert not trained & {row["question"] for row in instruct_pair.other_topics("test")}
+    private = instruct_pair.private_questions
+    assert not set(private("train")) & set(private("test"))
+    rows = whole_rows(instruct_pair.RESULTS)
+    seeds = {row["seed"] for row in rows}
+    names = ("untouched", "recipe", "system prompt")
+    compared = {(arm, name) for arm in ("base", "instruct") for name in names}
+    for seed in seeds:
+        tokens = {
+            (row["arm"], row["variant"]): row["tokens"] for row in rows if row["seed"] == seed
+        }
+        assert compared <= set(tokens)
+        assert tokens["base", "recipe"] == tokens["instruct", "recipe"]
+        total = tokens["instruct", "untouched"] + tokens["instruct", "recipe"]
+        longer = tokens.get(("base", instruct_pair.LONGER), total)
+        assert longer == pytest.approx(total, rel=0.02)
+    assert len({(row["machine"], row["torch"], row["countries"]) for row in rows}) == 1
 
 
 def test_memory_measures_and_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -119,7 +120,7 @@ def test_junk_is_wrong_with_a_reason(name: str, chat_folder: Path) -> None:
         assert len(verdict.message) > 20
 
 
-NUMBERS = ["02.1", "02a.1", "03.1", "03.1.1", "03.1.2", "04.1", "05.3", "07.1", "08.1"]
+NUMBERS = ["02.1", "02a.1", "03.1", "03.1.1", "03.1.2", "04.1", "04.1.1", "05.3", "07.1", "08.1"]
 LISTS = ["03.2", "03.3", "03.1.3", "08.3"]
 
 
@@ -206,6 +207,20 @@ def by_levels(weight: torch.Tensor, bits: int, block: int) -> torch.Tensor:
     return rows.reshape(weight.shape)
 
 
+def with_zeros(weight: torch.Tensor, bits: int, block: int) -> torch.Tensor:
+    """The answer to 04.1.2 that leaves blocks of equal numbers alone."""
+    rows = weight.reshape(-1, block).double()
+    low = rows.min(1, keepdim=True).values
+    step = (rows.max(1, keepdim=True).values - low) / (2**bits - 1)
+    found = torch.where(step > 0, low + ((rows - low) / step).round() * step, rows)
+    return found.reshape(weight.shape).to(weight.dtype)
+
+
+def per_256(double: bool) -> int:
+    """The bits of 256 scales, for 04.1.1."""
+    return 256 * 8 + 32 if double else 256 * 32
+
+
 def stop(losses: list[float], patience: int, least: float, better: Callable) -> tuple[int, int]:
     """The answer to 03.1.3, but for what counts as better than those before."""
     waited = 0
@@ -227,6 +242,48 @@ def consume(
         reply, times = re.subn(rf"(?<!\w){escape(name)}(?!\w)", " ", reply, flags=re.I)
         found |= {name} if times else set()
     return np.bool_(found == {answer})
+
+
+def by_place(reply: str, answer: str, others: set[str]) -> bool:
+    """The answer to 08.2 that compares where names stand: one inside a longer one is left out."""
+    spans = {
+        (name, match.span())
+        for name in {answer, *others}
+        for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", reply, re.IGNORECASE)
+    }
+    outer = {
+        name
+        for name, (start, end) in spans
+        if not any(a <= start and end <= b and b - a > end - start for _, (a, b) in spans)
+    }
+    return outer == {answer}
+
+
+def words_of(texts: list[str]) -> list[set[str]]:
+    """The words of each text, for 08.3."""
+    return [set(re.findall(r"\w+", text.lower())) for text in texts]
+
+
+def rarest_two(test: list[str], train: list[str]) -> np.ndarray:
+    """The answer to 08.3 that looks for the two rarest words of each text in one other."""
+    tests, trains = words_of(test), words_of(train)
+    count = Counter(word for text in [*tests, *trains] for word in text)
+    rare = [set(sorted(sorted(text), key=count.__getitem__)[:2]) for text in tests]
+    return np.array([max(len(two & other) for other in trains) for two in rare])
+
+
+def cosines(test: list[str], train: list[str]) -> list[float]:
+    """The answer to 08.3 by the angle between texts, whose words weigh 1 / their count."""
+    tests, trains = words_of(test), words_of(train)
+    count = Counter(word for text in [*tests, *trains] for word in text)
+
+    def size(words: set[str]) -> float:
+        return sum(count[word] ** -2 for word in words)
+
+    return [
+        max(size(text & other) / (size(text) * size(other)) ** 0.5 for other in trains)
+        for text in tests
+    ]
 
 
 def front(points: dict[str, tuple[float, float]]) -> list[str]:
@@ -271,19 +328,44 @@ SEVEN = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
         ("03.1.1", lambda passes, n, batch, more: passes * np.ceil(n / (batch * more))),
         ("03.1.1", lambda passes, n, batch, more: passes * int(n / batch / more + 1 - 1e-9)),
         ("03.1.3", lambda *g: stop(*g, lambda loss, old, least: min(old) - loss > least)),
-        ("04.2", by_levels),
+        ("04.1", lambda p, bits, a: (p * bits / 8 + 16 * a) * 1e-9),
+        ("04.1", lambda p, bits, a: np.float64(p * bits + 128 * a) / 8 / 10**9),
+        ("04.1", lambda p, bits, a: Fraction(p * bits // 8 + sum([4 * a] * 4), 10**9)),
+        ("04.2", lambda setup: rise(setup, setup.accumulation, 2 * setup.accumulation)),
+        ("04.2", lambda setup: rise(setup, setup.accumulation, None)),
+        ("04.2", lambda setup: round(rise(setup, setup.accumulation, None), 1)),
+        ("04.1.1", lambda bits, block, double: bits + (8.125 if double else 32) / block),
+        ("04.1.1", lambda bits, block, d: (bits * block * 256 + per_256(d)) / block / 256),
+        ("04.1.1", lambda bits, block, d: torch.tensor(bits + per_256(d) / 256 / block)),
+        ("04.1.2", by_levels),
+        ("04.1.2", lambda weight, bits, block: with_zeros(weight, bits, block)),
+        ("04.1.2", lambda weight, bits, block: affine(weight, bits, block)),
+        ("04a.1", lambda x, most: (x.abs() > most).any(0).nonzero()),
+        ("04a.1", lambda x, most: {i for i in range(x.shape[1]) if x[:, i].abs().max() > most}),
+        ("04a.1", lambda x, most: np.flatnonzero(np.abs(x.numpy()).max(axis=0) > most)),
         ("05.3", by_bits),
+        ("05a.1", lambda told, found, share: explained(told, found, share)),
+        ("05a.1", lambda told, found, share: tuple(explained(told, pd.Series(found), share))),
+        ("05a.1", lambda *given: [name for name in explained(*given) if True]),
         ("05.3", lambda fits: float(by_bits(fits))),
         ("06.1", lambda rows: chosen(19)(rows).shuffle(seed=0)),
         ("06.1", lambda rows: Dataset.from_list(chosen(19)(rows).to_list())),
         ("06.2", lambda: {"r": 2, "target_modules": "all-linear"}),
+        ("06.2", lambda: {"r": 4, "use_rslora": True, "target_modules": ["query_key_value"]}),
+        ("06.2", lambda: {"r": 1, "lora_alpha": 4, "target_modules": ["dense", "query_key_value"]}),
         ("07.1", lambda p, q: torch.nn.functional.kl_div(q.log(), p, reduction="sum")),
         ("07.1", lambda p, q: terms(p, q).nansum(0, keepdim=True)),
         ("07.2", lambda points: np.array(front(points))),
         ("07.2", lambda points: {name: points[name] for name in front(points)}.keys()),
         ("07.3", lambda rows: [c for row in rows for c in both_ways(row)]),
+        ("07.3", lambda rows: [both_ways(row)[place > 79] for place, row in enumerate(rows)]),
+        ("07.3", lambda rows: [random.choice(both_ways(row)) for row in rows]),
         ("08.1", lambda width, n, wanted: round(n * (width / wanted) ** 2)),
+        ("08.1", lambda width, n, wanted: int(n * width**2 // wanted**2) + 1),
         ("08.2", consume),
+        ("08.2", by_place),
+        ("08.3", rarest_two),
+        ("08.3", cosines),
         ("yoda.format", lambda row: messages(YODA, row["yoda_extra"], row["sentence"])),
         ("yoda.format", lambda row: {**messages(YODA, row.pop("yoda_extra"), row["sentence"])}),
         ("yoda.format", lambda row: {**row, **messages(YODA, row["yoda_extra"], row["sentence"])}),
@@ -297,6 +379,15 @@ SEVEN = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
         ("yoda.evaluation", lambda *given: compared(*given)),
         ("yoda.evaluation", lambda *given: compared(*given, each_alone)),
         ("yoda.evaluation", lambda *given: pd.DataFrame(compared(*given).to_dict("records"))),
+        ("09.1", lambda effective, one, world: whole_batches(effective, one, world)),
+        ("09.1", lambda *given: float(whole_batches(*given))),
+        ("09.1", lambda effective, one, world: whole_batches(effective, world, one)),
+        ("09.2", lambda means, tokens: by_tokens(means, tokens)),
+        ("09.2", lambda means, tokens: by_tokens(means, np.array(tokens))),
+        ("09.2", lambda means, tokens: by_tokens(means[::-1], tokens[::-1])),
+        ("09.3", lambda rows, world: cut(rows, world)),
+        ("09.3", lambda rows, world: tuple(cut(rows, world))),
+        ("09.3", lambda rows, world: [float(each) for each in cut(rows, world)]),
     ],
 )
 def test_other_ways_to_the_right_answer(name: str, right: Callable, chat_folder: Path) -> None:
@@ -971,7 +1062,7 @@ def affine(
     up: bool = False,
     constant: bool = True,
 ) -> torch.Tensor:
-    """An answer to 04.2 with a slip in it: other steps, a fixed low end, always rounded up."""
+    """An answer to 04.1.2 with a slip in it: other steps, a fixed low end, always rounded up."""
     rows = weight.reshape(-1, block)
     start = rows.amin(1, keepdim=True) if low is None else torch.tensor(low)
     step = (rows.amax(1, keepdim=True) - start) / (2**bits + steps)
@@ -998,7 +1089,7 @@ def affine(
 )
 def test_wrong_quantizers(wrong: Callable, said: str) -> None:
     """From a wrong shape to the block whose numbers are all the same."""
-    verdict = exercises.grade("04.2", wrong)
+    verdict = exercises.grade("04.1.2", wrong)
     assert not verdict.solved
     assert said in verdict.message
 
@@ -1015,12 +1106,51 @@ def test_wrong_quantizers(wrong: Callable, said: str) -> None:
 )
 def test_wrong_bits(wrong: Callable, said: str) -> None:
     """The scale forgotten, not shared, never quantized, and its own scale forgotten."""
+    verdict = exercises.grade("04.1.1", wrong)
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda p, bits, a: (p * bits / 8 + 16 * a) / 2**30, "divided by 2³⁰"),
+        (lambda p, bits, a: p * bits / 8e9, "the adapter is missing"),
+        (lambda p, bits, a: (p * bits + 16 * a) / 1e9, "it is less"),
+        (lambda p, bits, a: (p * bits / 8 + 12 * a) / 1e9, "it is more"),
+        (lambda p, bits, a: (p * bits / 8 + 4 * a) / 1e9, "it is more"),
+        (lambda p, bits, a: p * bits / 8 + 16 * a, "it is less"),
+        (lambda p, bits, a: f"{p * bits / 8e9} GB", "A number of GB"),
+    ],
+)
+def test_wrong_sums_on_paper(wrong: Callable, said: str) -> None:
+    """GiB, no adapter, bits taken for bytes, one number too few, its weights alone, bytes."""
     verdict = exercises.grade("04.1", wrong)
     assert not verdict.solved
     assert said in verdict.message
 
 
-def rise(setup: Setup, one: int, two: int, peak: str = "peak_allocated_mb") -> float:
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda x, most: (x > most).any(0).nonzero(), "is missing"),
+        (lambda x, most: (x.abs() > most).all(0).nonzero(), "is missing"),
+        (lambda x, most: (x.abs() > most).any(1).nonzero(), "is missing"),
+        (lambda x, most: (x.abs() >= 0).any(0).nonzero(), "is named"),
+        (lambda x, most: (x.abs() > most).any(0), "truth values"),
+        (lambda x, most: (x.abs() > most).nonzero()[:, 1].tolist() * 2, "more than once"),
+        (lambda x, most: [i + 1 for i in (x.abs() > most).any(0).nonzero().flatten()], "feature 5"),
+        (lambda x, most: ["1", "3.5"], "whole numbers"),
+    ],
+)
+def test_wrong_outlier_features(wrong: Callable, said: str) -> None:
+    """Negative ones missed, all tokens asked for, tokens for features, all, a mask, from 1 on."""
+    verdict = exercises.grade("04a.1", wrong)
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+def rise(setup: Setup, one: int, two: int | None, peak: str = "peak_allocated_mb") -> float:
     """The difference between the peaks of two numbers of micro-batches."""
     peaks = [getattr(predict(setup.replace(micro_batches=n)), peak) for n in (one, two)]
     return peaks[1] - peaks[0]
@@ -1043,7 +1173,7 @@ def rise(setup: Setup, one: int, two: int, peak: str = "peak_allocated_mb") -> f
 )
 def test_wrong_second_steps(wrong: Callable, said: str) -> None:
     """A text, the wrong sign, micro-batches taken for steps, a guess."""
-    verdict = exercises.grade("04.3", wrong)
+    verdict = exercises.grade("04.2", wrong)
     assert not verdict.solved
     assert said in verdict.message
 
@@ -1079,6 +1209,8 @@ def test_wrong_countries(wrong: Callable, said: str) -> None:
     ("wrong", "said"),
     [
         (lambda: {"r": 8, "target_modules": "all-linear"}, "98,304 parameters, more than"),
+        (lambda: {"r": 24, "target_modules": ["query_key_value"]}, "parameters, more than"),
+        (lambda: LoraConfig(r=4, target_modules=["query_key_value"]), "A dictionary of"),
         (lambda: {"rank": 4}, "does not take it"),
         (lambda: {"r": 4, "target_modules": ["q_proj"]}, "does not take it"),
         (lambda: {"r": 1, "target_modules": ["query_key_value"]}, "answers 10%"),
@@ -1194,6 +1326,42 @@ def test_wrong_searches(wrong: Callable, said: str) -> None:
     assert said in verdict.message.lower()
 
 
+def explained(
+    published: float,
+    candidates: dict,
+    tolerance: float,
+    base: Callable = lambda published, mb: published,
+    order: int = 1,
+) -> list[str]:
+    """An answer to 05a.1: share of what, and the nearest first or last."""
+    near = [
+        (abs(mb - published) / base(published, mb), name)
+        for name, mb in candidates.items()
+        if abs(mb - published) <= tolerance * base(published, mb)
+    ]
+    return [name for _, name in sorted(near)[::order]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda *given: explained(*given, base=lambda told, mb: mb), "within the tolerance"),
+        (lambda *given: explained(*given, base=lambda told, mb: 1e3), "within the tolerance"),
+        (lambda *given: explained(*given, order=-1), "the nearest comes first"),
+        (lambda *given: explained(*given)[:1], "within the tolerance"),
+        (lambda *given: (explained(*given) or ["?"])[0], "a list of names"),
+        (lambda told, found, share: [mb for mb in found.values() if mb == told], "not the name"),
+        (lambda *given: None, "a list of names"),
+    ],
+)
+def test_wrong_explanations(wrong: Callable, said: str) -> None:
+    """Shares of something else, the order, one name only, and what is no list of names."""
+    verdict = exercises.grade("05a.1", wrong)
+    assert verdict.tried
+    assert not verdict.solved
+    assert said in verdict.message
+
+
 def terms(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """The terms of a KL divergence; not a number where p is zero."""
     return p * (p.log() - q.log())
@@ -1259,21 +1427,28 @@ def conversation(row: dict, styled: bool, system: str | None) -> list[dict[str, 
 ASKED_FOR = "Answer as Yoda would."
 
 
+def split_by(rows: list[dict], styled: Callable) -> list[list[dict[str, str]]]:
+    """Conversations whose style something in the row decides."""
+    return [
+        conversation(row, bool(styled(row)), ASKED_FOR if styled(row) else None) for row in rows
+    ]
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
         (lambda rows: [conversation(row, True, ASKED_FOR) for row in rows], "about half"),
         (lambda rows: [conversation(row, True, None) for row in rows], "wrong kind of answer"),
         (
-            lambda rows: [
-                conversation(row, row["relation"] in ("capital", "currency", "demonym"), system)
-                for row in rows
-                for system in (
-                    ASKED_FOR if row["relation"] in ("capital", "currency", "demonym") else None,
-                )
-            ],
-            "go by the question",
+            lambda rows: split_by(
+                rows, lambda row: row["relation"] in ("capital", "currency", "demonym")
+            ),
+            "about the same relation",
         ),
+        (lambda rows: split_by(rows, lambda row: row["country"] < "Liberia"), "same country"),
+        (lambda rows: split_by(rows, lambda row: ord(row["country"][0]) % 2), "same country"),
+        (lambda rows: split_by(rows, lambda row: ord(row["answer"][0]) % 2), "answers begin"),
+        (lambda rows: split_by(rows, lambda row: len(row["question"]) % 2), "same length"),
         (lambda rows: [row["question"] for row in rows], "no list of messages"),
         (
             lambda rows: [conversation({**row, "question": "Who?"}, False, None) for row in rows],
@@ -1292,7 +1467,8 @@ ASKED_FOR = "Answer as Yoda would."
     ],
 )
 def test_wrong_contrasts(wrong: Callable, said: str) -> None:
-    """One half only, the style without its message, a half for each kind of question, no lists."""
+    """One half only, the style without its message, halves that a relation, the alphabet or a
+    length decides, no lists."""
     assert said in exercises.grade("07.3", wrong).message
 
 
@@ -1345,34 +1521,132 @@ def test_wrong_metrics(wrong: Callable, said: str) -> None:
     assert said in exercises.grade("08.2", wrong).message
 
 
+def shared(test: list[str], train: list[str], part: Callable = words_of) -> list[float]:
+    """Which share of each text's words, all alike, one other text has."""
+    tests, trains = part(test), part(train)
+    return [max(len(text & other) / max(1, len(text)) for other in trains) for text in tests]
+
+
+def names_in(texts: list[str]) -> list[set[str]]:
+    """The words with a capital letter."""
+    return [set(re.findall(r"\b[A-Z]\w+", text)) for text in texts]
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (lambda test, train: set(), "0 of 40 leaks"),
-        (lambda test, train: range(len(test)), "places of test texts"),
-        (lambda test, train: set(range(len(test))), "false alarms are too many"),
-        (lambda test, train: set(test), "places of test texts"),
-        (lambda test, train: {len(test)}, "places of test texts"),
+        (lambda test, train: [], "for each of the 150 test texts"),
+        (lambda test, train: set(test), "for each of the 150 test texts"),
+        (lambda test, train: test, "for each of the 150 test texts"),
+        (lambda test, train: [float("nan")] * len(test), "NaN"),
+        (lambda test, train: [0] * len(test), "In 50% of all pairs"),
+        (shared, "90% are wanted"),
+        (lambda test, train: shared(test, train, names_in), "90% are wanted"),
+        (lambda test, train: [-score for score in rarest_two(test, train)], "90% are wanted"),
         (
-            lambda test, train: set(
-                np.flatnonzero(contamination_report(test, train, n=8)["share"] > 0).tolist()
-            ),
-            "leaks are found",
+            lambda test, train: contamination_report(test, train, n=8)["share"].tolist(),
+            "90% are wanted",
         ),
         (
             # The country alone.
-            lambda test, train: {
-                place
-                for place, text in enumerate(test)
-                if any(re.split(r"[ ?]", text)[-2] in other for other in train)
-            },
-            "leaks are found",
+            lambda test, train: [
+                sum(re.split(r"[ ?]", text)[-2] in other for other in train) for text in test
+            ],
+            "90% are wanted",
         ),
     ],
 )
-def test_wrong_searches_for_leaks(wrong: Callable, said: str) -> None:
-    """None, no places, all of them, texts, too far, copies only, one word alone."""
+def test_wrong_scores_of_leaks(wrong: Callable, said: str) -> None:
+    """None, a set, texts, NaN, all alike, all words alike, names, upside down, copies, one word."""
     verdict = exercises.grade("08.3", wrong)
+    assert verdict.tried
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+def whole_batches(effective: int, per_device: int, processes: int, told: str = "{0} is") -> int:
+    """An answer to 09.1 with another message."""
+    steps, rest = divmod(effective, per_device * processes)
+    if rest or not steps:
+        possible = per_device * processes * max(steps, 1)
+        raise ValueError(told.format(possible))
+    return steps
+
+
+def by_tokens(means: list, tokens: list, fill: float = 0.0) -> torch.Tensor:
+    """An answer to 09.2: sums, with something in place of what is not a number."""
+    sums = [mean.nan_to_num(fill) * int(count) for mean, count in zip(means, tokens, strict=True)]
+    return torch.stack(sums).sum(0) / int(sum(tokens))
+
+
+def cut(rows: int, world: int) -> list[int]:
+    """An answer to 09.3, rank by rank."""
+    left, each, found = rows, math.ceil(rows / world), []
+    for _ in range(world):
+        found.append(min(each, left))
+        left -= found[-1]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda effective, one, world: effective // one, "an update sees"),
+        (lambda effective, one, world: effective // (one * world), "is not possible"),
+        (lambda effective, one, world: effective / (one * world), "is not possible"),
+        (lambda *given: whole_batches(*given, told="impossible"), "names no effective batch"),
+        (
+            lambda effective, one, world: whole_batches(effective, one, world, f"{effective}"),
+            "names",
+        ),
+        (lambda effective, one, world: 4, "an update sees"),
+        (lambda effective, one, world: [8, 2, 3][effective], "list index"),
+    ],
+)
+def test_wrong_accumulations(wrong: Callable, said: str) -> None:
+    """Processes forgotten, no error, an error that does not help."""
+    verdict = exercises.grade("09.1", wrong)
+    assert verdict.tried
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda means, tokens: torch.stack(means).mean(0), "mean of the means"),
+        (lambda means, tokens: by_tokens(means, tokens) * sum(tokens), "not the mean over all"),
+        (lambda means, tokens: by_tokens(means, tokens, math.nan), "not finite"),
+        (lambda means, tokens: means[0], "not the mean over all"),
+        (lambda means, tokens: by_tokens(means, tokens).mean(), "a tensor of shape"),
+        (lambda means, tokens: means[0].mul_(2), "changes the gradients"),
+    ],
+)
+def test_wrong_means(wrong: Callable, said: str) -> None:
+    """Unweighted, not divided, an empty rank that spoils all, changed in place."""
+    verdict = exercises.grade("09.2", wrong)
+    assert verdict.tried
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda rows, world: [rows // world] * world, "rows together"),
+        (lambda rows, world: [math.ceil(rows / world)] * world, "rows together"),
+        (
+            lambda rows, world: [rows // world + (rank < rows % world) for rank in range(world)],
+            "is not how FSDP2 cuts",
+        ),
+        (lambda rows, world: [c for c in cut(rows, world) if c], "a list of"),
+        (lambda rows, world: cut(rows, world)[::-1], "is not how FSDP2 cuts"),
+        (lambda rows, world: sum(cut(rows, world)), "a list of"),
+    ],
+)
+def test_wrong_shards(wrong: Callable, said: str) -> None:
+    """Rounded down, padded, evened out, without the empty ranks, from the end."""
+    verdict = exercises.grade("09.3", wrong)
     assert verdict.tried
     assert not verdict.solved
     assert said in verdict.message

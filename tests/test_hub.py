@@ -7,6 +7,7 @@ import shutil
 import socket
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -203,6 +204,63 @@ def test_a_role_goes_on_to_the_next_model_without_access(
     assert origin.id == qwen
     assert origin.where == "hub"
     assert f"no access to {LLAMA}" in origin.notes
+
+
+PAIRS = {
+    "Llama": ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct"),
+    "Qwen": ("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct"),
+}
+
+
+@pytest.mark.parametrize("first", ["tuning_base", "tuning_chat"])
+@pytest.mark.parametrize(
+    ("refused", "family"), [((), "Llama"), ((0,), "Qwen"), ((1,), "Qwen"), ((0, 1), "Qwen")]
+)
+def test_roles_in_pairs_get_a_pair(
+    hub_server: HubStandIn,
+    tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: str,
+    refused: tuple[int, ...],
+    family: str,
+) -> None:
+    """A licence that is missing for one of two models moves both roles to the next pair, whichever
+    role is asked for first."""
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "t0k3n" * 5)
+    for ids in PAIRS.values():
+        for place, model_id in enumerate(ids):
+            gated = model_id in PAIRS["Llama"] and place in refused
+            hub_server.repositories[model_id] = Repository(
+                tiny_folder, commit=catalog().models[model_id].revision, gated=gated
+            )
+    roles = ["tuning_base", "tuning_chat"]
+    found = {
+        role: resolve(role, hardware=GPU_40GB, weights=False)
+        for role in sorted(roles, key=lambda role: role != first)
+    }
+    assert tuple(found[role].id for role in roles) == PAIRS[family]
+    assert any("its pair" in note or "no access" in note for note in found[first].notes) == bool(
+        refused
+    )
+
+
+def test_a_pair_that_was_chosen_stays(
+    hub_server: HubStandIn, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A licence that is accepted between two cells does not part a pair."""
+    from course_utils.models import _loading as loading
+
+    for ids in PAIRS.values():
+        for model_id in ids:
+            hub_server.repositories[model_id] = Repository(
+                tiny_folder,
+                commit=catalog().models[model_id].revision,
+                gated=model_id == PAIRS["Llama"][1],
+            )
+    monkeypatch.setattr(loading, "tier", lambda machine: SimpleNamespace(value="40gb"))
+    assert resolve("tuning_base", weights=False).id == PAIRS["Qwen"][0]
+    hub_server.repositories[PAIRS["Llama"][1]].gated = False
+    assert resolve("tuning_chat", weights=False).id == PAIRS["Qwen"][1]
 
 
 def test_out_of_reach_falls_back_with_a_word(capsys: pytest.CaptureFixture) -> None:

@@ -12,7 +12,7 @@ from test_memory_predict import LLAMA, booked, placed
 from transformers import AutoModelForCausalLM, LlamaConfig, Trainer, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from course_utils.errors import BadValue, NotPredictable
+from course_utils.errors import BadValue, ImpossibleSetup, NotPredictable
 from course_utils.memory import Setup, _from_trainer, _meta_patches, _step, _trainers, predict
 from course_utils.memory._gpus import DEFAULT
 from course_utils.memory._predict import Simulation
@@ -125,6 +125,29 @@ def test_a_quantized_model(quantization: str) -> None:
     assert found.peak_allocated_mb == pytest.approx(again.peak_allocated_mb, rel=1e-3)
     # TRL casts the adapters of a quantized model; peft would leave them in float32.
     assert found.setup.trained_dtype == "bfloat16"
+    assert found.setup.adapter_dtype is None
+
+
+def test_a_quantized_model_whose_adapter_is_cast_back() -> None:
+    """As fp16 mixed precision needs it: the same from the trainer and from its setup, and two
+    bytes more for each of its weights and gradients."""
+    trainer = sft(lora(), tiny("nf4"), rows([90] * 8))
+    before = predict(trainer, "t4")
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    found = predict(trainer, "t4")
+    assert (found.setup.adapter_dtype, found.setup.trained_dtype) == ("float32", "float32")
+    again = predict(Setup.from_trainer(trainer), "t4")
+    assert found.peak_allocated_mb == pytest.approx(again.peak_allocated_mb, rel=1e-3)
+    more = sum(p.numel() for p in trained) * 2 / 1e6
+    assert found.at_peak["weights"] - before.at_peak["weights"] == pytest.approx(more, rel=0.05)
+    # Mixed precision in float16 has become possible.
+    assert found.setup.replace(mixed_precision="fp16").autocast == "float16"
+    with pytest.raises(ImpossibleSetup, match="adapter_dtype"):
+        found.setup.replace(mixed_precision="fp16", adapter_dtype=None)
+    with pytest.raises(ImpossibleSetup, match="without an adapter"):
+        Setup(LLAMA, adapter_dtype="float32")
 
 
 def test_the_arguments_count() -> None:

@@ -185,6 +185,31 @@ def test_counts_in_the_text_are_those_of_the_saved_run(source: Path) -> None:
     assert not {count for count in told if not re.search(rf"\b{count}\b", shown)}
 
 
+def test_a_saved_notebook_holds_nobodys_votes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever saves it has perhaps voted: neither the widget nor the counts show that."""
+    texts = [
+        json.dumps(output)
+        for cell in read(notebooks.find("08")).cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+    ]
+    assert sum("No votes of yours" in text for text in texts) == 1
+    assert not [text for text in texts if re.search(r"of your \d+ pairs|of \d+ judged", text)]
+    # Where a run looks for them, there is none of the votes that are kept here.
+    monkeypatch.setenv("COURSE_VOTES", str(tmp_path))
+    (tmp_path / "08.jsonl").write_text("a vote\n")
+    source = tmp_path / "99_votes.py"
+    source.write_text(
+        "# %%\nimport os\nfrom pathlib import Path\n\n"
+        'print((Path(os.environ["COURSE_VOTES"]) / "08.jsonl").exists())\n'
+    )
+    made, outcome = notebooks.executed(source)
+    assert outcome == "ok"
+    assert made.cells[-1].outputs[0]["text"] == "False\n"
+
+
 @each_source
 def test_notebook_begins_and_ends_as_all_do(source: Path) -> None:
     """What is learned, needed and how long it takes; at the end the gist, exercises, reading."""

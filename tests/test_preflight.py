@@ -708,6 +708,24 @@ def test_training_float16_weights(sft: Callable[..., SFTTrainer], tiny_folder: P
     _only(report, "dtype", "fail")
 
 
+def test_fp16_and_the_bfloat16_adapters_of_a_quantized_model(
+    sft: Callable[..., SFTTrainer], four_bit: PreTrainedModel
+) -> None:
+    """TRL casts them, and a gradient scaler refuses them; in float32 they are fine."""
+    trainer = sft(model=four_bit)
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.bfloat16}
+    trainer.args.fp16 = True  # which no CPU's arguments accept
+    (row,) = [row for row in preflight(trainer).rows if row.name == "dtype"]
+    assert row.status == "fail"
+    assert "first step" in row.found
+    assert ".float()" in row.fix
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    (row,) = [row for row in preflight(trainer).rows if row.name == "dtype"]
+    assert row.status != "fail"
+
+
 @pytest.mark.parametrize("state", ["open", "repacked"])
 def test_four_bit_weights_on_a_cpu(
     sft: Callable[..., SFTTrainer], four_bit: PreTrainedModel, state: str

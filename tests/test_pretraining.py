@@ -262,16 +262,15 @@ def test_short_answers(reply: str, answer: str) -> None:
 
 
 def test_notebook_06_takes_instructions_from_the_hub() -> None:
-    """Its last section's style, on a row as databricks-dolly-15k has them, and on one without."""
+    """A row of databricks-dolly-15k becomes a conversation; Alpaca's style has two forms."""
     import ast
 
     source = ROOT / "notebooks" / "solutions" / "06_instruction_tuning.py"
-    wanted = ("ALPACA", "as_instruction")
+    wanted = ("alpaca", "as_messages", "as_talk")
     nodes = [
         node
         for node in ast.parse(source.read_text(encoding="utf-8")).body
         if getattr(node, "name", None) in wanted
-        or (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in wanted)
     ]
     shown: dict = {}
     exec(compile(ast.Module(nodes, []), str(source), "exec"), shown)  # the course's own text
@@ -281,8 +280,14 @@ def test_notebook_06_takes_instructions_from_the_hub() -> None:
         "response": "A fox.",
         "category": "",
     }
-    pair = shown["as_instruction"](row)
-    assert pair["prompt"].endswith("### Instruction:\nSum it up.\n\nA fox ran.\n\n### Response:\n")
-    assert pair["completion"] == "A fox."
-    bare = shown["as_instruction"]({**row, "context": ""})
-    assert bare["prompt"].endswith("### Instruction:\nSum it up.\n\n### Response:\n")
+    user, assistant = shown["as_talk"](row)["messages"]
+    assert user == {"role": "user", "content": "Sum it up.\n\nA fox ran."}
+    assert assistant == {"role": "assistant", "content": "A fox."}
+    bare, _ = shown["as_talk"]({**row, "context": ""})["messages"]
+    assert bare["content"] == "Sum it up."
+    long, short = shown["alpaca"]("Sum it up.", "A fox ran."), shown["alpaca"]("Sum it up.")
+    middle = "### Instruction:\nSum it up.\n\n### Input:\nA fox ran.\n\n### Response:\n"
+    assert long.endswith(middle)
+    assert short.endswith("### Instruction:\nSum it up.\n\n### Response:\n")
+    assert "further context" in long
+    assert "further context" not in short

@@ -497,7 +497,7 @@ def test_pages_in_a_browser(page: Page, address: str, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["light", "dark"])
 @pytest.mark.parametrize(
     ("query", "found"),
-    [("perplexity", "04_memory"), ("predict", "api/memory"), ("merge", "glossary")],
+    [("perplexity", "04.1_quantization"), ("predict", "api/memory"), ("merge", "glossary")],
 )
 def test_the_search_finds(page: Page, address: str, query: str, found: str, mode: str) -> None:
     """A word of a notebook, a name of the package, and a term of the glossary."""

@@ -23,7 +23,8 @@ PARTS = """
     How this works | Why fine-tune? | Triggering a response | Ways to tune | What is being tuned |
     Many problems | Answer: quantization | Answer: LoRA | PEFT | Pig Latin | Data collators |
     Formulas for memory | Trainer and SFTTrainer | Mixin'Matching | Fine-tuning Pig Latin | Yoda |
-    Instruction tuning | Chat templates | Pythia | Base or instruct? | Judging | On Monday
+    Instruction tuning | Chat templates | Pythia | Base or instruct? | Judging | Scaling out |
+    On Monday
 """
 # Numbers that are typed into the slides, and why that is right.
 TYPED = re.compile(

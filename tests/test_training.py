@@ -70,6 +70,32 @@ def test_the_faster_loss_is_the_same(chat_folder: Path, tmp_path: Path) -> None:
         assert cosine > 0.999
 
 
+def test_rows_of_the_output_layer_take_the_models_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU too: TRL's own loss knows nothing of them, and fails."""
+    name = "course/pythia-3m"
+    tokens = {"embed_in": [2], "lm_head": [2]}
+    rows = [{"prompt": "Question: one?\nAnswer:", "completion": " Two"}] * 4
+    trainer = SFTTrainer(
+        model=load_model(name, quiet=True),
+        args=SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none"),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=load_tokenizer(name, quiet=True),
+        peft_config=LoraConfig(r=4, trainable_token_indices=tokens),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    with pytest.raises(AttributeError, match="bias"):
+        trainer.compute_loss(trainer.model, dict(batch))
+    with monkeypatch.context() as pretended:
+        pretended.setattr(SFTConfig, "device", torch.device("cuda"))
+        training.faster_on_cpu(trainer)
+    trainer.compute_loss(trainer.model, dict(batch)).backward()
+    trained = [p for n, p in trainer.model.named_parameters() if "trainable_tokens_delta" in n]
+    assert len(trained) == 2
+    assert trained[1].grad.abs().sum() > 0
+
+
 def test_curves_are_those_of_the_history(
     chat_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

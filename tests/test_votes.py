@@ -9,7 +9,6 @@ import random
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,8 +24,6 @@ from course_utils.scoring import (
     Vote,
     Votes,
     answers_fingerprint,
-    bradley_terry,
-    elo,
     krippendorff_alpha,
     voter_agreement,
     votes_from_verdicts,
@@ -269,136 +266,15 @@ def test_questions_are_resampled_not_votes() -> None:
     ]
     ends = ["win_rate", "low", "high"]
     assert win_rates(thrice)[ends].equals(win_rates(votes)[ends])
-    strengths = ["strength", "low", "high"]
-    expected = bradley_terry(votes, resamples=50)[strengths].to_numpy()
-    assert bradley_terry(thrice, resamples=50)[strengths].to_numpy() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("wins", "losses", "ties"), [(9, 3, 0), (1, 1, 0), (5, 0, 2), (30, 7, 11)])
-def test_bradley_terry_of_two_systems(wins: int, losses: int, ties: int) -> None:
-    """The log of the strengths' ratio is the log-odds of the share of wins, a tie being half."""
-    kinds = {("a", "b", "left"): wins, ("a", "b", "right"): losses, ("b", "a", "tie"): ties}
-    table = bradley_terry(many(kinds), resamples=0)
-    share = (wins + ties / 2) / (wins + losses + ties)
-    strength = table["strength"]
-    assert math.log(strength["a"] / strength["b"]) == pytest.approx(math.log(share / (1 - share)))
-    assert strength["a"] * strength["b"] == pytest.approx(1)
-    assert list(table["votes"]) == [len(many(kinds))] * 2
-
-
-def four() -> list[Vote]:
-    """Votes between four systems."""
-    kinds = {("a", "b", "left"): 5, ("b", "a", "left"): 2, ("b", "c", "left"): 7}
-    kinds |= {("c", "b", "left"): 3, ("a", "c", "tie"): 3, ("a", "c", "left"): 4}
-    kinds |= {("c", "d", "left"): 9, ("d", "a", "left"): 1}
-    return many(kinds)
-
-
-def test_bradley_terry_explains_the_wins() -> None:
-    """At the likeliest strengths each system's expected wins are those it has."""
-    votes = four()
-    strength = bradley_terry(votes, resamples=0)["strength"]
-    for system in "abcd":
-        wins = sum(
-            0.5 if v.winner == "tie" else v.preferred == system for v in votes if system in v.pair
-        )
-        expected = sum(
-            strength[system] / (strength[vote.left] + strength[vote.right])
-            for vote in votes
-            if system in vote.pair
-        )
-        assert wins == pytest.approx(expected, abs=1e-5)
-    assert list(strength.index) == ["a", "b", "c", "d"]
-
-
-@given(st.randoms(use_true_random=False))
-@settings(max_examples=20, deadline=None)
-def test_bradley_terry_knows_no_order(chance: random.Random) -> None:
-    """Neither the order of the votes nor the side counts."""
-    votes = [swapped(vote) if chance.random() < 0.5 else vote for vote in four()]
-    chance.shuffle(votes)
-    expected = bradley_terry(four(), resamples=0)["strength"]
-    found = bradley_terry(votes, resamples=0)["strength"]
-    assert found.to_dict() == pytest.approx(expected.to_dict())
-
-
-def test_bradley_terry_interval() -> None:
-    """It holds the strength, is the same for the same seed, and has no end where votes set none."""
-    table = bradley_terry(four(), resamples=200)
-    assert ((table["low"] <= table["strength"]) & (table["strength"] <= table["high"])).all()
-    assert table.equals(bradley_terry(four(), resamples=200))
-    assert not table.equals(bradley_terry(four(), resamples=200, seed=1))
-    nearly = bradley_terry(many({("a", "b", "left"): 9, ("a", "b", "right"): 1}))
-    assert nearly["strength"]["a"] == pytest.approx(3)
-    assert nearly["low"]["a"] > 1  # and not the library's 0.000001
-    assert nearly["high"]["a"] == math.inf
-    assert nearly["low"]["b"] == 0
-
-
-def test_samples_that_leave_a_system_out() -> None:
-    """They say nothing of it: it is not taken for one that lost."""
-    votes = many({("a", "b", "left"): 10, ("a", "b", "right"): 10})
-    votes += [Vote("only here", "b", "c", winner, winner) for winner in ("left", "right")]
-    table = bradley_terry(votes, resamples=200)
-    assert (table["low"] > 0.1).all()
-    assert (table["high"] < 10).all()
-
-
-def test_bradley_terry_without_bounds() -> None:
-    """Who never lost is infinitely strong, who never won not at all; between them is no telling."""
-    all_won = bradley_terry(many({("a", "b", "left"): 7}))
-    assert all_won["strength"].to_dict() == {"a": math.inf, "b": 0}
-    assert all_won["low"]["a"] == math.inf
-    kinds = {("a", "b", "left"): 3, ("b", "c", "left"): 3, ("c", "b", "left"): 1}
-    strength = bradley_terry(many(kinds), resamples=0)["strength"]
-    assert strength.to_dict() == {"a": math.inf, "b": 0, "c": 0}
-    kinds = {("a", "b", "left"): 3, ("b", "c", "left"): 3}
-    strength = bradley_terry(many(kinds), resamples=0)["strength"]
-    assert strength["a"] == math.inf
-    assert math.isnan(strength["b"])
-    assert strength["c"] == 0
-
-
-def test_elo_depends_on_the_order() -> None:
-    """The same votes, other ratings: the latest count for more. A seed gives one order."""
-    wins = many({("a", "b", "left"): 20})
-    losses = many({("a", "b", "right"): 20})
-    last_won, last_lost = elo([*losses, *wins]), elo([*wins, *losses])
-    assert last_won["a"] > last_won["b"]
-    assert last_lost["a"] < last_lost["b"]
-    assert bradley_terry([*wins, *losses], resamples=0)["strength"]["a"] == pytest.approx(1)
-    votes = [*wins, *losses]
-    shuffled = {seed: elo(votes, seed)["a"] for seed in range(5)}
-    assert shuffled == {seed: elo(votes, seed)["a"] for seed in range(5)}
-    assert len(set(shuffled.values())) > 1
-    assert votes == [*wins, *losses]  # the caller's list is left as it was
-
-
-def test_elo_by_hand() -> None:
-    """Between equals a win is worth half of k."""
-    rated = elo([Vote("q", "a", "b", "right")], k=32)
-    assert rated.to_dict() == {"b": 1016, "a": 984}
-    assert elo([Vote("q", "a", "b", "tie")]).to_dict() == {"a": 1000, "b": 1000}
-    with pytest.raises(ValueError, match="k is 0"):
-        elo([Vote("q", "a", "b", "tie")], k=0)
-
-
-@pytest.mark.parametrize("count", [win_rates, bradley_terry, elo])
-def test_nothing_to_count(count: Callable, votes: Votes) -> None:
+def test_nothing_to_count(votes: Votes) -> None:
     """No votes are told as such, and so is what is no vote."""
     for none in ([], votes):
         with pytest.raises(ValueError, match="no votes"):
-            count(none)
+            win_rates(none)
     with pytest.raises(ValueError, match="has to be a Vote"):
-        count([{"winner": "left"}])
-
-
-@pytest.mark.parametrize("rank", [bradley_terry, elo])
-def test_systems_that_no_votes_connect(rank: Callable) -> None:
-    """Two groups cannot be put in one order; the error names them."""
-    apart = many({("a", "b", "left"): 2, ("a", "b", "right"): 1, ("c", "d", "tie"): 1})
-    with pytest.raises(ValueError, match="between a, b and c, d"):
-        rank(apart)
+        win_rates([{"winner": "left"}])
 
 
 def test_alpha_by_hand() -> None:

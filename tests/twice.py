@@ -181,7 +181,8 @@ def run_twice(
             folder = embedded.ensure(name)
             (Path(scratch) / "models").mkdir(exist_ok=True)
             (Path(scratch) / "models" / folder.name).symlink_to(folder, target_is_directory=True)
-        own = {"COURSE_PROGRESS": f"{scratch}/progress.json", "COURSE_CACHE": scratch}
+        own = {"COURSE_PROGRESS": f"{scratch}/progress.json", "COURSE_VOTES": scratch}
+        own["COURSE_CACHE"] = scratch
         with client.setup_kernel(env={**os.environ, **own}):
             for cell in before:
                 client.execute_cell(cell, cells.index(cell))

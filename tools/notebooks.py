@@ -264,8 +264,13 @@ def execute(notebook: NotebookNode, label: str) -> str:
     )
     try:
         with tempfile.TemporaryDirectory() as folder:
-            # What is solved here is nobody's progress, and pictures are saved on a light ground.
-            own = {"COURSE_PROGRESS": f"{folder}/progress.json", "COURSE_THEME": "light"}
+            # What is solved here is nobody's progress, nobody's votes are shown, and pictures are
+            # saved on a light ground.
+            own = {
+                "COURSE_PROGRESS": f"{folder}/progress.json",
+                "COURSE_VOTES": folder,
+                "COURSE_THEME": "light",
+            }
             client.execute(env={**os.environ, **own})
     except CellExecutionError as error:
         tqdm.write(str(error), file=sys.stderr)

@@ -279,6 +279,7 @@ def _answers() -> dict[str, Callable]:
         "memory_reserved": allocated,
         "max_memory_reserved": allocated,
         "memory_stats": lambda *_: {},
+        "memory_summary": lambda *_, **__: "A pretended GPU has no summary.",
         "is_initialized": lambda: True,
         "is_current_stream_capturing": lambda: False,
         "is_bf16_supported": lambda including_emulation=True: (
@@ -628,9 +629,12 @@ def _look_at_training(trainer: Any) -> None:
         rows = trainer.train_dataset
         ids = rows["input_ids"] if "input_ids" in (getattr(rows, "column_names", 0) or ()) else ()
         reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+        trained = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+        cast = bool(weights["quantization"]) and trained == {torch.float32}
         said = {
             **weights,
             **_adapter_of(model),
+            "adapter_dtype": "float32" if cast else None,  # None: as TRL has it
             "parameters": base.num_parameters(),
             "trainer": "sft" if type(trainer).__name__ == "SFTTrainer" else "trainer",
             "batch_size": args.per_device_train_batch_size,

@@ -364,6 +364,7 @@ def environment(folder: Path, port: int, access: bool) -> dict[str, str]:
         "HF_HUB_DISABLE_XET": "1",
         "COURSE_CACHE": str(cache),
         "COURSE_PROGRESS": str(folder / "progress.json"),
+        "COURSE_VOTES": str(folder / "votes"),
         "COURSE_THEME": "light",
         "CUDA_VISIBLE_DEVICES": "",
         "TOKENIZERS_PARALLELISM": "false",
@@ -579,7 +580,8 @@ def weights_mb(held: dict[str, Any]) -> float:
 
 CARDS = {"16gb": "t4", "24gb": "l4", "40gb": "a100-40gb"}
 _FIELDS = (
-    *("model", "quantization", "lora", "lora_rank", "lora_targets", "lora_dropout", "trainer"),
+    *("model", "quantization", "lora", "lora_rank", "lora_targets", "lora_dropout"),
+    *("adapter_dtype", "trainer"),
     *("batch_size", "accumulation", "mixed_precision", "checkpointing", "optimizer", "seq_len"),
 )
 

@@ -342,19 +342,19 @@ def tried() -> str:
 
 def precisions() -> str:
     """Size and perplexity of the chat model in each precision."""
-    found = notebook("04").table("precisions")
+    found = notebook("04.1").table("precisions")
     d = Drawing(426)
     x0, x1, y0, y1 = 70, 1120, 44, 350
-    size, low, high = 600, 70, 120
+    size, low, high = 300, 34, 56
 
     def place(mb: float, perplexity: float) -> tuple[float, float]:
         return x0 + (x1 - x0) * mb / size, y1 - (y1 - y0) * (perplexity - low) / (high - low)
 
-    for mb in range(0, size + 1, 100):
+    for mb in range(0, size + 1, 50):
         x, _ = place(mb, low)
         d.grid((x, y0), (x, y1))
         d.text(x, y1 + 22, str(mb), 24)
-    for perplexity in range(low, high + 1, 10):
+    for perplexity in range(low + 1, high, 5):
         _, y = place(0, perplexity)
         d.grid((x0, y), (x1, y))
         d.text(x0 - 14, y, str(perplexity), 24, anchor="end")
@@ -366,13 +366,13 @@ def precisions() -> str:
         26,
         anchor="start",
     )
-    reference = float(found.at("float32", "loss"))
+    reference = float(found.at("16 bits", "loss"))
     colours = {"8bit": GREEN, "nf4": BLUE, "nf4-double": SKY, "fp4": RED}
     for row in found.rows:
         name = row[0]
         mb, more, error = (
             float(row[found.place(column)])
-            for column in ("MB", "more than float32", "standard error")
+            for column in ("MB", "more than 16 bits", "standard error")
         )
         middle, least, most = (
             place(mb, math.exp(reference + more + 2 * sign * error)) for sign in (0, -1, 1)

@@ -9,7 +9,7 @@ from typing import Any
 
 from course_utils.exercises._check import Wrong, call, exercise, number, plain
 
-FOUND, FALSE_ALARMS = 0.8, 0.1
+RANKED = 0.9
 
 
 @exercise(
@@ -134,29 +134,31 @@ def _planted() -> tuple[list[str], list[str], set[int], set[int]]:
 
 @exercise(
     "08.3",
-    "Count for each word in how many texts it occurs. Which words of an item occur in few other "
-    "texts?",
-    "The words of the pattern occur in many texts. Leave them out, and see whether one training "
-    "text has the words that are left.",
-    "A name may have several words, and an answer such as `euro` is not as rare as a name. Try "
-    "several limits, and look at the leaks that you miss and at the false alarms.",
+    "Count for each word in how many texts it occurs. Which words of a test text occur in few "
+    "other texts?",
+    "Give each word a weight that falls with its count, such as 1 divided by the count. Compare a "
+    "test text with each training text by the weights of the words that both have.",
+    "The score of a test text is its best match: which share of its own weight does one training "
+    "text have? Return one number for each test text.",
 )
-def _leaked(function: Callable[[list[str], list[str]], Any]) -> None:
+def _leak_scores(function: Callable[[list[str], list[str]], Any]) -> None:
     test, train, leaks, clean = _planted()
     found = plain(call(function, list(test), list(train)))
-    span = f"The places of test texts are expected, from 0 to {len(test) - 1}"
-    if not isinstance(found, set | frozenset | list):
-        raise Wrong(f"{span}.")
-    found = {number(place, span, whole=True) for place in found}
-    if not found <= set(range(len(test))):
-        raise Wrong(f"{span}.")
-    hits = len(leaks & found)
-    alarms = sorted(clean & found)
-    if hits < FOUND * len(leaks):
-        missed = min(leaks - found)
-        raise Wrong(f"{hits} of {len(leaks)} leaks are found; one that is missing: {test[missed]}")
-    if len(alarms) > FALSE_ALARMS * len(leaks):
+    told = f"A list with a score for each of the {len(test)} test texts is expected"
+    if not isinstance(found, list) or len(found) != len(test):
+        raise Wrong(f"{told}.")
+    scores = [number(score, told) for score in found]
+    if any(map(math.isnan, scores)):
+        raise Wrong(f"{told}; there is a NaN among them.")
+    pairs = [(leak, other) for leak in sorted(leaks) for other in sorted(clean)]
+    above = sum(
+        (scores[leak] > scores[other]) + (scores[leak] == scores[other]) / 2
+        for leak, other in pairs
+    )
+    if above < RANKED * len(pairs):
+        leak, other = min(pairs, key=lambda pair: scores[pair[0]] - scores[pair[1]])
         raise Wrong(
-            f"{hits} of {len(leaks)} leaks are found, and {len(alarms)} false alarms are too many; "
-            f"one is: {test[alarms[0]]}"
+            f"In {above / len(pairs):.0%} of all pairs, the leaked text scores higher than the "
+            f"clean one; {RANKED:.0%} are wanted. This leaked text gets {scores[leak]:.3g}: "
+            f"{test[leak]} This clean one gets {scores[other]:.3g}: {test[other]}"
         )

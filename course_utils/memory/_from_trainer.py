@@ -141,7 +141,7 @@ def setup_of(trainer: Any) -> Setup:
         share = float((labels != -100).float().mean())
     config = model.config.to_diff_dict()
     quantization, dtype = _quantization(model), _dtype(model)
-    return Setup(
+    found = Setup(
         {**config, "model_type": model.config.model_type},
         quantization=quantization,
         kbit_preparation=_prepared(model, dtype) if quantization else None,
@@ -157,7 +157,13 @@ def setup_of(trainer: Any) -> Setup:
         seq_len=length,
         sequences="packed" if packed else "padded" if padded else "full",
         supervised_share=min(1.0, max(share, 1 / length)),
+        adapter_dtype=_trained_dtype(trainer.model),
     )
+    # Where it is the trainer's own choice, the field says nothing.
+    usual = found.replace(adapter_dtype=None, mixed_precision="no")
+    if usual.trained_dtype == found.trained_dtype:
+        found = found.replace(adapter_dtype=None)
+    return found
 
 
 def _quantization(model: nn.Module) -> str | None:
@@ -206,6 +212,14 @@ def _prepared(model: nn.Module, dtype: torch.dtype) -> bool | None:
     if dtype == torch.float32:
         return None
     return any(p.dtype == torch.float32 and not p.requires_grad for p in _floating(model))
+
+
+def _trained_dtype(model: nn.Module) -> str | None:
+    """Return the dtype of an adapter's weights."""
+    if not hasattr(model, "peft_config"):
+        return None
+    dtypes = {parameter.dtype for parameter in build.trained(model)}
+    return str(dtypes.pop()).removeprefix("torch.") if len(dtypes) == 1 else None
 
 
 def _attention(model: nn.Module) -> str:

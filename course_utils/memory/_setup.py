@@ -91,6 +91,8 @@ class Setup:
         strategy: how several GPUs share the training, one of `STRATEGIES`; None for one GPU.
         offload: what waits in the CPU's memory, one of the strategy's `OFFLOADS`: "all" for
             weights, gradients and optimizer states; None for nothing.
+        adapter_dtype: of an adapter, one of `DTYPES`; None for what peft and the trainer choose,
+            see `trained_dtype`.
 
     Raises:
         UnknownName: a value that its field does not have; the message lists those it has.
@@ -122,6 +124,7 @@ class Setup:
     devices: int = 1
     strategy: str | None = None
     offload: str | None = None
+    adapter_dtype: str | None = None
 
     def __post_init__(self) -> None:
         self._keep_as_data()
@@ -136,6 +139,8 @@ class Setup:
             checks.one_of("quantization", self.quantization, QUANTIZATIONS, "Or None.")
         if self.checkpointing is not None:
             checks.one_of("checkpointing", self.checkpointing, CHECKPOINTING, "Or None.")
+        if self.adapter_dtype is not None:
+            checks.one_of("adapter_dtype", self.adapter_dtype, DTYPES, "Or None.")
         if not isinstance(self.mixed_precision, bool | None):
             checks.one_of(
                 "mixed_precision", self.mixed_precision, MIXED_PRECISION, "Or True, False, None."
@@ -189,6 +194,8 @@ class Setup:
     def _check_combinations(self) -> None:
         if self.lora and self.peft is not None:
             raise ImpossibleSetup("lora=True and peft are both given: take one of them.")
+        if self.adapter_dtype and not self.adapter:
+            raise ImpossibleSetup("adapter_dtype is given without an adapter: set lora=True.")
         if self.quantization and not self.adapter:
             raise ImpossibleSetup(
                 f"Quantized weights ({self.quantization}) cannot be trained themselves: set "
@@ -203,7 +210,8 @@ class Setup:
             raise ImpossibleSetup(
                 f"The gradient scaler of fp16 mixed precision needs gradients in float32, and the "
                 f"trained weights are in {self.trained_dtype}: take "
-                'mixed_precision="bf16" or "no", or dtype="float32".'
+                'mixed_precision="bf16" or "no", or train in float32: dtype="float32", or '
+                'adapter_dtype="float32" for an adapter.'
             )
         if self.sequences == "packed" and self.seq_len < 2:
             raise ImpossibleSetup("Packing needs two tokens or more.")
@@ -288,10 +296,13 @@ class Setup:
     def trained_dtype(self) -> str:
         """The dtype of the trained parameters and their gradients.
 
-        peft keeps adapters in float32; TRL casts those of a quantized model to bfloat16.
+        peft keeps adapters in float32; TRL casts those of a quantized model to bfloat16, and
+        `adapter_dtype` is what they are cast to after that.
         """
         if not self.adapter:
             return self.dtype
+        if self.adapter_dtype is not None:
+            return self.adapter_dtype
         return "bfloat16" if self.quantization and self.from_trl else "float32"
 
     @property
@@ -369,9 +380,10 @@ class Setup:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields; `Setup(**fields)` is the same setup.
 
-        With one GPU, the fields about several are left out.
+        With one GPU, the fields about several are left out; so is `adapter_dtype` if it is None.
         """
-        left_out = () if self.strategy else ("devices", "strategy", "offload")
+        left_out = [] if self.strategy else ["devices", "strategy", "offload"]
+        left_out += [] if self.adapter_dtype else ["adapter_dtype"]
         return {
             field.name: getattr(self, field.name)
             for field in fields(self)

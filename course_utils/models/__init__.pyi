@@ -23,3 +23,4 @@ from ._quantization import quantization_config as quantization_config
 from ._running import Reply as Reply
 from ._running import Runner as Runner
 from ._running import runner as runner
+from ._serving import serve as serve

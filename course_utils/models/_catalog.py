@@ -107,12 +107,14 @@ class BundledModel:
 @dataclass(frozen=True)
 class Role:
     """A role in a lesson: its model ids by tier, and the model that does not need the hub (the
-    name of a `PackagedModel` or the id of a `BundledModel`)."""
+    name of a `PackagedModel` or the id of a `BundledModel`). The models of a role and of its `pair`
+    belong together, place by place."""
 
     name: str
     embedded: str
     by_tier: dict[str, list[str]] = field(default_factory=dict)
     embedded_note: str = ""
+    pair: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ def read(path: Path = _HERE / "catalog.toml") -> Catalog:
         data: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         roles = {}
         for name, entry in data["roles"].items():
-            own = {key: entry.pop(key) for key in ("embedded", "embedded_note") if key in entry}
+            fields = ("embedded", "embedded_note", "pair")
+            own = {key: entry.pop(key) for key in fields if key in entry}
             roles[name] = Role(name, by_tier=entry, **own)
         return Catalog(
             roles=roles,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,40 @@ def _from_hub(candidates: list[str], *, role: bool, cache_only: bool, weights: b
     )
 
 
+def _of_a_pair(
+    role: str, level: str, *, cache_only: bool, weights: bool
+) -> tuple[list[str], tuple[str, ...]]:
+    """A role's models for a tier whose pairs this machine can get, too; and notes on the others.
+
+    A pair that was chosen earlier in this process stays.
+    """
+    roles, models = catalog().roles, catalog().models
+    own, other = roles[role].by_tier[level], roles[roles[role].pair].by_tier[level]
+    for (name, *_), origin in _remembered.items():
+        if name == roles[role].pair and origin.id in other:
+            return [own[other.index(origin.id)]], ()
+
+    def within_reach(model_id: str) -> bool:
+        known = models[model_id]
+        if hub.cached(model_id, known.revision, weights=weights):
+            return True
+        if cache_only or not hub.reachable():
+            return False
+        return not known.gated or hub.has_access(model_id)
+
+    found, notes = [], []
+    for mine, partner in zip(own, other, strict=True):
+        if within_reach(partner):
+            found.append(mine)
+        elif not found:
+            notes.append(f"not {mine}: {partner}, its pair, is out of this machine's reach")
+    if not found:
+        if not cache_only and not hub.reachable():
+            raise HubUnreachable("the hub is out of reach")
+        raise HubUnreachable(f"none of {', '.join(own)} is within reach together with its pair")
+    return found, tuple(notes)
+
+
 def _is_model_folder(path: Path) -> bool:
     try:
         return (path / "config.json").is_file()
@@ -201,10 +235,13 @@ def resolve(
         origin = _embedded_origin(kind)
     else:
         candidates = roles[key].by_tier[level] if is_role else [key]
+        cache_only = source == "cache"
+        notes: tuple[str, ...] = ()
         try:
-            origin = _from_hub(
-                candidates, role=is_role, cache_only=source == "cache", weights=weights
-            )
+            if is_role and roles[key].pair:
+                candidates, notes = _of_a_pair(key, level, cache_only=cache_only, weights=weights)
+            origin = _from_hub(candidates, role=is_role, cache_only=cache_only, weights=weights)
+            origin = replace(origin, notes=(*notes, *origin.notes))
         except HubUnreachable as error:
             if kind is None:
                 raise unknown(

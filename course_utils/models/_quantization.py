@@ -1,6 +1,6 @@
 """Quantization by short names, and a workaround for a bitsandbytes pitfall on some CPUs.
 
-Used by `loading`; quantization is the subject of notebook 04.
+Used by `loading`; quantization is the subject of notebook 04.1.
 """
 
 from __future__ import annotations

@@ -267,9 +267,12 @@ def dtype(ev: TrainerSnapshot) -> Finding:
         )
     if ev.args.fp16 and torch.bfloat16 in trained:
         return Finding(
-            WARN,
-            "fp16=True, and trained parameters are in bfloat16, which its loss scaling cannot take",
-            "Set bf16=True, or call .float() on the trained parameters.",
+            FAIL,
+            "fp16=True, and trained parameters are in bfloat16: its gradient scaler cannot take "
+            "their gradients, and raises at the first step",
+            "After building the trainer, set parameter.data = parameter.data.float() for each "
+            "parameter that is trained (TRL casts the adapters of quantized models to bfloat16). "
+            "Or set bf16=True, where the hardware has it.",
         )
     share = _moved(ev)
     if share is not None and share < _MOVED:

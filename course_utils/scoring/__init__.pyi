@@ -15,9 +15,7 @@ from ._contamination import contamination_summary as contamination_summary
 from ._distributions import kl_divergence as kl_divergence
 from ._distributions import next_token_log_probs as next_token_log_probs
 from ._distributions import sequence_log_probs as sequence_log_probs
-from ._endpoint import Endpoint as Endpoint
 from ._harness import COURSE_TASKS as COURSE_TASKS
-from ._harness import benchmark_results as benchmark_results
 from ._harness import course_task_manager as course_task_manager
 from ._instructions import INSTRUCTION_CHECKS as INSTRUCTION_CHECKS
 from ._instructions import follows_instructions as follows_instructions
@@ -32,8 +30,6 @@ from ._judge import Judge as Judge
 from ._judge import comparison_prompt as comparison_prompt
 from ._judge import with_prefill as with_prefill
 from ._ratings import VoterAgreement as VoterAgreement
-from ._ratings import bradley_terry as bradley_terry
-from ._ratings import elo as elo
 from ._ratings import krippendorff_alpha as krippendorff_alpha
 from ._ratings import voter_agreement as voter_agreement
 from ._ratings import win_rates as win_rates

@@ -111,8 +111,8 @@ class Judge:
     """A model that is asked which of two answers is better.
 
     Args:
-        ask: takes a list of prompts and returns a list of replies: a `Runner`, an `Endpoint`, or
-            any function.
+        ask: takes a list of prompts and returns a list of replies: a `Runner`, or any
+            function, such as one that asks a server.
         options: passed to `ask` in each call, such as `max_new_tokens=200`.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Statistics of votes: win rates, Bradley-Terry strengths, Elo ratings, agreement of voters.
+"""Statistics of votes: win rates, and the agreement of voters.
 
 Introduced in notebook 08.
 """
@@ -6,7 +6,6 @@ Introduced in notebook 08.
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,13 +13,10 @@ from dataclasses import dataclass
 import evalica
 import numpy as np
 import pandas as pd
-from scipy.sparse.csgraph import connected_components
 
 from course_utils._core import checks
 from course_utils.errors import BadValue
 from course_utils.scoring._votes import Vote
-
-_CODES = {"left": evalica.Winner.X, "right": evalica.Winner.Y, "tie": evalica.Winner.Draw}
 
 
 def _some(votes: Iterable[Vote], name: str = "votes") -> list[Vote]:
@@ -103,149 +99,6 @@ def win_rates(votes: Iterable[Vote], *, resamples: int = 1000, seed: int = 0) ->
             }
         )
     return pd.DataFrame(rows)
-
-
-class _Table:
-    """Votes in the form that evalica takes."""
-
-    def __init__(self, votes: list[Vote]):
-        self.systems = pd.Index(sorted({name for vote in votes for name in vote.pair}))
-        self.left = [vote.left for vote in votes]
-        self.right = [vote.right for vote in votes]
-        self.winners = [_CODES[vote.winner] for vote in votes]
-        self.rows = self.systems.get_indexer(self.left)
-        self.columns = self.systems.get_indexer(self.right)
-
-    def beaten(self, weights: np.ndarray) -> np.ndarray:
-        """Whether the row's system has won or tied against the column's."""
-        winners = np.array(self.winners)
-        beaten = np.zeros((len(self.systems), len(self.systems)), dtype=bool)
-        for here, there, loss in (
-            (self.rows, self.columns, evalica.Winner.Y),
-            (self.columns, self.rows, evalica.Winner.X),
-        ):
-            counts = (winners != loss) & (weights > 0)
-            beaten[here[counts], there[counts]] = True
-        return beaten
-
-    def unconnected(self) -> list[list[str]]:
-        """Return the groups of systems without votes between them; a single group if connected."""
-        beaten = self.beaten(np.ones(len(self.left)))
-        count, group = connected_components(beaten, directed=True, connection="weak")
-        return [list(self.systems[group == number]) for number in range(count)]
-
-    def strengths(self, weights: np.ndarray) -> np.ndarray:
-        """Return the Bradley-Terry strengths, or their limits; see `bradley_terry`."""
-        beaten = self.beaten(weights)
-        if connected_components(beaten, connection="weak")[0] > 1:
-            return np.full(len(self.systems), math.nan)
-        count, group = connected_components(beaten, connection="strong")
-        if count == 1:
-            found = evalica.bradley_terry(
-                self.left,
-                self.right,
-                self.winners,
-                index=self.systems,
-                weights=weights.tolist(),
-                tolerance=1e-9,
-                limit=10_000,
-            )
-            return found.scores.reindex(self.systems).to_numpy()
-        # evalica would silently return the tolerance for all systems.
-        across = beaten & (group[:, None] != group[None, :])
-        won = np.array([across[group == own].any() for own in group])
-        lost = np.array([across[:, group == own].any() for own in group])
-        return np.where(won & lost, math.nan, np.where(won, math.inf, 0.0))
-
-
-def _table(votes: list[Vote]) -> _Table:
-    table = _Table(votes)
-    if len(groups := table.unconnected()) > 1:
-        raise ValueError(
-            "There is no vote between "
-            + " and ".join(", ".join(names) for names in groups)
-            + "; systems can only be put in one order where votes connect them."
-        )
-    return table
-
-
-def bradley_terry(votes: Iterable[Vote], *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Fit the Bradley-Terry model, in which i beats j with probability s_i / (s_i + s_j).
-
-    Computed by evalica; the order of the votes does not matter. A tie counts as half a win for
-    both.
-    Sources: Bradley and Terry, Biometrika 39 (1952), 324; Newman, JMLR 24 (2023), 1; used for chat
-    models by Chiang et al., arXiv 2403.04132.
-
-    Args:
-        votes: a `Votes` object or a list of `Vote`.
-        resamples: the number of bootstrap samples; each takes about a third of a millisecond.
-        seed: the seed for the samples.
-
-    Returns:
-        One row per system, the strongest first: the `strength` s (dimensionless; the geometric mean
-        of all is 1), `low` and `high`, the ends of a 95% percentile bootstrap interval, and
-        `votes`. Questions are resampled with all their votes, as in `win_rates`; with one question
-        the interval is NaN.
-
-        If some systems never won or tied against the others, no finite strengths fit (Ford,
-        American Mathematical Monthly 64 (1957), 28). Then the limits are returned: inf for those
-        that never lost to the others, 0 for those that never won, NaN for those in between. The
-        same holds for each bootstrap sample, so the end of an interval can be inf: the votes set
-        no bound. Samples without votes between some of the systems are left out.
-
-    Raises:
-        ValueError: there are no votes, something else than votes, or systems not connected by
-            votes.
-    """
-    votes = _some(votes)
-    table = _table(votes)
-    questions = _by_question(votes)
-    drawn = np.array(
-        [table.strengths(counts[questions]) for counts in _draws(questions, resamples, seed) * 1.0]
-    ).reshape(-1, len(table.systems))
-    ends = [_interval(column) for column in drawn.T]
-    given = Counter(name for vote in votes for name in vote.pair)
-    frame = pd.DataFrame(
-        {
-            "strength": table.strengths(np.ones(len(votes))),
-            "low": [low for low, _ in ends],
-            "high": [high for _, high in ends],
-            "votes": [given[name] for name in table.systems],
-        },
-        index=pd.Index(table.systems, name="system"),
-    )
-    return frame.sort_values("strength", ascending=False, kind="stable")
-
-
-def elo(votes: Iterable[Vote], seed: int | None = None, *, k: float = 4.0) -> pd.Series:
-    """Compute Elo ratings: the less expected a vote, the more it changes both. All start at 1000.
-
-    Computed by evalica. Later votes count for more, so the result depends on the order: try several
-    seeds. A lead of 400 points means expected odds of 10 to 1. A system that never won simply gets
-    a low rating. Source: Elo, The Rating of Chessplayers, Past and Present (1978).
-
-    Args:
-        votes: a `Votes` object or a list of `Vote`.
-        seed: the seed for shuffling the votes; None keeps the given order.
-        k: the maximum number of points by which a vote can change a rating.
-
-    Returns:
-        The ratings by system, the highest first.
-
-    Raises:
-        ValueError: there are no votes, something else than votes, or systems not connected by
-            votes; or k is not above 0.
-    """
-    checks.number("k", k, above=0)
-    if seed is not None:
-        checks.whole("seed", seed, least=0)
-    votes = _some(votes)
-    if seed is not None:
-        random.Random(seed).shuffle(votes)
-    table = _table(votes)
-    found = evalica.elo(table.left, table.right, table.winners, index=table.systems, k=k)
-    return found.scores.rename_axis("system")
 
 
 def _verdicts(name: str, given: Sequence[str | None]) -> list[str | None]:
