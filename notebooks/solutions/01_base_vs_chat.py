@@ -675,7 +675,7 @@ assert exact["shown: two examples, no template"] > exact["question alone"]
 # %% [markdown]
 # With this small model, only one of the five prompts works for a program: two examples, without the
 # template. Without the template, the prompt is a text that breaks off, and the examples show how it
-# goes on. With the template, the model rarely gives the name alone (1 of 16 after two examples). We
+# goes on. With the template, the model rarely gives the name alone (once in sixteen, after two examples). We
 # expect that larger chat models do what they are told more often. Examples also cost tokens in
 # every call, and guarantee no format.
 #
@@ -867,7 +867,7 @@ assert margin > 0
 #   countries before instruction tuning, and 229 after it (section 2; 2.6 million parameters, one
 #   seed).
 # - A chat model answers when the prompt opens an answer, as its own template does. Given the bare
-#   question, SmolLM2-135M-Instruct ended the user's turn and wrote nothing, 16 of 16 times (section
+#   question, SmolLM2-135M-Instruct ended the user's turn and wrote nothing, all sixteen times (section
 #   3).
 # - A template adds no knowledge. It triggers behaviour that tuning has put in.
 # - If a model lacks facts, try retrieval. If it lacks a format or a behaviour, try a prompt with
