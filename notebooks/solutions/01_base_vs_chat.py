@@ -675,7 +675,8 @@ assert exact["shown: two examples, no template"] > exact["question alone"]
 # %% [markdown]
 # With this small model, only one of the five prompts works for a program: two examples, without the
 # template. Without the template, the prompt is a text that breaks off, and the examples show how it
-# goes on. With the template, the model rarely gives the name alone (once in sixteen, after two examples). We
+# goes on. With the template, the model rarely gives the name alone (once in sixteen, after two
+# examples). We
 # expect that larger chat models do what they are told more often. Examples also cost tokens in
 # every call, and guarantee no format.
 #
