@@ -260,8 +260,10 @@ def test_the_pair_is_fair() -> None:
     assert not set(private("train")) & set(private("test"))
     rows = whole_rows(instruct_pair.RESULTS)
     seeds = {row["seed"] for row in rows}
+    assert len(seeds) >= 3
     names = ("untouched", "recipe", "system prompt")
     compared = {(arm, name) for arm in ("base", "instruct") for name in names}
+    compared.add(("base", instruct_pair.LONGER))
     for seed in seeds:
         tokens = {
             (row["arm"], row["variant"]): row["tokens"] for row in rows if row["seed"] == seed
@@ -269,8 +271,7 @@ def test_the_pair_is_fair() -> None:
         assert compared <= set(tokens)
         assert tokens["base", "recipe"] == tokens["instruct", "recipe"]
         total = tokens["instruct", "untouched"] + tokens["instruct", "recipe"]
-        longer = tokens.get(("base", instruct_pair.LONGER), total)
-        assert longer == pytest.approx(total, rel=0.02)
+        assert tokens["base", instruct_pair.LONGER] == pytest.approx(total, rel=0.02)
     assert len({(row["machine"], row["torch"], row["countries"]) for row in rows}) == 1
 
 

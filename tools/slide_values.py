@@ -257,10 +257,10 @@ def _fits(saved: Saved) -> str:
 def _verdicts(saved: Saved) -> str:
     """The claims about base and instruct models, and what was measured of each."""
     found = saved.table("verdicts")
-    names = ("claim", "base, before", "instruct, after", "difference", "verdict")
+    names = ("claim", "compared", "shares", "difference", "verdict")
     places = [found.place(name) for name in names]
     rows = [[plain(row[place]) for place in places] for row in found.rows]
-    return table(names, [[*row[:-1], f"**{row[-1]}**"] for row in rows], "lrrrl")
+    return table(names, [[*row[:-1], f"**{row[-1]}**"] for row in rows], "llrrl")
 
 
 MADE: dict[str, dict[str, Callable[[Saved], object]]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Set
 from typing import Any
 
@@ -12,7 +12,20 @@ import torch
 
 from course_utils.exercises._check import Wrong, call, exercise, number, plain
 
-ROWS = 80
+ROWS = 160
+
+# What could give away which half a question is in. If rows that share it are all in the same half,
+# a model can go by it, and need not read the system prompt.
+_GIVE_AWAYS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "about the same relation": lambda row: row["relation"],
+    "about the same country": lambda row: row["country"],
+    "whose countries begin with the same letter": lambda row: row["country"][0],
+    "in the same wording": lambda row: row["question"].replace(row["country"], ""),
+    "of the same length": lambda row: len(row["question"]),
+    "with the same number of words": lambda row: len(row["question"].split()),
+    "whose answers begin with the same letter": lambda row: row["answer"][0],
+}
+_TOO_PURE = 0.9  # of the rows that share something; alternating halves give 0.55 to 0.75
 
 # Pairs of distributions; in the last pair, one token has probability 0 in the first.
 _PAIRS = (
@@ -102,7 +115,8 @@ def _front(function: Callable[[dict[str, tuple[float, float]]], Any]) -> None:
     "07.3",
     "A conversation is a list such as [{'role': 'user', 'content': …}, {'role': 'assistant', …}]. "
     "If there is a system prompt, it comes first.",
-    "Go through the rows with `enumerate`, and treat rows of even and odd numbers differently.",
+    "Nothing in a row may decide, neither its relation nor its country: go through the rows with "
+    "`enumerate`, and treat even and odd places differently.",
     "`yoda_answer(row)` is the answer in style. Make a plain answer from `cue` and `answer`.",
 )
 def _contrast(function: Callable[[Any], Any]) -> None:
@@ -110,8 +124,8 @@ def _contrast(function: Callable[[Any], Any]) -> None:
     from course_utils.data._answers import SYSTEM, in_style
 
     rows = load_data("countries")["train"].shuffle(seed=3).select(range(ROWS))
-    answers = {row["question"]: row["answer"] for row in rows}
-    relations = {row["question"]: row["relation"] for row in rows}
+    known = {row["question"]: row for row in rows}
+    answers = {question: row["answer"] for question, row in known.items()}
     found = call(function, rows)
     if not isinstance(found, list) or len(found) < ROWS // 2:
         raise Wrong(f"A list of about {ROWS} conversations is expected for {ROWS} rows.")
@@ -139,11 +153,16 @@ def _contrast(function: Callable[[Any], Any]) -> None:
     share = len(halves[True]) / len(found)
     if not 0.35 <= share <= 0.65:
         raise Wrong(f"{share:.0%} of the conversations are under SYSTEM; about half is asked for.")
-    kinds = {side: Counter(relations[q] for q in questions) for side, questions in halves.items()}
-    for relation in set(relations.values()):
-        shares = [kinds[side][relation] / len(halves[side]) for side in (True, False)]
-        if abs(shares[0] - shares[1]) > 0.25:
+    for shared, key in _GIVE_AWAYS.items():
+        groups: dict[Any, Counter] = defaultdict(Counter)
+        for side, questions in halves.items():
+            for question in questions:
+                groups[key(known[question])][side] += 1
+        large = [group for group in groups.values() if group.total() > 1]
+        if sum(max(group.values()) for group in large) > _TOO_PURE * sum(
+            group.total() for group in large
+        ):
             raise Wrong(
-                f"Questions about the {relation} are {shares[0]:.0%} of one half and "
-                f"{shares[1]:.0%} of the other: the model could go by the question."
+                f"Questions {shared} are nearly all in the same half: the model could go by the "
+                "question, and would not have to read the system prompt."
             )
