@@ -26,7 +26,6 @@ def _readers() -> dict[str, Callable[[str], Any]]:
     from course_utils.data import _yoda as yoda
     from course_utils.scoring import contamination_report, follows_instructions
     from course_utils.scoring._contamination import _words
-    from course_utils.scoring._endpoint import _hide
 
     arguments = {"json_object": "name age", "ends_with": "Bye!", "starts_with": "Dear"}
 
@@ -50,7 +49,6 @@ def _readers() -> dict[str, Callable[[str], Any]]:
         "in style": answers.in_style,
         "tells": lambda text: answers.tells(text, "Lima"),
         "visible": visible,
-        "hide": lambda text: _hide(text, "sk-canary-0123456789"),
         "words": _words,
         "contamination": lambda text: contamination_report([f"{text} x"], [f"{text} y"]),
         "contamination, short": lambda text: contamination_report(["a b c"], [text], 50),
