@@ -62,7 +62,7 @@ READERS = (
     *("at_least_words", "at_most_words", "sentences", "lines", "numbered_list", "list_items"),
     *("contains", "starts_with", "ends_with", "json_object", "json_list", "capitals"),
     *("contains much", "contains signs", "refuses", "verdict", "yoda", "clause"),
-    *("pig latin", "pig latin word", "spell", "unspell", "in style", "tells", "visible", "hide"),
+    *("pig latin", "pig latin word", "spell", "unspell", "in style", "tells", "visible"),
     *("words", "contamination", "contamination, short", "exact match"),
     *("word accuracy", "chrF"),
 )
@@ -123,7 +123,6 @@ OTHERS = {
     "pig latin": {"apostrophes": "a'", "consonants": "q", "qu": "qu"},
     "contains much": {"nearly": "a" * 49 + "c"},
     "contains signs": {"nearly": "-a"},
-    "hide": {"nearly": "sk-cana", "key": "sk-canary-0123", "blanks": " a"},
     "contamination": {"one word": "go ", "numbers": "1 2 3 "},
     "visible": {"escapes": "\x1b[", "joiners": "\u200d"},
 }
