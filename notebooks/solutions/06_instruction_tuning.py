@@ -955,7 +955,7 @@ for name, options in {"padded": {"per_device_train_batch_size": 16}, "packed": P
     print(f"{name}: {1 - tokens / places:.0%} of {places:,} places are padding")
 
 # %% tags=["claim"]
-assert tokens == places
+assert tokens >= 0.995 * places
 
 # %% [markdown]
 # 40% of the places in padded batches would be computed for nothing, so we pack. (The pre-flight
