@@ -150,6 +150,18 @@ def test_a_quantized_model_whose_adapter_is_cast_back() -> None:
         Setup(LLAMA, adapter_dtype="float32")
 
 
+@pytest.mark.parametrize("trainer", ["sft", "trainer", "dpo", "loop"])
+def test_an_adapter_in_half_precision_has_states_half_as_large(trainer: str) -> None:
+    """Whoever trains, the adapter's dtype is the one asked for: AdamW keeps its states in it."""
+    options = {"dtype": "float32", "mixed_precision": "no", "seq_len": 64}
+    setup = Setup("course/pythia-3m", lora=True, trainer=trainer, **options)
+    single, half = (
+        predict(setup.replace(adapter_dtype=dtype), "t4").at_peak["optimizer"]
+        for dtype in ("float32", "bfloat16")
+    )
+    assert half == pytest.approx(single / 2, rel=0.1)
+
+
 def test_the_arguments_count() -> None:
     """What is set in the arguments is what is predicted."""
     setup = Setup.from_trainer(

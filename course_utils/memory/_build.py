@@ -206,7 +206,15 @@ def prepared_by_hand(setup: Setup, made: nn.Module, device: str) -> nn.Module:
         if (config := adapter(setup)) is not None:
             with torch.device(device):
                 made = get_peft_model(made, config)
+            cast_adapter(setup, made)
     return made
+
+
+def cast_adapter(setup: Setup, made: nn.Module) -> None:
+    """Give what is trained the dtype that the setup asks for, if it asks for one."""
+    if setup.adapter_dtype is not None:
+        for parameter in trained(made):
+            parameter.data = parameter.data.to(DTYPES[setup.adapter_dtype])
 
 
 @contextlib.contextmanager

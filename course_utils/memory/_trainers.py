@@ -144,9 +144,8 @@ def make(setup: Setup, made: nn.Module, device: str) -> Any:
                     processing_class=tokenizer(),
                     peft_config=build.adapter(setup),
                 )
-        if setup.adapter_dtype is not None:
-            for parameter in build.trained(trainer.model):
-                parameter.data = parameter.data.to(build.DTYPES[setup.adapter_dtype])
+        if setup.from_trl:  # after TRL's own cast
+            build.cast_adapter(setup, trainer.model)
         begin(trainer)
     return trainer
 
