@@ -230,10 +230,11 @@ assert table["right"].sum() >= 8
 # ## 6. Save it, and load it in another program
 #
 # `save_pretrained` writes the adapter into a folder. The folder does not hold the original model,
-# only its name. (The libraries call the original model the adapter's *base model*, even if it is a
-# chat model, as here.) To check that the folder is enough, we start a new Python program that knows
-# nothing of this notebook. The program loads the original model and the adapter together and asks
-# for one sentence.
+# only its name. The libraries call the original model the adapter's *base model*, even if it is a
+# chat model, as here.
+#
+# Is the folder enough? To check, we start a new Python program that knows nothing of this notebook.
+# It loads the original model and the adapter together and asks for one sentence.
 
 # %%
 trainer.model.save_pretrained("models/yoda-adapter")

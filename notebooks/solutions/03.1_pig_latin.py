@@ -743,7 +743,7 @@ for column in ("loss", "gradient norm"):
 # %% [markdown]
 # The losses and the gradient norms agree. (We expect that the small difference in the second row is
 # rounding.) They agree because transformers divides by the number of target tokens in the whole
-# step; a mean of the four batches' means would favour short sentences. Checkpointing took more
+# step. A mean of the four batches' means would favour short sentences. Checkpointing took more
 # time. Notebook 04 shows what it saves.
 #
 # ## 9. Overfitting, and when to stop

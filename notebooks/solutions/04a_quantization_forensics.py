@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 04a · A closer look at quantization
 #
-# **You will learn** why a layer's inputs are harder to round than its weights, which trace an earlier
-# rounding leaves, whether the gradients of QLoRA are right, and two traps in which a training learns
-# nothing.
+# **You will learn** why a layer's inputs are harder to round than its weights, and which trace an
+# earlier rounding leaves. You will check whether the gradients of QLoRA are right, and meet two traps
+# in which a training learns nothing.
 #
 # **You need** notebook 04.1. This is an appendix: no later notebook needs it.
 #

@@ -116,9 +116,11 @@ assert round(known_model(OPT).parameters / 1e6) == 331
 # a GPU's kernels do differently, such as attention, is put in by hand. `told.assumptions` and
 # `told.versions` say what a prediction takes for granted.
 #
-# Three things are left out: the **CUDA context** (some hundred MB that the driver and its libraries
-# take outside the allocator), what **loading** the weights needs for a moment, and **outliers**
-# (8-bit layers treat large activations separately, and without values we cannot count them).
+# Three things are left out:
+#
+# - the **CUDA context**: some hundred MB that the driver and its libraries take outside the allocator;
+# - what **loading** the weights needs for a moment;
+# - **outliers**: 8-bit layers treat large activations separately. Without values we cannot count them.
 #
 # ## 2. What the table says
 #

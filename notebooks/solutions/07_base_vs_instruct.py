@@ -525,7 +525,8 @@ assert share(kl_divergence(before, after)) > 0.05
 # because of its SFT. A third arm makes up for this: the base goes on until the totals are equal.
 # All this was done with three seeds (five were planned), and each has its own SFT
 # (`benchmarks/instruct_pair.py`). Each share rests on 250 questions about held-out countries, 184
-# on other topics, or 120 private ones.
+# on other topics, or 120 private ones. A trial with another seed came first, to choose the settings;
+# its results are not used.
 #
 # Here is what the two say before the tuning, one seed:
 

@@ -684,9 +684,11 @@ assert paper.loc["70B on 16"].iloc[-1] == paper.loc["70B on 64"].iloc[-1]
 # each GPU. 405 billion parameters need about 64 GPUs: 51 GB on each.
 #
 # The price does not depend on the number of GPUs here, because we assumed that all of them are
-# equally busy. Waiting makes it higher. Nothing in this table is measured: speeds are those of
-# NVIDIA's data sheet for the H100 SXM, 40% of the peak is about what the report on Llama 3 tells of
-# its training (38 to 43%), and the price of an hour is an assumption. Put in your own.
+# equally busy. Waiting makes it higher.
+#
+# Nothing in this table is measured. The speeds are those of NVIDIA's data sheet for the H100 SXM.
+# The report on Llama 3 tells of 38 to 43% of the peak, so we took 40%. The price of an hour is an
+# assumption. Put in your own.
 #
 # An adapter needs far less of the second number: only its own gradients are averaged.
 #
