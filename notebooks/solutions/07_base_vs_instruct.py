@@ -537,7 +537,8 @@ print({name: pair[0][name] for name in ("countries", "other topics", "private")}
 text_table(pd.DataFrame(first).rename_axis("question about").reset_index())
 
 # %% [markdown]
-# The base never answers: in its pre-training, no such question had an answer. The instruct model answers about topics
+# The base never answers: in its pre-training, no such question had an answer. The instruct model
+# answers about topics
 # of its SFT, briefly where it is asked to, and it refuses. The question about a country stood under
 # a system prompt that is new to it, and it only repeats the name.
 #
