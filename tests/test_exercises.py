@@ -1351,7 +1351,7 @@ def explained(
         (lambda *given: explained(*given)[:1], "within the tolerance"),
         (lambda *given: (explained(*given) or ["?"])[0], "a list of names"),
         (lambda told, found, share: [mb for mb in found.values() if mb == told], "not the name"),
-        (lambda *given: None, "a list of names"),
+        (lambda *given: {}, "a list of names"),
     ],
 )
 def test_wrong_explanations(wrong: Callable, said: str) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 from datasets import Dataset
 from peft import LoraConfig
@@ -35,7 +36,7 @@ def _trainer(folder: Path, out: Path, callbacks: list, **options: object) -> SFT
         "save_strategy": "no",
     }
     return SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(folder),
+        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
         processing_class=tokenizer,
         args=SFTConfig(**settings | options),
         train_dataset=Dataset.from_list(ROWS),
