@@ -11,13 +11,13 @@ from twice import Ran, run_twice
 from tools import notebooks
 
 NUMBERS = [source.stem.split("_")[0] for source in notebooks.sources()]
-# In a quiet minute on one core; `make test` leaves out what takes longer.
-SLOW = {"02", "03.1", "06", "07", "08"}
+# In less than half a minute on one core; `make test` leaves out what takes longer.
+QUICK = {"03.2", "04a", "05a"}
 # Here a tiny model is trained, and later cells need what it learns, or notes at some of its steps.
 LONGER = {"07": {"steps": 40}, "08": {"steps": 100, "tokens": 24}}
 each_notebook = pytest.mark.parametrize(
     "number",
-    [pytest.param(number, marks=pytest.mark.slow if number in SLOW else ()) for number in NUMBERS],
+    [pytest.param(number, marks=() if number in QUICK else pytest.mark.slow) for number in NUMBERS],
 )
 
 
