@@ -358,7 +358,7 @@ _ = trainer.train()
 chat = trainer.model.eval()
 if on_cpu and getattr(chat.get_base_model(), "hf_quantizer", None):
     # To generate, expand the 4-bit weights once, not again for each token; the values are the same.
-    chat.get_base_model().dequantize()
+    chat.get_base_model().dequantize(dtype=torch.float32)
 
 # %% [markdown]
 # Did it work? We ask about countries that are in no training row. "Before" is the same model with
