@@ -1,5 +1,23 @@
-// What tools/slides.py asks of every slide in a browser: does all of it fit, and how large is it?
+// What tools/slides.py asks of every slide in a browser: does all of it fit, how large is it, and can
+// every label of its picture be read?
 // The answer takes the place of the page, as JSON.
+const wrongLabels = (svg) => {
+  const { width, height } = svg.viewBox.baseVal;
+  const labels = [...svg.querySelectorAll("text")].map((text) => {
+    const { x, width } = text.getBBox(); // its height is the line's, not the letters'
+    const [y, size] = [text.y.baseVal[0].value, parseFloat(text.getAttribute("font-size"))];
+    return { text: text.textContent, x, right: x + width, y: y - 0.72 * size, floor: y + 0.2 * size };
+  });
+  const clipped = labels.filter((a) => a.x < -1 || a.y < -1 || a.right > width + 1 || a.floor > height + 1);
+  const pairs = labels.flatMap((a, i) =>
+    labels
+      .slice(i + 1)
+      .filter((b) => a.x < b.right && b.x < a.right && a.y < b.floor && b.y < a.floor)
+      .map((b) => `the labels “${a.text}” and “${b.text}” overlap`),
+  );
+  return [...clipped.map((a) => `the label “${a.text}” is clipped`), ...pairs];
+};
+
 addEventListener("load", async () => {
   await document.fonts.ready;
   const found = [...document.querySelectorAll("section")].map((section) => {
@@ -17,6 +35,7 @@ addEventListener("load", async () => {
       what: "",
       smallest: 1e9, // the smallest type, in pixels of a slide of 1280 × 720
       figure: 1e9, // by how much a notebook's figure is enlarged
+      labels: [...section.querySelectorAll("figure svg")].flatMap(wrongLabels),
     };
     for (const element of section.querySelectorAll("*")) {
       if (element.closest("header, footer, mjx-assistive-mml, svg defs")) continue;

@@ -11,21 +11,23 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from tools import notebooks, saved_notebooks, slide_pictures, slide_values, slides
+from tools import notebooks, readme, saved_notebooks, settings, slide_pictures, slide_values, slides
 
 DECK = slides.DECK.read_text(encoding="utf-8")
 ALL = slides.read_deck()[1]
 SHOWN = slides.shown()
 each_slide = pytest.mark.parametrize("slide", ALL, ids=[slide.title for slide in ALL])
 
-# The order of the requirement, which is that of the workshop.
+# The order of the notebooks, which is that of the plans in docs/teaching.md.
 PARTS = """
     How this works | Why fine-tune? | Triggering a response | Ways to tune | What is being tuned |
-    Many problems | Answer: quantization | Answer: LoRA | PEFT | Pig Latin | Data collators |
-    Formulas for memory | Trainer and SFTTrainer | Mixin'Matching | Fine-tuning Pig Latin | Yoda |
+    Many problems | Answer: LoRA | PEFT | Pig Latin | Data collators | Trainer and SFTTrainer |
+    Fine-tuning Pig Latin | Yoda | Where memory goes | Answer: quantization | Mixin'Matching |
     Instruction tuning | Chat templates | Pythia | Base or instruct? | Judging | Scaling out |
-    On Monday
+    The hand-off | On Monday
 """
+TEACHING = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
+ONE = "---\nmarp: true\n---\n\n# One\n\n{}\n\n<!-- 1 min. Say. -->\n"  # a deck of one slide
 # Numbers that are typed into the slides, and why that is right.
 TYPED = re.compile(
     r"""
@@ -37,6 +39,7 @@ TYPED = re.compile(
     | \bexercise\s\d\d(\.\d)+
     | ^\d\.\s                             # the items of a list
     | \bRule\s\d\b                        # of the five rules
+    | \bFlashAttention\s2\b              # a program's name
     | \b24\sGB\b                          # the GPU of the published tables
     """,
     re.X | re.M,
@@ -140,10 +143,81 @@ def test_published_tables_are_those_of_the_file() -> None:
     values = {
         name: slide_values.resolve(f"published.{name}") for name in ("opt_16bit", "eight_bit")
     }
-    assert "<tr><td>no</td><td>no</td>" in values["opt_16bit"]
+    assert "<tr><td>–</td><td>–</td>" in values["opt_16bit"]
     assert ">15,071<" in values["opt_16bit"]
     assert values["eight_bit"].count(">OOM<") == 4
     assert values["eight_bit"].count(">10,369<") == 4
+
+
+# --------------------------------------------------------------- what can be read without the notes
+
+
+def test_no_slide_has_a_fault() -> None:
+    """Neither too many words nor a raw Python value."""
+    assert slides.faults() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("word " * 60, "61 words"),
+        ("`code` " * 60 + "$x$ <b></b>", ""),
+        ("```\n" + "code " * 90 + "\n```", ""),
+        ("steps &#91;20, 20, 20&#93;", "[20, 20, 20]"),
+        ("it said ['yes', 'no']", "['yes', 'no']"),
+        ("scores {'right': 0.5}", "{'right':"),
+        ("a [link](there), an interval (0.1 to 0.2), `[1, 2]`", ""),
+    ],
+)
+def test_too_many_words_and_raw_values_are_found(text: str, fault: str) -> None:
+    """And code may be as long as it has to be, and show lists."""
+    found = slides.faults(ONE.format(text))
+    assert len(found) == bool(fault)
+    assert fault in "".join(found)
+
+
+def test_a_value_that_is_a_list_stops_the_build() -> None:
+    """`formulas.ratios` is for a picture."""
+    with pytest.raises(slides.SlidesError, match="list"):
+        slides.fill("{{ formulas.ratios }}")
+
+
+def test_every_column_of_a_table_is_told(filled: str) -> None:
+    """No head of a table is empty."""
+    heads = re.findall(r"^(\|.+\|)\n\| ?:?--", filled, re.M)
+    assert len(heads) > 15
+    assert not [head for head in heads if "|  |" in head or "| |" in head]
+
+
+def test_pictures_are_never_far() -> None:
+    """No more than five slides in a row without a picture, a heat map or a drawn mask."""
+    row = longest = 0
+    for slide in SHOWN:
+        if slide.kind in ("guess", "hands-on"):
+            continue
+        text = slides.fill(slide.text)
+        seen = slides.IMAGE.search(text) or "background:" in text or 'class="tokens"' in text
+        row = 0 if seen else row + 1
+        longest = max(longest, row)
+    assert 0 < longest <= 5
+
+
+def test_the_sources_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the title page with the course's name, then one by one, then on each published table."""
+    name = re.search(r"^title: (.+)$", (ROOT / "CITATION.cff").read_text(), re.M)[1]
+    workshop = ("Fine-tuning Language Models", "Daniel Voigt Godoy", "Data Science Retreat")
+    assert SHOWN[0].title == name
+    assert all(part in SHOWN[0].text for part in workshop)
+    for source in ("Sharon Zhou", "HackTricks", "Fine-tuning Base LLMs vs Instruct Version"):
+        assert source in SHOWN[1].text
+    tables = [s for s in SHOWN if re.search(r"published\.(opt_16bit|odd_rows|eight_bit)", s.text)]
+    assert len(tables) == 3
+    assert all("Daniel Voigt Godoy" in slide.text for slide in tables)
+    # The address stands there as soon as there is one.
+    slide_values._source.cache_clear()
+    monkeypatch.setattr(settings, "repository", lambda: "https://github.com/a/b")
+    assert "https://github.com/a/b" in slides.fill(SHOWN[0].text)
+    slide_values._source.cache_clear()
 
 
 # --------------------------------------------------------------------------- saved notebooks, read
@@ -225,6 +299,15 @@ def test_figures_are_there_and_told_in_words(slide: slides.Slide) -> None:
             assert (slides.SLIDES / path).exists() or slide.waits
 
 
+def test_a_point_outside_its_axes_stops_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named with its picture."""
+    axis = slide_pictures.Axis(70, 300, 0, 100)
+    assert axis(70) == 0
+    monkeypatch.setitem(slides.PICTURES, "lora", lambda: str(axis(34)))
+    with pytest.raises(slides.SlidesError, match=r"'lora'.*34 lies outside 70 to 300"):
+        slides.filled(slides.shown(ONE.format("![A picture](pictures/lora.svg)"))[0])
+
+
 def test_every_picture_is_shown() -> None:
     """Of those that are drawn for the slides."""
     paths = {image["path"] for slide in ALL for image in slides.IMAGE.finditer(slide.text)}
@@ -291,11 +374,55 @@ def test_missing_minutes_are_named() -> None:
         slides.timetable(deck)
 
 
-def test_parts_come_in_the_order_of_the_workshop() -> None:
-    """All of them, each once."""
+def test_parts_come_in_the_order_of_the_notebooks() -> None:
+    """All of them, each once; and so do the notebooks."""
     wanted = [part.strip() for part in PARTS.split("|")]
     found = list(dict.fromkeys(slide.part for slide in ALL if slide.part))
     assert found == wanted
+    numbers = [number for number, *_ in slides.blocks() if number]
+    assert numbers == str(slide_values.resolve("nb.numbers")).split()
+
+
+def plan(heading: str) -> list[tuple[str, str, str]]:
+    """The rows of a plan in docs/teaching.md: when, the notebook or what else, its minutes."""
+    part = TEACHING.split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (\d+:\d\d) \| (.+?) \| (\d+(?: \+ \d+)?) \|", part, re.M)
+    return [
+        (when, (re.findall(r"\[([\d.]+)\]", what) or [""])[0], took) for when, what, took in rows
+    ]
+
+
+@pytest.mark.parametrize("day", ["The first day", "The second day"])
+def test_each_day_of_the_plan_adds_up(day: str) -> None:
+    """Each row begins when the one before it ends."""
+    rows = plan(day)
+    now = 0
+    for when, what, took in rows:
+        assert when == f"{now // 60}:{now % 60:02}", (day, what)
+        now += sum(map(int, took.split(" + ")))
+    assert 300 < now < 510
+
+
+def test_the_plan_is_the_deck() -> None:
+    """The same notebooks in the same order, with the minutes of slides and of notebooks."""
+    planned = [
+        (number, took)
+        for day in ("The first day", "The second day")
+        for _, number, took in plan(day)
+        if number
+    ]
+    assert planned == [
+        (number, f"{talk} + {work}") for number, talk, work in slides.blocks() if number
+    ]
+
+
+def test_times_are_those_of_the_readme() -> None:
+    """What a notebook's cells take is said once: by `make save`, in the notebook."""
+    table = readme.README.read_text(encoding="utf-8")
+    for source in notebooks.sources():
+        name = notebooks.target(source).name
+        minutes = re.search(rf"\({re.escape(f'notebooks/{name}')}\) \|.*?\| ([\d.]+) \|", table)[1]
+        assert slide_values.resolve(f"nb.{name.split('_')[0]}.runs") == minutes, name
 
 
 def test_the_room_is_asked_before_it_is_told() -> None:
@@ -356,6 +483,24 @@ def test_no_slide_overflows(measured: list[slides.Measured]) -> None:
     """Nor are any lost."""
     assert len(measured) == len(SHOWN)
     assert not [slide for slide in measured if slide.over > 1]
+
+
+def test_every_label_can_be_read(measured: list[slides.Measured]) -> None:
+    """None is clipped, none overlaps another."""
+    assert not [label for slide in measured for label in slide.labels]
+
+
+def test_bad_labels_are_found(measured: list[slides.Measured], tmp_path: Path) -> None:
+    """One beyond the picture's edge, and two in one place; neighbours are no fault."""
+    drawing = slide_pictures.Drawing(100)
+    for x, y, text in ((1150, 50, "beyond"), (200, 50, "8bit"), (215, 55, "nf4"), (200, 80, "fp4")):
+        drawing.text(x, y, text)
+    page = tmp_path / "page.html"
+    page.write_text(f"<body><section><figure>{drawing.svg()}</figure></section></body>")
+    assert slides.laid_out(page)[0].labels == [
+        "the label “beyond” is clipped",
+        "the labels “8bit” and “nf4” overlap",
+    ]
 
 
 def test_the_last_row_can_read_it(measured: list[slides.Measured]) -> None:

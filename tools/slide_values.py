@@ -13,6 +13,7 @@ import ast
 import csv
 import functools
 import html
+import json
 import re
 import statistics
 import tomllib
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from course_utils.results import whole_rows
-from tools import notebooks
+from tools import notebooks, settings
 from tools.saved_notebooks import ROOT, NotFound, Saved, Table, notebook
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -67,7 +68,9 @@ def table(heads: Sequence[object], rows: Sequence[Sequence[object]], align: str 
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in (heads, rule, *rows))
 
 
-def tinted(heads: Sequence[str], rows: Sequence[Sequence[object]], numbers: int) -> str:
+def tinted(
+    heads: Sequence[str], rows: Sequence[Sequence[object]], numbers: int, form: str = ",.0f"
+) -> str:
     """An HTML table whose last `numbers` columns are coloured by size, larger is darker.
 
     A text among them, such as OOM, stays as it is.
@@ -84,7 +87,7 @@ def tinted(heads: Sequence[str], rows: Sequence[Sequence[object]], numbers: int)
 
     def cell(value: object) -> str:
         if isinstance(value, (int, float)):
-            return f'<td class="number" style="background:{colour(value)}">{value:,.0f}</td>'
+            return f'<td class="number" style="background:{colour(value)}">{value:{form}}</td>'
         return f'<td class="number">{html.escape(str(value))}</td>'
 
     lines = ["<table>", "<thead><tr>"]
@@ -92,7 +95,8 @@ def tinted(heads: Sequence[str], rows: Sequence[Sequence[object]], numbers: int)
     lines += [f'<th class="number">{head}</th>' for head in heads[first:]]
     lines += ["</tr></thead>", "<tbody>"]
     for row in rows:
-        names = "".join(f"<td>{html.escape(str(value))}</td>" for value in row[:first])
+        said = [{"yes": "✓", "no": "–"}.get(str(value), str(value)) for value in row[:first]]
+        names = "".join(f"<td>{html.escape(value)}</td>" for value in said)
         lines.append(f"<tr>{names}{''.join(map(cell, row[first:]))}</tr>")
     return "\n".join([*lines, "</tbody>", "</table>"])
 
@@ -113,12 +117,12 @@ def _pattern(text: str) -> str:
     return text.replace("Llama 2", "Llama\u00a02")
 
 
-CHANGES: dict[str, Callable[[str], str]] = {"powers": powers, "pattern": _pattern}
+CHANGES: dict[str, Callable[[str], str]] = {"none": str, "powers": powers, "pattern": _pattern}
 
 
 def columns(found: Table, wanted: Mapping[str, Any]) -> str:
     """Some columns of a saved table, renamed; see `values.toml`."""
-    change = CHANGES[wanted["change"]] if "change" in wanted else str
+    change = CHANGES[wanted.get("change", "none")]
     in_code = wanted.get("as_code", [])
     places = [(found.place(name), code if name in in_code else plain) for name in wanted["columns"]]
     kept = found.rows[: wanted.get("rows")]
@@ -138,7 +142,7 @@ def look_up(saved: Saved, wanted: Mapping[str, Any]) -> str:
     """
     cell = wanted["cell"]
     if "find" in wanted:
-        return saved.find(cell, wanted["find"])
+        return CHANGES[wanted.get("change", "none")](saved.find(cell, wanted["find"]))
     if "at" in wanted:
         return saved.table(cell).at(*wanted["at"])
     if "columns" in wanted:
@@ -148,6 +152,23 @@ def look_up(saved: Saved, wanted: Mapping[str, Any]) -> str:
     if wanted.get("block"):
         return fenced(saved.said(cell))
     raise NotFound(f"{saved.where(cell)}: {dict(wanted)} does not say what to take")
+
+
+def tables_before(saved: Saved, tag: str) -> list[Table]:
+    """The tables that the cells before the one with a tag ended with: the numbers of a figure.
+
+    Raises:
+        NotFound: there is no such cell, or no table before it.
+    """
+    found: list[Table] = []
+    for cell in saved.cells:
+        if tag in cell["metadata"].get("tags", []) and found:
+            return found
+        for output in cell.get("outputs", []):
+            markup = "".join(output.get("data", {}).get("text/html", ""))
+            if "<table" in markup:
+                found.append(Table(markup, f"{saved.path.name}, before {tag}"))
+    raise NotFound(f"{saved.path.name}: no table before a cell with the tag {tag!r}")
 
 
 class Notebook(Mapping[str, object]):
@@ -205,12 +226,6 @@ def _jinja(saved: Saved) -> str:
     return fenced("\n".join(line.removesuffix("\\").removesuffix('"""') for line in lines), "jinja")
 
 
-def _half(names: list[str], which: int) -> str:
-    """The first or the second half of a list, for a column."""
-    middle = (len(names) + 1) // 2
-    return "\n".join(f"- {name}" for name in (names[:middle], names[middle:])[which])
-
-
 def _purposes(saved: Saved) -> str:
     """The arguments of SFTConfig, a row for each purpose."""
     found = saved.table("arguments")
@@ -219,7 +234,9 @@ def _purposes(saved: Saved) -> str:
     for row in found.rows:
         grouped.setdefault(row[purpose], []).append(code(row[argument]))
     return table(
-        ("what for", "arguments"), [(name, ", ".join(all_)) for name, all_ in grouped.items()], "ll"
+        ("what for", "arguments of <code>SFTConfig</code>"),
+        [(name, ", ".join(all_)) for name, all_ in grouped.items()],
+        "ll",
     )
 
 
@@ -228,53 +245,48 @@ def _defaults(saved: Saved) -> str:
     found = saved.table("arguments")
     name, default, chosen = (found.place(head) for head in ("argument", "default", "chosen by"))
     pairs = [(row[name], row[default]) for row in found.rows if row[chosen] == "TRL"]
-    return ", ".join(f"{code(name)} {plain(default)}" for name, default in pairs)
+    return ", ".join(
+        code(f"{name}={float(d):g}" if "e" in d and d[0].isdigit() else f"{name}={d}")
+        for name, d in pairs
+    )
 
 
 def _renamed(saved: Saved) -> str:
     """Old names of arguments and what they are called now."""
     pairs = re.findall(r"^\s*(\S.*?) → (.+)$", saved.said("renamed"), flags=re.M)
-    return table(("then", "now"), [(code(old), plain(new)) for old, new in pairs], "ll")
+    return table(
+        ("in 2024", "now"),
+        [(code(old), plain(new) if " " in new else code(new)) for old, new in pairs],
+        "ll",
+    )
 
 
 def _t4(saved: Saved) -> str:
     """The largest batch on a T4 for each way to train."""
     rows = saved.table("largest-batch").rows
-    return table(("", "largest batch"), [(plain(row[0]), f"**{row[1]}**") for row in rows])
+    return table(
+        ("way to train", "largest batch"), [(plain(row[0]), f"**{row[1]}**") for row in rows]
+    )
 
 
 def _fits(saved: Saved) -> str:
-    """How well each tuned model answers in each style, its own in bold."""
+    """How well each tuned model answers in each style."""
     found = saved.table("fits")
     heads = ["tuned in ↓ asked in →", *map(plain, found.columns[1:])]
-    rows = []
-    for name, *shares in found.rows:
-        best = max(shares, key=lambda share: int(share.rstrip("%")))
-        rows.append([plain(name), *(f"**{s}**" if s == best else s for s in shares)])
-    return table(heads, rows)
-
-
-def _verdicts(saved: Saved) -> str:
-    """The claims about base and instruct models, and what was measured of each."""
-    found = saved.table("verdicts")
-    names = ("claim", "compared", "shares", "difference", "verdict")
-    places = [found.place(name) for name in names]
-    rows = [[plain(row[place]) for place in places] for row in found.rows]
-    return table(names, [[*row[:-1], f"**{row[-1]}**"] for row in rows], "llrrl")
+    rows = [(row[0], *(int(share.rstrip("%")) / 100 for share in row[1:])) for row in found.rows]
+    return tinted(heads, rows, len(heads) - 1, ".0%")
 
 
 MADE: dict[str, dict[str, Callable[[Saved], object]]] = {
     "base": {
-        "dog": lambda saved: plain(shortened(saved.find("base-reply", _DOG), 160)),
-        "chat_dog": lambda saved: plain(shortened(saved.find("chat-reply", _DOG), 180)),
+        "dog": lambda saved: plain(shortened(saved.find("base-reply", _DOG), 80)),
+        "chat_dog": lambda saved: plain(shortened(saved.find("chat-reply", _DOG), 80)),
         "targets": _target_boxes,
     },
     "lora": {"by_hand": lambda saved: fenced(saved.definition("HandmadeLoRA"), "python")},
     "collators": {
         "chatml": _jinja,
         "checks": lambda saved: len(_checks(saved)),
-        "checks_left": lambda saved: _half(_checks(saved), 0),
-        "checks_right": lambda saved: _half(_checks(saved), 1),
     },
     "pig_latin": {
         "spelled": lambda saved: fenced("\n".join(saved.said("spelled").split("\n")[:2])),
@@ -295,7 +307,6 @@ MADE: dict[str, dict[str, Callable[[Saved], object]]] = {
             map(int, re.findall(r"(\d+) countries", saved.said("splits")))
         )
     },
-    "base_vs_instruct": {"verdicts": _verdicts},
 }
 
 
@@ -303,17 +314,16 @@ MADE: dict[str, dict[str, Callable[[Saved], object]]] = {
 
 
 def _hands_on() -> Mapping[str, object]:
-    """Of each notebook: link, title, what it teaches, how long it takes; and a table of all."""
+    """Of each notebook: link, what it teaches, how long it takes to read and to run."""
     values: dict[str, object] = {}
-    rows = []
+    numbers = []
     for source in notebooks.sources():
         path = notebooks.target(source)
         opening = "".join(Saved(path).cells[0]["source"])
         found = re.match(
             r"# (?P<number>[\d.]+[a-z]?) · (?P<title>.+?)\n"
-            r".*\*\*You will learn\*\* (?P<learn>.+?)\n\n"
-            r".*\*\*It takes\*\* about (?P<reading>an hour|\d+ minutes)\b"
-            r".+?in\s+(?:about\s+)?(?P<runs>(?:a|\w+)\s+minutes?)",
+            r".*\*\*You will learn\*\* (?P<learn>.+?\.)\s"
+            r".*\*\*It takes\*\* about (?P<reading>an hour|\d+ minutes)\b",
             opening,
             flags=re.S,
         )
@@ -322,17 +332,17 @@ def _hands_on() -> Mapping[str, object]:
         number_, reading = found["number"], found["reading"]
         minutes = 60 if reading == "an hour" else int(reading.split()[0])
         learn = " ".join(found["learn"].split())
-        link = f"[{number_} · {found['title']}](../notebooks/{path.name})"
+        # As the README and the site's page of timings: what `make save` measured.
+        runs = json.loads(path.read_text(encoding="utf-8"))["metadata"]["course"]["minutes"]
         values |= {
-            f"{number_}.link": link,
+            f"{number_}.link": f"[{number_} · {found['title']}](../notebooks/{path.name})",
             f"{number_}.learn": learn[0].upper() + learn[1:],
             f"{number_}.minutes": minutes,
-            f"{number_}.runs": " ".join(found["runs"].split()),
+            f"{number_}.runs": f"{runs:.0f}" if runs >= 2.95 else f"{runs:.1f}",
         }
         if not notebooks.is_appendix(source):
-            rows.append((link, f"{minutes} min", values[f"{number_}.runs"]))
-    heads = ("notebook", "to read and try", "its cells run")
-    return values | {"table": table(heads, rows), "count": len(rows)}
+            numbers.append(number_)
+    return values | {"numbers": " ".join(numbers), "count": len(numbers)}
 
 
 def _models() -> Mapping[str, object]:
@@ -371,7 +381,7 @@ def _rules() -> Mapping[str, object]:
         "The cook is angry.",
         "My sister found two keys.",
     )
-    heads = ("one consonant", "", "a cluster", "", "a vowel", "")
+    heads = [head for kind in ("consonant", "cluster", "vowel") for head in (kind, "becomes")]
     lines = [
         [cell for word in row for cell in (word, f"**{pig_latin_word(word)}**")]
         for row in zip(*(kind.split() for kind in words), strict=True)
@@ -387,21 +397,16 @@ def _formulas() -> Mapping[str, object]:
     from course_utils.memory import formulas
 
     seven = formulas.seven_models()
-    rows = [
-        [
-            name.split("/")[1],
-            *(f"{row[key]:,.0f}" for key in ("h", "s", "n_heads", "L")),
-            f"{row['blocks (GB)']:.1f}",
-            f"{row['12·L·h² (GB)']:.1f}",
-            f"**{row['ratio, eager']:.1f}**",
-            f"**{row['ratio, flash']:.1f}**",
-        ]
+    ratios = [
+        (name.split("/")[1], row["s"], row["ratio, eager"], row["ratio, flash"])
         for name, row in seven.iterrows()
     ]
-    heads = ("", "$h$", "$s$", "$n$", "$L$", "weights, GB", "$12Lh^2$, GB", "eager ×", "flash ×")
+    llama = seven.loc["meta-llama/Llama-2-7b-hf"]
     return {
-        "seven": table(heads, rows),
-        "llama_length": f"{seven.loc['meta-llama/Llama-2-7b-hf', 's']:,.0f}",
+        "ratios": ratios,  # for the picture
+        "llama_length": f"{llama['s']:,.0f}",
+        "llama_eager": f"{llama['ratio, eager']:.1f}",
+        "llama_flash": f"{llama['ratio, flash']:.1f}",
         "longest": f"{seven['s'].max():,.0f}",
     }
 
@@ -523,7 +528,13 @@ def _seeds() -> Mapping[str, object]:
     return values
 
 
+def _course() -> Mapping[str, object]:
+    """Where the course is, or nothing while no address is set."""
+    return {"address": settings.repository()}
+
+
 SOURCES: dict[str, Callable[[], Mapping[str, Any]]] = {
+    "course": _course,
     **{name: functools.partial(Notebook, name) for name in LOOKED_UP},
     "nb": _hands_on,
     "seeds": _seeds,

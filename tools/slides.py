@@ -1,6 +1,7 @@
 """Build the slides: fill `slides/deck.md` with what was measured, then make a page and a PDF of it.
 
-    slides.py build         build/slides/deck.html and deck.pdf; status 1 if a slide overflows
+    slides.py build         build/slides/deck.html and deck.pdf; status 1 if a slide has a fault:
+                            too many words, a raw list, too large, a label clipped or overlapped
     slides.py fill          only the filled Markdown, build/slides/deck.md
     slides.py png [N ...]   slides as build/slides/png/NN.png, all or some, to look at
 
@@ -33,7 +34,7 @@ from pathlib import Path
 
 from tools import settings
 from tools.saved_notebooks import NotFound
-from tools.slide_pictures import PICTURES
+from tools.slide_pictures import PICTURES, OutsideAxesError
 from tools.slide_values import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,10 +68,20 @@ FONTS = (
     ("Source Code Pro", "source-code-pro", 600, "normal"),
 )
 
+MOST_WORDS = 60  # on a slide, code not counted
 PLACEHOLDER = re.compile(r"\{\{ *(?P<name>[\w.]+)(?::(?P<spec>[^{}]*?))? *\}\}")
 IMAGE = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<path>[^)\s]+)\)")
 _COMMENT = re.compile(r"<!--(.*?)-->", re.S)
 _SETTING = re.compile(r"\s*(_?[a-z]\w*): ?(.*?)\s*")
+_RAW = re.compile(  # a Python list or dict of numbers or texts
+    r"""[\[(](?:'[^']*'|-?[\d.]+|None|True|False)(?:,\s*(?:'[^']*'|-?[\d.]+|None|True|False))+[\])]"""
+    r"""|\[(?:'[^']*'|-?[\d.]+)\](?!\()|\{(?:'[^']*'|\d+):"""
+)
+_NO_WORDS = re.compile(  # code, comments, formulas, pictures, tags, the addresses of links
+    r"^```.*?^```$|<!--.*?-->|<code>.*?</code>|`[^`\n]+`|\$\$.+?\$\$|\$[^$\n]+\$|!\[[^\]]*\]\([^)]*\)"
+    r"|(?<=\])\([^)]*\)|</?\w[^>]*>",
+    re.S | re.M,
+)
 _SPEECH = re.compile(r"(?P<minutes>\d+) min(?P<hands_on> hands-on)?\.\s+(?P<words>.+)", re.S)
 
 
@@ -155,6 +166,8 @@ def fill(text: str) -> str:
     def value(match: re.Match[str]) -> str:
         try:
             found, spec = resolve(match["name"]), match["spec"]
+            if not isinstance(found, (str, int, float)):
+                raise TypeError(f"a {type(found).__name__} is no text for a slide")
             if spec and isinstance(found, str):
                 found = float(found.replace(",", ""))
             return format(found, spec or "")
@@ -171,7 +184,10 @@ def _drawn(match: re.Match[str]) -> str:
         return match[0]
     if path.stem not in PICTURES:
         raise SlidesError(f"no picture {path.stem!r}; there are {', '.join(sorted(PICTURES))}")
-    svg = PICTURES[path.stem]()
+    try:
+        svg = PICTURES[path.stem]()
+    except OutsideAxesError as error:
+        raise SlidesError(f"picture {path.stem!r}: {error}") from error
     return f'<figure role="img" aria-label="{html.escape(alt)}">\n{svg}\n</figure>'
 
 
@@ -193,6 +209,40 @@ def filled_deck(text: str | None = None) -> str:
     """
     front, _ = read_deck(text)
     return f"---\n{front}---\n\n" + "\n\n---\n\n".join(map(filled, shown(text))) + "\n"
+
+
+def words(text: str) -> int:
+    """How many words of two letters and more a filled slide has, code and pictures not counted."""
+    return len(re.findall(r"[^\W\d_][\w’'-]+", html.unescape(_NO_WORDS.sub(" ", text))))
+
+
+def faults(text: str | None = None) -> list[str]:
+    """Slides with too many words, and values that are raw lists or dicts, each in a line."""
+    found = []
+    for slide in shown(text):
+        seen = fill(slide.text)
+        if (count := words(seen)) > MOST_WORDS:
+            found.append(f"slide “{fill(slide.title)}” has {count} words, more than {MOST_WORDS}")
+        if raw := _RAW.search(html.unescape(_NO_WORDS.sub(" ", seen))):
+            found.append(f"slide “{fill(slide.title)}” shows a raw Python value, {raw[0]}")
+    return found
+
+
+def blocks(text: str | None = None) -> list[tuple[str, int, int]]:
+    """The slides up to each hands-on: its notebook's number, the minutes of talk, and of work.
+
+    The slides after the last notebook have no number.
+    """
+    found, talk = [], 0
+    for slide in shown(text):
+        minutes, hands_on, _ = slide.speech()
+        if hands_on:
+            number = re.search(r"nb\.([\d.]+)\.link", slide.title)
+            found.append((number[1] if number else "", talk, minutes))
+            talk = 0
+        else:
+            talk += minutes
+    return [*found, ("", talk, 0)] if talk else found
 
 
 def timetable(text: str | None = None) -> str:
@@ -361,10 +411,16 @@ class Measured:
     what: str
     smallest: float
     figure: float  # by how much a figure from a notebook is enlarged; very large without one
+    labels: list[str]  # what is wrong with the labels of its drawn picture
 
 
 def measure() -> list[Measured]:
-    """Every slide as a browser lays it out.
+    """Every slide as a browser lays it out."""
+    return laid_out(build_html("bare", "bare.html"))
+
+
+def laid_out(page: Path) -> list[Measured]:
+    """The slides of a page, which is written anew with the script that measures.
 
     Raises:
         SlidesError: there is no browser, or it does not answer.
@@ -372,7 +428,6 @@ def measure() -> list[Measured]:
     program = browser()
     if not program:
         raise SlidesError("no Chromium, Chrome or Edge was found")
-    page = build_html("bare", "bare.html")
     script = (SLIDES / "measure.js").read_text(encoding="utf-8")
     text = page.read_text(encoding="utf-8").replace("</body>", f"<script>{script}</script></body>")
     page.write_text(text, encoding="utf-8")
@@ -420,10 +475,10 @@ def png(numbers: Sequence[int]) -> None:
 
 
 def build() -> int:
-    """Page, PDF, timetable; 1 if a slide overflows."""
+    """Page, PDF, timetable; 1 if a slide has a fault."""
+    wrong = faults()
     page = build_html()
     print(f"{page.relative_to(ROOT)}: {page.stat().st_size / 1e6:.1f} MB, press P for the notes")
-    status = 0
     if browser() or shutil.which("firefox"):
         pdf = build_pdf()
         print(f"{pdf.relative_to(ROOT)}: {pdf.stat().st_size / 1e6:.1f} MB")
@@ -432,12 +487,15 @@ def build() -> int:
     if browser():
         for i, slide in enumerate(measure(), start=1):
             if slide.over > 1:
-                print(f"slide {i} “{slide.title}” is {slide.over} px too large: {slide.what}")
-                status = 1
+                wrong.append(
+                    f"slide {i} “{slide.title}” is {slide.over} px too large: {slide.what}"
+                )
+            wrong += [f"slide {i} “{slide.title}”: {label}" for label in slide.labels]
     else:
         print("Whether a slide overflows was not looked at: that takes a Chromium, Chrome or Edge.")
     print(f"\n{timetable()}")
-    return status
+    print("\n".join(["", *wrong]))
+    return bool(wrong)
 
 
 def main(argv: list[str] | None = None) -> int:
