@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from course_utils.display import BLUE, GREEN, GREY, ORANGE, RED, SKY
 from course_utils.results import whole_rows
+from course_utils.scoring import Interval, bootstrap_interval
 from tools.saved_notebooks import NotFound, Saved, notebook
 from tools.slide_values import RESULTS, resolve, tables_before
 
@@ -804,31 +805,35 @@ def verdicts() -> str:
 def trade_off() -> str:
     """What a chat model learned against what it kept, for each way to spare it."""
     rows = whole_rows(RESULTS / "base_vs_instruct.jsonl")
-    shares: dict[tuple[str, float], tuple[list[int], list[int]]] = {}
-    for row in rows:
-        learned, kept = shares.setdefault((row["variant"], row["part"]), ([], []))
-        learned += row["in style"]
-        kept += row["followed"]
+
+    def share(variant: str, part: float, measure: str) -> Interval:
+        """Over the questions, each of which is the mean over the seeds."""
+        found = [r[measure] for r in rows if (r["variant"], r["part"]) == (variant, part)]
+        return bootstrap_interval([statistics.mean(each) for each in zip(*found, strict=True)])
+
     d = Drawing(444)
-    wide, tall = Axis(-0.05, 1.05, 80, 1060), Axis(0.15, 0.65, 372, 40)
+    wide, tall = Axis(-0.05, 1.05, 80, 1060), Axis(0, 0.8, 372, 40)
     d.across(wide, (0, 0.25, 0.5, 0.75, 1), 40, 372, ".0%")
-    d.upwards(tall, (0.2, 0.3, 0.4, 0.5, 0.6), 80, 1060, ".0%")
+    d.upwards(tall, (0, 0.2, 0.4, 0.6, 0.8), 80, 1060, ".0%")
     d.text(570, 428, "learned: answers in the new style", 25)
     d.text(0, 14, "kept: general instructions that are still followed", 25, anchor="start")
     names = {  # label, and where it stands: beside, over or under its point
         ("untouched", 0.0): ("untouched", "right", 0),
-        ("recipe", 1.0): ("the recipe", "right", -2),
-        ("recipe", 0.75): ("¾ of the way", "left", 0),
+        ("recipe", 1.0): ("the recipe", "right", -8),
+        ("recipe", 0.75): ("¾ way", "left", 8),
         ("recipe", 0.5): ("half-way", "right", 4),
         ("general data mixed in", 1.0): ("its own replies mixed in", "right", 0),
         ("its own template", 1.0): ("its own template", "left", 0),
         ("its own template, general data mixed in", 1.0): ("both", "left", 0),
-        ("half of the learning rate", 1.0): ("half the rate", "left", 4),
-        ("rank 2", 1.0): ("rank 2", "left", 8),
+        ("half of the learning rate", 1.0): ("half the rate", "right", 14),
+        ("rank 2", 1.0): ("rank 2", "right", 20),
     }
     for key, (label, side, shift) in names.items():
-        x, y = (wide(statistics.mean(shares[key][0])), tall(statistics.mean(shares[key][1])))
+        kept = share(*key, "followed")
+        x, y = wide(share(*key, "in style").value), tall(kept.value)
         colour = GREEN if "general" in key[0] else RED if key[0] == "recipe" else GREY
+        ends = (x, tall(kept.low)), (x, tall(kept.high))
+        d.path(*ends, arrow=False, colour=colour, width=1.5)
         d.circle(x, y, 9, colour, colour)
         anchor = "start" if side == "right" else "end"
         d.text(x + (20 if side == "right" else -20), y + shift, label, 24, anchor=anchor)
