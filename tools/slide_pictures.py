@@ -816,7 +816,8 @@ def trade_off() -> str:
     d.across(wide, (0, 0.25, 0.5, 0.75, 1), 40, 372, ".0%")
     d.upwards(tall, (0, 0.2, 0.4, 0.6, 0.8), 80, 1060, ".0%")
     d.text(570, 428, "learned: answers in the new style", 25)
-    d.text(0, 14, "kept: general instructions that are still followed", 25, anchor="start")
+    told = "kept: general instructions that are still followed (bars: 95% intervals)"
+    d.text(0, 14, told, 25, anchor="start")
     names = {  # label, and where it stands: beside, over or under its point
         ("untouched", 0.0): ("untouched", "right", 0),
         ("recipe", 1.0): ("the recipe", "right", -8),
