@@ -826,7 +826,7 @@ def trade_off() -> str:
         ("general data mixed in", 1.0): ("its own replies mixed in", "right", 0),
         ("its own template", 1.0): ("its own template", "left", 0),
         ("its own template, general data mixed in", 1.0): ("both", "left", 0),
-        ("half of the learning rate", 1.0): ("half the rate", "right", 14),
+        ("half of the learning rate", 1.0): ("half the rate", "right", 24),
         ("rank 2", 1.0): ("rank 2", "right", 20),
     }
     for key, (label, side, shift) in names.items():

@@ -333,13 +333,15 @@ def _hands_on() -> Mapping[str, object]:
         minutes = 60 if reading == "an hour" else int(reading.split()[0])
         learn = " ".join(found["learn"].split())
         # As the README and the site's page of timings: what `make save` measured.
-        runs = json.loads(path.read_text(encoding="utf-8"))["metadata"]["course"]["minutes"]
+        run = json.loads(path.read_text(encoding="utf-8"))["metadata"].get("course")
         values |= {
             f"{number_}.link": f"[{number_} · {found['title']}](../notebooks/{path.name})",
             f"{number_}.learn": learn[0].upper() + learn[1:],
             f"{number_}.minutes": minutes,
-            f"{number_}.runs": f"{runs:.0f}" if runs >= 2.95 else f"{runs:.1f}",
         }
+        if run:
+            runs = run["minutes"]
+            values[f"{number_}.runs"] = f"{runs:.0f}" if runs >= 2.95 else f"{runs:.1f}"
         if not notebooks.is_appendix(source):
             numbers.append(number_)
     return values | {"numbers": " ".join(numbers), "count": len(numbers)}
