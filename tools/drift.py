@@ -41,7 +41,7 @@ from tools import bootstrap
 
 ROOT = Path(__file__).resolve().parent.parent
 BY_HAND = ROOT / "tools" / "drift.toml"
-EXTRAS = ("judge", "benchmarks", "widgets", "course")
+EXTRAS = ("judge", "benchmarks", "serving", "widgets", "course")
 ENVIRONMENTS = ROOT / "build" / "drift"
 READ = ("notebooks/solutions/*.py", "course_utils/**/*.py", "benchmarks/*.py")
 # With the libraries of another time, in an environment of their own.

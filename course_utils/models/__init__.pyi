@@ -16,6 +16,7 @@ from ._loading import forget as forget
 from ._loading import load_model as load_model
 from ._loading import load_tokenizer as load_tokenizer
 from ._loading import resolve as resolve
+from ._packaged import embedded_gguf as embedded_gguf
 from ._packaged import ensure as ensure
 from ._packaged import is_ready as is_ready
 from ._quantization import keep_weights_trainable as keep_weights_trainable

