@@ -109,7 +109,11 @@ def test_the_core_is_small() -> None:
     whole = installed_with(
         [
             *PROJECT["dependencies"],
-            *(line for name in ("judge", "benchmarks", "serving", "widgets") for line in extras[name]),
+            *(
+                line
+                for name in ("judge", "benchmarks", "serving", "widgets")
+                for line in extras[name]
+            ),
         ]
     )
     assert len(core) <= 55

@@ -488,12 +488,13 @@ def agenda() -> str:
     found = blocks()
     names = notebook_titles()
     second = next(i for i, (number, *_) in enumerate(found) if number >= "04")
-    d = Drawing(max(second, len(found) - second) * 54 + 116)
+    each = 46
+    d = Drawing(max(second, len(found) - second) * each + 116)
     longest = max(talk + work for _, talk, work in found)
     d.text(4, 18, "first day", 26, anchor="start", bold=True)
     d.text(590, 18, "second day", 26, anchor="start", bold=True)
     for i, (number, talk, work) in enumerate(found):
-        x, y = (590, 66 + 54 * (i - second)) if i >= second else (4, 66 + 54 * i)
+        x, y = (590, 66 + each * (i - second)) if i >= second else (4, 66 + each * i)
         axis = Axis(0, longest, x + 340, x + 500)
         d.text(x, y, f"{number} {names.get(number, 'On Monday')}", 24, anchor="start")
         d.box(axis(0), y - 15, axis(talk) - axis(0), 30, SKY, round_=0)

@@ -7,7 +7,7 @@
 #
 # **You need** notebooks 00 (the training that we run), 01 (templates) and 02 (merging).
 #
-# **It takes** about 22 minutes of reading and trying. The cells themselves run in about six
+# **It takes** about 28 minutes of reading and trying. The cells themselves run in about six
 # minutes on two CPU cores; on GPUs, not yet measured.
 
 # %% [markdown]
