@@ -1,6 +1,6 @@
 """Helpers for the course: code that would distract from the lesson in a notebook.
 
-For any training run: `masks`, `preflight`, `memory`, `scoring`. For the course itself: `models`,
+For any training run: `masks`, `preflight`, `memory`, `scoring`, `handoff`. For the course itself: `models`,
 `data`, `training`, `exercises`, `widgets`, `display`, `hardware`.
 """
 

@@ -3,6 +3,7 @@ from . import display as display
 from . import doctor as doctor
 from . import errors as errors
 from . import exercises as exercises
+from . import handoff as handoff
 from . import hardware as hardware
 from . import masks as masks
 from . import memory as memory
