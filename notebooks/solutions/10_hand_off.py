@@ -11,7 +11,7 @@
 # minutes on two CPU cores; on GPUs, not yet measured.
 
 # %% [markdown]
-# ## The bot that forgot everything
+# ## The machine at hand
 #
 # Film night is on Friday. Ines has tuned a model to talk like Yoda, with notebook 00, and it works
 # in her notebook. Now her friends want to use it, so it must run on a server. She converts it,
