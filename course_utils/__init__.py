@@ -1,7 +1,7 @@
 """Helpers for the course: code that would distract from the lesson in a notebook.
 
-For any training run: `masks`, `preflight`, `memory`, `scoring`, `handoff`. For the course itself: `models`,
-`data`, `training`, `exercises`, `widgets`, `display`, `hardware`.
+For any training run: `masks`, `preflight`, `memory`, `scoring`, `handoff`. For the course itself:
+`models`, `data`, `training`, `exercises`, `widgets`, `display`, `hardware`.
 """
 
 from __future__ import annotations

