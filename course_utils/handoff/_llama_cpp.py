@@ -6,6 +6,7 @@ import contextlib
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from gguf import GGUFReader
@@ -17,7 +18,6 @@ from course_utils.errors import BadValue, CourseError, ImpossibleSetup
 from course_utils.handoff._gguf import check_gguf
 
 
-@contextlib.contextmanager
 def serve_gguf(
     path: str | Path,
     *,
@@ -26,8 +26,10 @@ def serve_gguf(
     port: int = 0,
     parallel: int = 1,
     context: int = 1024,
-) -> Iterator[str]:
+) -> contextlib.AbstractContextManager[str]:
     """Serve a GGUF file with llama.cpp, at an address that only this machine reaches.
+
+    Use it as `with serve_gguf(…) as url:`; the server ends with the block.
 
     Args:
         path: the model's file.
@@ -40,8 +42,9 @@ def serve_gguf(
         parallel: how many requests are answered together.
         context: the tokens that each of them may take.
 
-    Yields:
-        The address, as http://127.0.0.1:43409. OpenAI's client takes it with /v1 at its end.
+    Returns:
+        A context manager that gives the address, as http://127.0.0.1:43409. OpenAI's client takes
+        it with /v1 at its end.
 
     Raises:
         BadValue: no such file, or a number that is not possible.
@@ -53,8 +56,9 @@ def serve_gguf(
     checks.whole("port", port, least=0, most=65535)
     checks.whole("parallel", parallel, least=1, most=64)
     checks.whole("context", context, least=16, most=10**6)
+    files = checks.items("adapters", adapters, "files")
     reader = check_gguf(path)
-    for adapter in adapters:
+    for adapter in files:
         _check_adapter(adapter, path, reader)
     if template is not None:
         try:
@@ -86,13 +90,20 @@ def serve_gguf(
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
     if template is not None:
         settings.chat_template = template
-    if adapters:
+    if files:
         settings.lora_adapters = [
             # With strength 0: the setting that is meant for it, lora_init_without_apply, has no
             # effect (github.com/ggml-org/llama.cpp/issues/28674).
             xllamacpp.CommonAdapterLoraInfo(str(Path(file).expanduser()), 0.0)
-            for file in adapters
+            for file in files
         ]
+    return _serving(settings, path)
+
+
+@contextlib.contextmanager
+def _serving(settings: Any, path: str | Path) -> Iterator[str]:
+    import xllamacpp
+
     try:
         server = xllamacpp.Server(settings)
     except RuntimeError as error:

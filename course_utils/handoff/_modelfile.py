@@ -41,6 +41,7 @@ def modelfile(
             marks in a row, which would end the Modelfile's own quotation.
     """
     checks.a("tokenizer", tokenizer, PreTrainedTokenizerBase, "a tokenizer of transformers")
+    checks.path("gguf", gguf)
     checks.text("system", system)
     stops = [tokenizer.eos_token, *checks.texts("stop", stop)]
     messages = [{"role": role, "content": mark} for role, mark in _MARKS.items()]

@@ -53,6 +53,11 @@ class Server:
             address = httpx.URL("")
         if address.scheme not in ("http", "https") or not address.host:
             raise checks.refuse("url", url, "an address such as http://127.0.0.1:8080")
+        if model is not None:
+            checks.text("model", model, empty=False)
+        if key_variable is not None:
+            checks.text("key_variable", key_variable, empty=False)
+        self.adapters = _strengths(adapters)
         key = os.environ.get(key_variable) if key_variable else None
         if key_variable and not key:
             raise BadValue(f"The environment variable {key_variable} is not set.")
@@ -63,7 +68,6 @@ class Server:
             )
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(base_url=self.url, headers=headers, timeout=_SECONDS)
-        self.adapters = adapters
         known = self._get("/v1/models") or {}
         listed = [entry for entry in known.get("data") or [] if isinstance(entry, dict)]
         self._meta: dict[str, Any] = (listed[0].get("meta") or {}) if listed else {}
@@ -183,6 +187,21 @@ class Server:
         return found
 
 
+def _strengths(adapters: dict[int, float] | None) -> dict[int, float] | None:
+    if adapters is None:
+        return None
+    kind = "adapters' numbers with their strengths, such as {0: 1.0}"
+    if not isinstance(adapters, dict):
+        raise checks.refuse("adapters", adapters, kind)
+    for number, strength in adapters.items():
+        try:
+            checks.whole("adapters", number, least=0)
+            checks.number("adapters", strength)
+        except BadValue:
+            raise checks.refuse("adapters", adapters, kind) from None
+    return adapters
+
+
 def stream(client: Any, *, retries: int = 1, **request: Any) -> Iterator[str]:
     """Yield a chat reply piece by piece; begin again if the connection breaks, and double nothing.
 
@@ -195,12 +214,18 @@ def stream(client: Any, *, retries: int = 1, **request: Any) -> Iterator[str]:
         **request: what `client.chat.completions.create` takes.
 
     Raises:
-        BadValue: `retries` is not a whole number from 0 on.
+        BadValue: no client, or `retries` is not a whole number from 0 to 100.
         CourseError: the connection broke too often, or the new reply is another one.
     """
+    if not hasattr(getattr(client, "chat", None), "completions"):
+        raise checks.refuse("client", client, "an openai.OpenAI")
+    checks.whole("retries", retries, least=0, most=100)
+    return _pieces(client, retries, request)
+
+
+def _pieces(client: Any, retries: int, request: dict[str, Any]) -> Iterator[str]:
     from openai import APIConnectionError
 
-    checks.whole("retries", retries, least=0)
     given = ""
     for attempt in range(retries + 1):
         again = ""

