@@ -121,6 +121,7 @@ def test_junk_is_wrong_with_a_reason(name: str, chat_folder: Path) -> None:
 
 
 NUMBERS = ["02.1", "02a.1", "03.1", "03.1.1", "03.1.2", "04.1", "04.1.1", "05.3", "07.1", "08.1"]
+NUMBERS += ["10.1"]
 LISTS = ["03.2", "03.3", "03.1.3", "08.3"]
 
 
@@ -1647,6 +1648,180 @@ def test_wrong_means(wrong: Callable, said: str) -> None:
 def test_wrong_shards(wrong: Callable, said: str) -> None:
     """Rounded down, padded, evened out, without the empty ranks, from the end."""
     verdict = exercises.grade("09.3", wrong)
+    assert verdict.tried
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+def gguf_mb(matrices: int, embeddings: int, others: int, fmt: str, **changed: object) -> float:
+    """An answer to 10.1 that can be spoiled: bytes a block, what embeddings take, the divisor."""
+    block = {"f16": 64, "q8_0": 34, "q4_0": 18} | changed.get("block", {})
+    of_embeddings = changed.get("large", "q8_0") if fmt == "q4_0" else fmt
+    size = (matrices * block[fmt] + embeddings * block[of_embeddings]) / 32
+    return (size + changed.get("each", 4) * others) / changed.get("unit", 1e6)
+
+
+def by_bits(matrices: int, embeddings: int, others: int, fmt: str) -> float:
+    """10.1 by bits a weight."""
+    bits = {"f16": 16, "q8_0": 8.5, "q4_0": 4.5}
+    large = 8.5 if fmt == "q4_0" else bits[fmt]
+    return float(np.dot([matrices, embeddings, others], [bits[fmt], large, 32])) / 8 / 10**6
+
+
+def by_table(matrices: int, embeddings: int, others: int, fmt: str) -> Fraction:
+    """10.1 in exact fractions."""
+    each = {"f16": (64, 64), "q8_0": (34, 34), "q4_0": (18, 34)}[fmt]
+    whole = Fraction(matrices * each[0] + embeddings * each[1], 32) + 4 * others
+    return whole / 1_000_000
+
+
+@pytest.mark.parametrize("right", [gguf_mb, by_bits, by_table])
+def test_right_sizes(right: Callable) -> None:
+    """By blocks, by bits, in fractions."""
+    verdict = exercises.grade("10.1", right)
+    assert verdict.solved, verdict.message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda *given: gguf_mb(*given, unit=2**20), "MiB"),
+        (lambda *given: gguf_mb(*given, unit=1), "these are bytes"),
+        (lambda *given: gguf_mb(*given, large="q4_0"), "the embeddings are in q8_0"),
+        (lambda *given: gguf_mb(*given, each=2), "is not what the file takes"),
+        (lambda *given: gguf_mb(*given, block={"q4_0": 16}), "is not what the file takes"),
+        (lambda *given: gguf_mb(*given) / 8, "is not what the file takes"),
+        (lambda *given: f"{gguf_mb(*given)} MB", "a number is expected"),
+    ],
+)
+def test_wrong_sizes(wrong: Callable, said: str) -> None:
+    """MiB, bytes, embeddings like the rest, others in 16 bits, no scale, bits, a text."""
+    verdict = exercises.grade("10.1", wrong)
+    assert verdict.tried
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+def by_length(mine: list[int], its: list[int], bos: int) -> str:
+    """10.2 by the lengths."""
+    names = {0: "same", 1: "bos twice", -1: "bos missing"}
+    longer, shorter = (its, mine) if len(its) > len(mine) else (mine, its)
+    if longer is not shorter and len(longer) == len(shorter) + 1 and longer[0] == bos:
+        alike = longer[1:] == shorter and (longer is mine or shorter[:1] == [bos])
+        return names[len(its) - len(mine)] if alike else "other"
+    return "same" if mine == its else "other"
+
+
+def by_cutting(mine: list[int], its: list[int], bos: int) -> str:
+    """10.2 by cutting the first token off."""
+    if mine == its:
+        return "same"
+    if mine and its and mine[0] == its[0] == bos and its[1:] == mine:
+        return "bos twice"
+    return "bos missing" if mine and mine[0] == bos and mine[1:] == its else "other"
+
+
+def by_text(mine: list[int], its: list[int], bos: int) -> str:
+    """10.2 with the tokens as one text each."""
+    a, b, start = "".join(map(chr, mine)), "".join(map(chr, its)), chr(bos)
+    found = {a: "same", start + a: "bos twice" if a.startswith(start) else "other"}
+    if a.startswith(start):
+        found.setdefault(a[1:], "bos missing")
+    return found.get(b, "other")
+
+
+@pytest.mark.parametrize("right", [by_length, by_cutting, by_text])
+def test_right_names_of_faults(right: Callable) -> None:
+    """By lengths, by cutting, as texts."""
+    verdict = exercises.grade("10.2", right)
+    assert verdict.solved, verdict.message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda mine, its, bos: "same" if len(mine) == len(its) else "other", "is not what"),
+        (
+            lambda mine, its, bos: by_cutting(mine, its, bos) if its[:1] == [bos] else "other",
+            "'other' is not what differs",
+        ),
+        (
+            lambda mine, its, bos: "bos twice" if its == [bos, *mine] else by_cutting(mine, its, 1),
+            "'bos twice' is not what differs",
+        ),
+        (
+            lambda mine, its, bos: (
+                "bos twice" if its[:2] == [bos, bos] else by_cutting(mine, its, 1)
+            ),
+            "",
+        ),
+        (lambda mine, its, bos: by_cutting(its, mine, bos), "is not what differs"),
+        (
+            lambda mine, its, bos: "bos missing" if mine[1:] == its else by_cutting(mine, its, bos),
+            "'bos missing' is not what differs",
+        ),
+        (lambda mine, its, bos: mine == its, "one of"),
+        (lambda mine, its, bos: "BOS twice", "one of"),
+    ],
+)
+def test_wrong_names_of_faults(wrong: Callable, said: str) -> None:
+    """By length alone, half of it, two BOS anywhere, the wrong way round, True, other words."""
+    verdict = exercises.grade("10.2", wrong)
+    assert verdict.tried
+    assert not verdict.solved
+    assert said in verdict.message
+
+
+def kl(p: list[float], q: list[float]) -> float:
+    """10.3 with NumPy."""
+    a, b = np.array(p), np.array(q)
+    if ((b == 0) & (a > 0)).any():
+        return math.inf
+    return float((a[a > 0] * np.log(a[a > 0] / b[a > 0])).sum())
+
+
+def kl_of_torch(p: list[float], q: list[float]) -> float:
+    """10.3 by torch's function, which takes the logarithms of q."""
+    told = torch.tensor(q, dtype=torch.float64).log()
+    there = torch.tensor(p, dtype=torch.float64)
+    keep = there > 0
+    return torch.nn.functional.kl_div(told[keep], there[keep], reduction="sum").item()
+
+
+def kl_of_entropies(p: list[float], q: list[float]) -> float:
+    """10.3 as the cross-entropy less the entropy."""
+    pairs = [(a, b) for a, b in zip(p, q, strict=True) if a]
+    if not all(b for _, b in pairs):
+        return float("inf")
+    return sum(-a * math.log(b) for a, b in pairs) - sum(-a * math.log(a) for a, _ in pairs)
+
+
+@pytest.mark.parametrize("right", [kl, kl_of_torch, kl_of_entropies])
+def test_right_distances(right: Callable) -> None:
+    """With NumPy, by torch's own, as a difference of entropies."""
+    verdict = exercises.grade("10.3", right)
+    assert verdict.solved, verdict.message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda p, q: kl(q, p), "the other way round"),
+        (lambda p, q: kl(p, q) / math.log(2), "in bits"),
+        (lambda p, q: sum(abs(a - b) for a, b in zip(p, q, strict=True)), "not the divergence"),
+        (lambda p, q: kl(p, q) / len(p), "not the divergence"),
+        (lambda p, q: -kl(p, q), "not the divergence"),
+        (lambda p, q: min(kl(p, q), 1e9), "infinite is expected"),
+        (lambda p, q: kl(p, [b + 1e-6 for b in q]), "not the divergence"),
+        (
+            lambda p, q: sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)),
+            "math domain error",
+        ),
+    ],
+)
+def test_wrong_distances(wrong: Callable, said: str) -> None:
+    """Turned round, bits, another distance, a mean, the sign, never infinite, log of 0."""
+    verdict = exercises.grade("10.3", wrong)
     assert verdict.tried
     assert not verdict.solved
     assert said in verdict.message
