@@ -25,7 +25,9 @@
 # one, and the table at the end tells you where.
 #
 # The next cell hides messages that the libraries print while they work. The cell after it imports
-# the libraries.
+# the libraries. Each has its own job: **PyTorch** computes, on a CPU or a GPU; **transformers**
+# loads models and tokenizers; **peft** adds adapters to a model; **datasets** reads data; **trl**
+# trains.
 
 # %%
 import logging
@@ -291,8 +293,8 @@ assert same >= 14
 # On a GPU you usually run out of memory first. To save memory, you can store most of the model's
 # parameters in 4 bits each instead of 32. `BitsAndBytesConfig` does this while the model is loaded.
 # To train such a model, give it to the trainer in section 4 instead of `model`. Training an adapter
-# on a model in 4 bits is called **QLoRA**; notebooks 02 and 07 train this way. Here we only look at the
-# size.
+# on a model in 4 bits is called **QLoRA**; notebooks 02 and 07 train this way. Here we only look at
+# the size.
 
 # %%
 four_bits = BitsAndBytesConfig(
@@ -318,7 +320,8 @@ assert small.get_memory_footprint() < 0.3 * merged.get_memory_footprint()
 #   comparison of before and after on examples that the model has never seen.
 # - Thirty steps of eight examples were enough to teach a small model a new word order: 0 of 16
 #   sentences were right before, and 13 after (SmolLM2-135M-Instruct, one seed, section 5).
-# - An adapter is a small file. You can load it beside its base model, or merge it into the base model.
+# - An adapter is a small file. You can load it beside its base model, or merge it into the base
+#   model.
 #
 # Why is each of these lines there? The other notebooks answer that question, line by line:
 #
@@ -337,16 +340,16 @@ assert small.get_memory_footprint() < 0.3 * merged.get_memory_footprint()
 # %% [markdown]
 # ## Exercises
 #
-# Change something, and compare. For exercise 1, run the notebook again from section 4 on; for the other
-# two, run it again from section 1 on.
+# Change something, and compare. For exercise 1, run the notebook again from section 4 on; for the
+# other two, run it again from section 1 on.
 #
 # 1. Set `max_steps` to 10. How many replies are right?
 # 2. In section 1, read `../datasets/pig_latin/` instead. Its second field is called `pig_latin`, so
-#    change `row["yoda"]` as well, and let the system prompt ask for Pig Latin. Is Pig Latin as easy to
-#    learn as Yoda's word order?
+#    change `row["yoda"]` as well, and let the system prompt ask for Pig Latin. Is Pig Latin as easy
+#    to learn as Yoda's word order?
 # 3. Write 20 sentences of your own into a JSONL file, with the fields `sentence` and `yoda`, where
-#    `yoda` is whatever you would like to get as an answer. Keep five of them for the test, and train on
-#    the others.
+#    `yoda` is whatever you would like to get as an answer. Keep five of them for the test, and
+#    train on the others.
 
 # %% [markdown]
 # ## To read

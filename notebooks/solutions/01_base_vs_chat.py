@@ -7,16 +7,17 @@
 # **You need** Python, and a rough idea of what a neural network is. Notebook 00 helps, but you can
 # do without it.
 #
-# **It takes** about 40 minutes of reading and trying. The cells themselves run in about two minutes on
-# two CPU cores; on GPUs, not yet measured.
+# **It takes** about 40 minutes of reading and trying. The cells themselves run in about two minutes
+# on two CPU cores; on GPUs, not yet measured.
 
 # %% [markdown]
 # ## The machine at hand
 #
-# Maya works at a small library, and she wants a helper that answers the questions of the visitors. She
-# downloads a language model and asks it for the capital of Kenya. The model replies with three more
-# questions. Is it broken? No. Maya has downloaded a *base model*, and a base model does not answer
-# questions. In this notebook you will see why, and what has to happen to a model before it answers.
+# Maya works at a small library, and she wants a helper that answers the questions of the visitors.
+# She downloads a language model and asks it for the capital of Kenya. The model replies with three
+# more questions. Is it broken? No. Maya has downloaded a *base model*, and a base model does not
+# answer questions. In this notebook you will see why, and what has to happen to a model before it
+# answers.
 #
 # The notebook runs on a laptop and on a large GPU; only the models differ. `describe` prints what
 # your machine has, and which settings the course has chosen for it. The *tier* says which models
@@ -55,17 +56,17 @@ chat = runner("chat")
 # %% [markdown]
 # ## 1. One job: the next token
 #
-# A language model does a single thing. It reads a text, and it gives every token of its vocabulary a
-# probability of coming next. A token is a piece of text: a word, a part of a word, or a comma. Base
-# models and chat models do the same here. We take the chat model, and we give it a bare text instead
-# of a conversation.
+# A language model does a single thing. It reads a text, and it gives every token of its vocabulary
+# a probability of coming next. A token is a piece of text: a word, a part of a word, or a comma.
+# Base models and chat models do the same here. We take the chat model, and we give it a bare text
+# instead of a conversation.
 #
-# The model first computes the *logits*: one raw score for each token. The *softmax* turns the logits
-# into probabilities, which are positive and sum to 1.
+# The model first computes the *logits*: one raw score for each token. The *softmax* turns the
+# logits into probabilities, which are positive and sum to 1.
 #
-# **Guess first.** The text is `The capital of France is`. Write into `guess` the token that you think
-# is the likeliest, and into `sure` the probability of the model's likeliest token. Keep the leading
-# space of your guess: the space is part of the token.
+# **Guess first.** The text is `The capital of France is`. Write into `guess` the token that you
+# think is the likeliest, and into `sure` the probability of the model's likeliest token. Keep the
+# leading space of your guess: the space is part of the token.
 
 # %%
 text = "The capital of France is"
@@ -136,8 +137,8 @@ print(tokenizer.decode(grown, skip_special_tokens=True))
 # In each chart, the blue bar is the token that was taken. Its probability need not be high. Greedy
 # decoding takes it because no other token is likelier.
 #
-# `model.generate` runs exactly this loop. It is only faster, because it keeps what it has computed for
-# the earlier tokens.
+# `model.generate` runs exactly this loop. It is only faster, because it keeps what it has computed
+# for the earlier tokens.
 
 # %%
 inputs = tokenizer(sentence, return_tensors="pt").to(model.device)
@@ -151,8 +152,8 @@ assert generated[0].tolist() == grown
 # ## 2. Why a base model does not answer
 #
 # A base model has learned one thing from its training texts: which token comes next. Before you run
-# the next cell, think of a list of homework questions. What comes after such a list, in the texts that
-# you know: the answers, or more questions?
+# the next cell, think of a list of homework questions. What comes after such a list, in the texts
+# that you know: the answers, or more questions?
 
 # %% tags=["value:homework"]
 homework = (
@@ -202,9 +203,9 @@ for prompt in prompts:
     print()
 
 # %% [markdown]
-# The chat model answers. It is a small model, so it gets facts wrong, and the *El Diablo* in its reply
-# is invented. Here are both models side by side, with two more prompts; each reply is cut after some
-# tokens. Look at the kind of text only.
+# The chat model answers. It is a small model, so it gets facts wrong, and the *El Diablo* in its
+# reply is invented. Here are both models side by side, with two more prompts; each reply is cut
+# after some tokens. Look at the kind of text only.
 
 # %%
 more = [*prompts, "Why is the sky blue?", "Translate to French: Good morning"]
@@ -312,8 +313,8 @@ assert held["after"] > 0.7
 #
 # ## 3. What triggers the response
 #
-# What did `chat` do that `base` did not? Before the model saw your prompt, `chat` put it into a *chat
-# template*. This is the text that the model really got:
+# What did `chat` do that `base` did not? Before the model saw your prompt, `chat` put it into a
+# *chat template*. This is the text that the model really got:
 
 # %% tags=["value:rendered-prompt"]
 print(chat.prompt("What is the capital of Mexico?"))
@@ -341,12 +342,12 @@ print(answer)
 assert answer == chat("What is the capital of France?", max_new_tokens=30)
 
 # %% [markdown]
-# **Guess first.** We ask one and the same chat model sixteen questions about capitals, seven times, each
-# time in another form:
+# **Guess first.** We ask one and the same chat model sixteen questions about capitals, seven times,
+# each time in another form:
 #
 # - `own`: the model's own template.
-# - `USER:`, `Alpaca` and `###`: three other templates, as older models use them. Each of them is plain
-#   text, and each ends with a word that opens an answer, such as `ASSISTANT:`.
+# - `USER:`, `Alpaca` and `###`: three other templates, as older models use them. Each of them is
+#   plain text, and each ends with a word that opens an answer, such as `ASSISTANT:`.
 # - `[INST]`: the template of Llama 2, which puts the question between two marks.
 # - `none`: the question alone. `none, then a line break`: the question and a line break.
 #
@@ -435,8 +436,10 @@ if small:  # a large model often understands other templates too
 # You may have expected that only the model's own template works, or that every template works.
 # Neither is true here. With the small chat model, three foreign templates work as well as its own,
 # while `[INST]` and the bare question get no answer at all: every reply is empty. (Sixteen
-# questions are few: a difference of two or three right answers means nothing. And we count a reply
-# if it contains the city, so a reply that adds a wrong sentence afterwards still counts.)
+# questions are few: a difference of two or three right answers means nothing. On another processor,
+# 16-bit numbers are rounded a little differently, and a count can change by one; notebook 03.1 gets
+# one more for the model's own template. And we count a reply if it contains the city, so a reply
+# that adds a wrong sentence afterwards still counts.)
 #
 # What do the two forms without replies (orange in the plot) share? The next cell computes, for each
 # question, the probability that the first token is the EOS token. The line break follows below.
@@ -521,8 +524,8 @@ assert count_right(replies) > right["none"] or not small
 #
 # Choose a model, a template and a temperature. The *temperature* changes how the next token is
 # chosen. At 0, the model always takes the likeliest token. At 1, it draws a token with the
-# probabilities that it has computed. Above 1, unlikely tokens are drawn more often. A base model often
-# has no template of its own, so choose *none* for it.
+# probabilities that it has computed. Above 1, unlikely tokens are drawn more often. A base model
+# often has no template of its own, so choose *none* for it.
 #
 # The second cell does the same without a widget, at a temperature of 0.7. Its reply mixes true and
 # invented statements, and with another `seed` you get another reply.
@@ -548,11 +551,21 @@ print(
 # ## 4. Behaviour or knowledge? Prompt, retrieve or fine-tune?
 #
 # Back to Maya's helper. Fine-tuning can change two things in a model: its **behaviour**, such as
-# answering, keeping to a format, or taking a tone, and its **knowledge**, such as new facts. But
-# fine-tuning is rarely the first thing to try. Two small experiments show what you can do without it.
+# answering, keeping to a format, or taking a tone, and its **knowledge**, such as new facts.
 #
-# **Facts.** The helper should know Maya's library, the Marlow Lane Library. We have made this library
-# up, so no model can have read about it. What does the chat model say when a visitor asks?
+# | | what fine-tuning can do | for example |
+# |---|---|---|
+# | behaviour | make replies consistent | each reply has the same form and tone |
+# | behaviour | make the model focus on one job | *moderation*: it reads a comment and writes `allowed` or `blocked`, nothing else |
+# | behaviour | bring out what is there | a base model holds a conversation (section 2) |
+# | knowledge | add facts | the words and rules of a trade |
+# | knowledge | correct facts | a country has a new capital |
+#
+# But fine-tuning is rarely the first thing to try. Two small experiments show what you can do
+# without it.
+#
+# **Facts.** The helper should know Maya's library, the Marlow Lane Library. We have made this
+# library up, so no model can have read about it. What does the chat model say when a visitor asks?
 
 # %%
 import re
@@ -680,9 +693,10 @@ assert exact["shown: two examples, no template"] > exact["question alone"]
 # expect that larger chat models do what they are told more often. Examples also cost tokens in
 # every call, and guarantee no format.
 #
-# So this is the order in which to try things. If the model lacks facts, use retrieval. If it lacks a
-# format or a tone, try a prompt with examples. If that is not reliable, or if the prompt has become
-# several pages long, fine-tune: put the behaviour into the weights. You can combine all three.
+# So this is the order in which to try things. If the model lacks facts, use retrieval. If it lacks
+# a format or a tone, try a prompt with examples. If that is not reliable, or if the prompt has
+# become several pages long, fine-tune: put the behaviour into the weights. You can combine all
+# three.
 #
 # | | prompting | retrieval | fine-tuning |
 # |---|---|---|---|
@@ -693,13 +707,42 @@ assert exact["shown: two examples, no template"] > exact["question alone"]
 # | when facts change | edit the prompt | edit the documents | train again |
 # | typical failure | ignored instructions, invented facts | the wrong passage found | forgetting other skills, overfitting (memorising the examples), invented facts |
 #
+# ### Why have a model of your own?
+#
+# So far, any model would do, also one that you rent from a company. A model that you fine-tune and
+# run yourself has four advantages. Each has its price:
+#
+# | | a model of your own | what you have to do for it |
+# |---|---|---|
+# | **privacy** | prompts and training data stay on your machines | protect these machines |
+# | **latency** | a small model nearby can answer quickly, and nobody else's failure stops it | keep a server running |
+# | **control** | it changes only when you change it, and you decide what it refuses | test it after each change |
+# | **cost** | a small tuned model may replace a large one, so that a call costs less | pay for the training, and for the machine when it is idle |
+#
+# We have measured none of this here. Notebook 08 computes what replies cost on your machine, and
+# notebook 10 serves a tuned model.
+#
 # ### What do people fine-tune for?
 #
 # It helps to tell two kinds of tasks apart. **Extraction** reads much and writes little: keywords,
-# a category, a summary. **Expansion** reads little and writes much: an email, a story, code. A
-# model reads all tokens of a prompt at once, but it writes one token at a time, so we expect that
-# expansion takes longer. The next cell counts the tokens of one example each, and the one after it
-# divides them. (The email is cut at 160 tokens.)
+# a category, a summary, or the verdict of a moderator. **Expansion** reads little and writes much:
+# an email, a story, code. Two well-known products began with fine-tuning. Training GPT-3 to follow
+# instructions led to ChatGPT. Training it further on public code gave Codex, the first model behind
+# GitHub Copilot, which completes the code that you have begun (Chen et al., see *To read*).
+#
+# For moderation, two training pairs could look like this:
+#
+# ```
+# {"prompt": "Comment: Only fools read this!\nVerdict:", "completion": " blocked"}
+# {"prompt": "Comment: When do you open on Sunday?\nVerdict:", "completion": " allowed"}
+# ```
+#
+# On held-out comments, count both mistakes: what was allowed and should not be, and what was
+# blocked for nothing.
+#
+# Here are both kinds side by side. A model reads all tokens of a prompt at once, but it writes one
+# token at a time, so we expect that expansion takes longer. The next cell counts the tokens of one
+# example each, and the one after it divides them. (The email is cut at 160 tokens.)
 
 # %%
 paragraph = (
@@ -727,19 +770,19 @@ print(f"tokens out per token in: extraction {ratio[0]:.1f}, expansion {ratio[1]:
 assert ratio[0] < 1 < ratio[1]
 
 # %% [markdown]
-# The title is short beside its text, and the email is many times as long as its request. Each written
-# token costs a run of the model of its own. So for expansion, expect to wait for the reply, and check
-# where it ends. (We counted tokens here and did not measure times.)
+# The title is short beside its text, and the email is many times as long as its request. Each
+# written token costs a run of the model of its own. So for expansion, expect to wait for the reply,
+# and check where it ends. (We counted tokens here and did not measure times.)
 #
 # ## 5. Three methods of tuning
 #
 # All training makes one number small, the *loss*. The loss tells how surprised the model is by the
 # tokens that it should predict, its *targets*. If the model gave a target the probability *p*, the
-# loss of this target is −log *p*. A probability of 0.99 costs 0.01, a probability of 0.5 costs 0.7, and
-# a probability of 0.01 costs 4.6. The loss of an example is the mean over its targets.
+# loss of this target is −log *p*. A probability of 0.99 costs 0.01, a probability of 0.5 costs 0.7,
+# and a probability of 0.01 costs 4.6. The loss of an example is the mean over its targets.
 #
-# There are three methods of tuning. They differ in what an example looks like, and in which tokens are
-# targets.
+# There are three methods of tuning. They differ in what an example looks like, and in which tokens
+# are targets.
 #
 # - **Self-supervised tuning** takes plain texts. Every token but the first is a target; the first
 #   has nothing before it. This method adapts a model to a language, a style or a subject.
@@ -813,11 +856,11 @@ for start in (question, "The capital of Norway is"):
 assert oslo > 0.05 or not small
 
 # %% [markdown]
-# After *The capital of Norway is*, the token ` Oslo` is the likeliest of all. So the model knows the
-# fact. After the first prompt, it prefers to stop, or to begin its answer with a line break or with
-# *The*. (In section 3, `### Answer:` rarely made it stop. Small differences in the form matter, and we
-# cannot predict them.) So a high loss does not always mean that a fact is missing. It can mean that the
-# model expected another form, and fine-tuning changes the form quickly.
+# After *The capital of Norway is*, the token ` Oslo` is the likeliest of all. So the model knows
+# the fact. After the first prompt, it prefers to stop, or to begin its answer with a line break or
+# with *The*. (In section 3, `### Answer:` rarely made it stop. Small differences in the form
+# matter, and we cannot predict them.) So a high loss does not always mean that a fact is missing.
+# It can mean that the model expected another form, and fine-tuning changes the form quickly.
 #
 # For the third method, one number is computed for each *pair* of responses: how much likelier is
 # the better response than the worse one? The probability of a response is the product of the
@@ -841,19 +884,22 @@ print(f"log p({better!r}) − log p({worse!r}) = {margin:.2f}")
 assert margin > 0
 
 # %% [markdown]
-# The margin is above zero: the model already prefers *Oslo*. A margin of 1 would mean that the better
-# response is *e*, about 2.7 times, as likely as the worse one.
+# The margin is above zero: the model already prefers *Oslo*. A margin of 1 would mean that the
+# better response is *e*, about 2.7 times, as likely as the worse one.
 
 # %% [markdown]
 # ## 6. The steps of a project
 #
-# 1. **Say what you want.** Pick one task. Try it with the best large model that you can use: if that
-#    model cannot do it with a good prompt, a small one will hardly learn it.
-# 2. **Collect data**: real inputs, and good responses. We expect a few hundred correct examples to
-#    help more than thousands of careless ones. Set a test split aside *now*.
-# 3. **Measure the untuned model** on the test split. Without this number you cannot say later what the
-#    tuning has changed.
-# 4. **Tune a small model first.** It shows you in minutes whether the data and the template are right.
+# 1. **Say what you want.** Pick one task. Try it with the best large model that you can use: if
+#    that model cannot do it with a good prompt, a small one will hardly learn it.
+# 2. **Collect data**: real inputs, and good responses. The inputs should be as different from each
+#    other as those of your users, and real ones are better than generated ones. We expect a few
+#    hundred correct examples to help more than thousands of careless ones. Set a test split aside
+#    *now*.
+# 3. **Measure the untuned model** on the test split. Without this number you cannot say later what
+#    the tuning has changed.
+# 4. **Tune a small model first.** It shows you in minutes whether the data and the template are
+#    right.
 # 5. **Evaluate.** Read replies. Do not look at the loss alone.
 # 6. **Go back to step 2.** What the model gets wrong tells you which data are missing.
 # 7. **Deploy and watch.** Keep what your users really ask: it is your next dataset.
@@ -863,13 +909,14 @@ assert margin > 0
 # %% [markdown]
 # ## Take away
 #
-# - A language model gives each token a probability of coming next. Everything else is built on this.
+# - A language model gives each token a probability of coming next. Everything else is built on
+#   this.
 # - A base model continues texts. The course's base model answered 0 of 250 questions about held-out
 #   countries before instruction tuning, and 229 after it (section 2; 2.6 million parameters, one
 #   seed).
 # - A chat model answers when the prompt opens an answer, as its own template does. Given the bare
-#   question, SmolLM2-135M-Instruct ended the user's turn and wrote nothing, all sixteen times (section
-#   3).
+#   question, SmolLM2-135M-Instruct ended the user's turn and wrote nothing, all sixteen times
+#   (section 3).
 # - A template adds no knowledge. It triggers behaviour that tuning has put in.
 # - If a model lacks facts, try retrieval. If it lacks a format or a behaviour, try a prompt with
 #   examples first, and then fine-tune.
@@ -936,7 +983,8 @@ check("01.1", with_temperature)
 # **01.2 · Write a template by hand.** In ChatML, a message is `<|im_start|>`, the role, a line
 # break, the text, `<|im_end|>` and a line break; the roles are `system`, `user` and `assistant`.
 # Write `chatml(system, question)`: a system prompt, the user's question, and the opening of the
-# assistant's turn. You have seen such a text at the beginning of section 3, if your model is SmolLM2.
+# assistant's turn. You have seen such a text at the beginning of section 3, if your model is
+# SmolLM2.
 
 
 # %% tags=["exercise"]
@@ -955,9 +1003,8 @@ def chatml(system, question):
 check("01.2", chatml)
 
 # %% [markdown]
-# **01.3 · On your own.** Without any template, get the model to answer a word with its opposite, and
-# nothing else: `fast` → `slow`. Write `opposite_prompt(word)`. You pass with five of ten
-# right.
+# **01.3 · On your own.** Without any template, get the model to answer a word with its opposite,
+# and nothing else: `fast` → `slow`. Write `opposite_prompt(word)`. You pass with five of ten right.
 
 
 # %% tags=["exercise"]
@@ -988,9 +1035,15 @@ show_progress()
 # ## To read
 #
 # - Ouyang et al., [Training language models to follow instructions with human
-#   feedback](https://arxiv.org/abs/2203.02155): how a base model became an assistant.
+#   feedback](https://arxiv.org/abs/2203.02155): how GPT-3, a base model, became an assistant.
+# - Chen et al., [Evaluating large language models trained on
+#   code](https://arxiv.org/abs/2107.03374): Codex, from GPT-3 to Copilot.
+# - Zhou and Ng, [Finetuning large language
+#   models](https://www.deeplearning.ai/short-courses/finetuning-large-language-models/), a short
+#   course: sections 2, 4 and 6 take up its questions.
 # - The transformers guide to [chat
 #   templates](https://huggingface.co/docs/transformers/chat_templating).
 # - Allal et al., [SmolLM2](https://arxiv.org/abs/2502.02737): how the small model of this notebook
 #   was made.
-# - The terms of the course, with the notebook that introduces each: [glossary](../docs/glossary.md).
+# - The terms of the course, with the notebook that introduces each:
+#   [glossary](../docs/glossary.md).

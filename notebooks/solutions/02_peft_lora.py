@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 02 · PEFT and LoRA
 #
-# **You will learn** how LoRA fine-tunes a model that is too large to train as a whole. You will find
-# its settings and its learning rate, and you will save, switch and merge adapters.
+# **You will learn** how LoRA fine-tunes a model that is too large to train as a whole. You will
+# find its settings and its learning rate, and you will save, switch and merge adapters.
 #
 # **You need** notebook 01, and to have seen a PyTorch training loop.
 #
@@ -453,6 +453,36 @@ assert min(live, key=live.get) not in (5e-4, 3.2e-2)
 # 1.376. At 0.032 it is 31, far above the 1.985 before the training. A low rate such as 0.0005
 # sounds safe, but in eight steps it does not get far.
 #
+# ### The matrices of a layer, and multi-head attention
+#
+# Some of the variants below put adapters on some matrices only, so you need the names of the
+# matrices. Each of the model's 30 layers has two parts. The MLP (section 1) works on each token
+# alone. **Attention** lets a token look at itself and at the tokens before it. For this, three
+# matrices make three lists of numbers for each token: a *query* (what is the token looking for?), a
+# *key* (what can it be found by?) and a *value* (what does it pass on?). Where a token's query fits
+# another token's key, their product is large. The softmax turns these products into shares, and the
+# token receives the values, mixed by these shares:
+#
+# $$\text{softmax}\left(\frac{QK^T}{\sqrt{d}}\right)V \qquad d: \text{the length of a query}$$
+#
+# **Multi-head attention** does this several times side by side. Each *head* has its own queries,
+# keys and values. So one head could look at the word before while another looks at the subject of
+# the sentence; what each head looks at is learned. At the end, one more matrix mixes the results of
+# all heads.
+#
+# | matrix | what it does | out × in in SmolLM2-135M |
+# |---|---|---|
+# | `q_proj` | makes the queries of 9 heads, 64 numbers each | 576 × 576 |
+# | `k_proj`, `v_proj` | make the keys and values of 3 heads | 192 × 576 |
+# | `o_proj` | mixes the results of the heads | 576 × 576 |
+# | `gate_proj`, `up_proj` | MLP: from 576 numbers to 1,536 | 1,536 × 576 |
+# | `down_proj` | MLP: back to 576 | 576 × 1,536 |
+#
+# Three query heads share one head of keys and values. This is called *grouped-query attention*, and
+# it saves memory while the model generates.
+#
+# ### The sweep
+#
 # The next cells load and draw a sweep of twelve variants (the embedded SmolLM2-135M-Instruct, eight
 # steps of four sentences, 64 held-out sentences; `benchmarks/lora_rates.py`). A *seed* is the
 # number from which random draws start. Here it draws the training sentences and the start of $A$.
@@ -460,7 +490,7 @@ assert min(live, key=live.get) not in (5e-4, 3.2e-2)
 # Each variant changes one thing:
 #
 # - **r=3**, **r=64**: the rank, with the same α/*r*;
-# - **q_proj, v_proj**: an adapter on these two attention matrices only;
+# - **q_proj, v_proj**: an adapter on the matrices for queries and values only;
 # - **norms too**: the normalisation layers are trained as well (rule 4);
 # - **alpha=16**: half the strength; **rsLoRA**: α/√*r* = 8 instead of α/*r* = 2;
 # - **gaussian**, **PiSSA**: another start of $A$ and $B$ (appendix
@@ -617,8 +647,10 @@ assert layer.weight.shape != (layer.out_features, layer.in_features)
 #
 # *Norms* (normalisation layers) keep the activations on a common scale. They have few weights.
 # `modules_to_save` trains them whole, in a copy, and saves them with the adapter. They add 35,136
-# numbers to 4,884,480, and our three seeds show no difference. The trap: which of three ways brings
-# the base model back?
+# numbers to 4,884,480, and our three seeds show no difference. (A new *head* needs
+# `modules_to_save` even more. If you turn the model into a classifier, its last layer starts at
+# random, so it has to be trained whole. With `task_type="SEQ_CLS"`, peft adds that layer by
+# itself.) The trap: which of three ways brings the base model back?
 
 # %%
 norms = ["input_layernorm", "post_attention_layernorm", "norm"]
@@ -690,15 +722,17 @@ assert sizes[1] < 0.75 * sizes[0]
 # ## 6. Merging
 #
 # *Merging* adds $\frac{\alpha}{r}BA$ into the weights. The result is a plain model that needs no
-# peft. If the adapter was trained beside 4-bit weights, you have a choice:
+# peft. Our last adapter, that of rule 5, was trained beside 4-bit weights. For such an adapter you
+# have a choice:
 #
 # - **A** Do not merge.
 # - **B** Merge into the model as it was before quantization.
 # - **C** Turn the 4-bit weights back into 16 bits (*dequantize* them), and merge into these.
 # - **D** Merge into the 4-bit weights.
 #
-# **Guess first.** Which of B, C and D is nearly the same model as A? We compare the losses and the
-# logits.
+# **Guess first.** A is the model that we trained. Which of the merged models, B, C or D, is nearest
+# to it? Write this one letter. (The `"A"` in the next cell only shows how to write it.) We compare
+# the losses and the logits.
 
 # %%
 my_guess = None  # a letter from A to D, such as "A"
@@ -858,6 +892,22 @@ assert not any("lora" in name for name, _ in plain.named_parameters())
 assert distance(logits(plain), told["yoda"]) < 0.2 * learned
 
 # %% [markdown]
+# ### peft in other libraries
+#
+# peft is used in three other libraries of Hugging Face:
+#
+# - **transformers** can put an adapter on a plain model. `model.add_adapter(LoraConfig(...))` makes
+#   one, and `model.load_adapter(folder)` loads one.
+# - **Diffusers**, the library for models that make images, loads LoRA adapters with peft.
+#   `pipeline.load_lora_weights(folder)` adds a style, and `pipeline.unload_lora_weights()` brings
+#   the plain image model back, as `unload` does here. Diffusers starts its adapters as
+#   `init_lora_weights="gaussian"` does.
+# - **Accelerate** places large models on several devices (`device_map="auto"` in our `load`) and
+#   starts trainings on several GPUs (notebook 09). A model with an adapter goes through the same
+#   calls as a plain one.
+#
+# (The course does not install Diffusers, so we have not run its two lines.)
+#
 # ### Related tools
 #
 # | tool | when to use it | treated in |

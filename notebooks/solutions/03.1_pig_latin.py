@@ -344,6 +344,47 @@ for old, new in renamed.items():
 assert not {"max_seq_length", "evaluation_strategy", "group_by_length", "no_cuda"} & set(ours)
 
 # %% [markdown]
+# ### Which trainer?
+#
+# `SFTTrainer` is transformers' `Trainer` with more work done for you: it applies the chat template,
+# makes the tokens and masks the prompt. You can give it a loaded model, as we do below, or only a
+# model's name. Its relatives:
+#
+# | trainer | library | for |
+# |---|---|---|
+# | `Trainer` | transformers | any model, with batches that you prepare (notebook 03, section 1) |
+# | `Seq2SeqTrainer` | transformers | models with an encoder and a decoder, such as T5, for translation or summaries |
+# | `SFTTrainer` | TRL | plain texts, prompts with responses, conversations |
+# | `DPOTrainer` | TRL | pairs of a better and a worse response (notebook 01, section 5) |
+#
+# `Seq2SeqTrainer` takes its arguments from `Seq2SeqTrainingArguments`. With
+# `predict_with_generate=True`, it lets the model write during an evaluation, so that you can score
+# replies and not only the loss.
+#
+# `Trainer` also trains a PyTorch model that you wrote yourself, if its `forward` meets three
+# conditions:
+#
+# 1. It returns a dictionary, a `ModelOutput` (transformers' own kind of dictionary) or a tuple.
+# 2. If it gets labels, it also computes the loss, as `"loss"` in the dictionary or as the first of
+#    the tuple.
+# 3. Its argument for labels is not called `label`, because the collator renames that column to
+#    `labels`. Several arguments are possible. `Trainer` finds those with *label* in their names;
+#    name others in `label_names` of the `TrainingArguments`.
+#
+# Here is such a `forward`, of a model that predicts a class for each token:
+#
+# ```python
+# def forward(self, input_ids, labels=None):
+#     logits = self.layers(input_ids)  # (examples, tokens, classes)
+#     if labels is None:
+#         return {"logits": logits}
+#     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+#     return {"loss": loss, "logits": logits}
+# ```
+#
+# Columns of the dataset that `forward` does not name are dropped, unless you set
+# `remove_unused_columns=False`.
+#
 # ## 4. Train
 #
 # `recipe` looks up what depends on the machine. The cell also computes how many epochs our steps
@@ -431,8 +472,9 @@ print(report)
 assert report.ok
 
 # %% [markdown]
-# Read the lines *batch and steps* and *expected minutes*. The training will see 8% of the data. (In
-# the saved run, one core was busy; the recipe counts on two idle ones.)
+# Read the lines *batch and steps* and *expected minutes*; notebook 03, section 9, explains how to
+# read the others. The training will see 8% of the data. (In the saved run, one core was busy; the
+# recipe counts on two idle ones.)
 #
 # A second `train()` trains the same adapter further. To start over, make a new trainer.
 #
@@ -613,10 +655,13 @@ print("adapter off as before:", answers["adapter off"] == answers["before the tr
 assert answers["adapter off"] == answers["before the training"]
 
 # %% [markdown]
-# Before the training, the model answered 14 of the sixteen questions. Now it answers none: for
-# France, it repeats the question. But LoRA has not changed the base model's weights, so with the
-# adapter off, all replies are exactly as before. If you need both skills at once, mix general
-# examples into the data. (We have not tested how many.)
+# Before the training, the model answered 14 of the sixteen questions. (Notebook 01 counted 13 with
+# the same model and the same questions. Its outputs were saved on another processor. Both compute
+# in 16 bits, but they round some sums differently, and where two tokens are nearly equally likely,
+# this decides which one is written.) Now it answers none: for France, it repeats the question. But
+# LoRA has not changed the base model's weights, so with the adapter off, all replies are exactly as
+# before. If you need both skills at once, mix general examples into the data. (We have not tested
+# how many.)
 #
 # ## 7. Does it help to spell the words?
 #

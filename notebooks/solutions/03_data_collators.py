@@ -169,8 +169,10 @@ assert first_last[1] < 0.7 * first_last[0]
 # Examples differ in length, but a tensor needs rows of one length. So the collator fills the
 # shorter rows with **padding**, tokens without meaning. It adds the `attention_mask`, which says
 # which tokens are read, and the **labels**, which say what the model should learn to write. With
-# `mlm=False` (no *masked* language modelling), the labels are a copy of the tokens. The loss
-# leaves out each token with the label -100.
+# `mlm=False` (no *masked* language modelling), the labels are a copy of the tokens. The loss leaves
+# out each token with the label -100. (The default is `mlm=True`. Then the collator picks 15% of the
+# tokens at random and hides most of them, and the model learns to fill the gaps. Models such as
+# BERT are trained in this way; for a model that writes from left to right, set it to `False`.)
 #
 # Here are three examples in the recipe's collator. The cell prints the shape of each tensor and
 # the end of its first row:
@@ -268,7 +270,10 @@ plt.show()
 # In the last drawing the English sentence is blue too, so the model also learns to write prompts.
 # How much of the training goes into them? We look at **Pig Latin**, the task of notebook 03.1. The
 # consonants at the beginning of a word move to its end, and *ay* follows: *string* → *ingstray*. A
-# word that begins with a vowel gets *way*: *eat* → *eatway*.
+# word that begins with a vowel gets *way*: *eat* → *eatway*. (Some people add *hay*, *nay* or *yay*
+# there, so *eat* can also become *eathay*, *eatnay* or *eatyay*. Any of the four will do, but a
+# dataset should keep to one. If it mixed them, no rule could tell the model which ending comes
+# next.)
 #
 # **Guess first.** With Pig Latin in the same kind of text, which share of the tokens is prompt,
 # from `English:` to `Pig Latin:`?
@@ -351,11 +356,13 @@ assert (completions["labels"] == tokenizer.eos_token_id).sum() == len(completion
 # blue, and so is the `<|im_end|>` that ends it, but not the same token as padding. (The blue line
 # break does no harm, because generation stops before it.)
 #
-# In other code you will meet three more names:
+# In other code you will meet four more names:
 #
 # - `DataCollatorForCompletionOnlyLM` looked for a `response_template` in each text, such as
 #   `### Answer:`, and masked what stands before it. TRL 0.20 removed it. The two columns replace
 #   it: they switch on `completion_only_loss`.
+# - `dataset_text_field` names the column that holds the text, for a dataset of plain texts (the
+#   default is `text`).
 # - `formatting_func` makes each row one text, for a dataset with other columns. One text has no
 #   prompt, so all of it is trained on.
 # - `pad_to_multiple_of` rounds the length of the rows up, because GPUs prefer sizes that are
@@ -681,7 +688,21 @@ assert report.ok
 assert "3 × the 40 examples" in {row.name: row.found for row in report.rows}["batch and steps"]
 
 # %% [markdown]
-# All checks pass. Now three trainings with one mistake each. They differ only in the collator.
+# All checks pass. Each line names a check and says what it found. Three lines need an explanation
+# (a number such as `5.8e-03` means 0.0058; the numbers are those of the saved run):
+#
+# - *documents apart*: `preflight` computes the losses of one text twice, in its padded row and
+#   without the padding. They should be the same. Here they differ by 0.0058 of their mean, or 0.6%,
+#   because this machine computes in 16 bits and rounds. A real leak changes them far more: in
+#   section 7 the loss fell by more than a third.
+# - *loss and gradients*: the loss before the training is 7.37. The *uniform guess* is what a model
+#   would get that finds all 49,152 tokens equally likely: log 49,152 = 10.8. A loss far above that
+#   is a warning that tokenizer and model may not belong together. The *gradient norm* is the size
+#   of all gradients taken together. With a norm of 0, nothing would be learned.
+# - *batch and steps*: `3 × 1 accumulated` means three examples in a batch, and one batch for each
+#   step. An *update* is such a step: one change of the weights.
+#
+# Now three trainings with one mistake each. They differ only in the collator.
 
 # %%
 from transformers import DataCollatorForSeq2Seq
@@ -732,6 +753,9 @@ trainers = {
 
 # %% [markdown]
 # Look at one batch of each. Where a token and its label differ, both are drawn: `read→learned`.
+# There are three drawings, of A, B and C in this order. (In a saved copy of this notebook, all
+# three letters may stand above the first drawing: the first drawing belongs to A, the second to B,
+# the third to C.)
 
 # %%
 from IPython.display import display
@@ -894,6 +918,10 @@ check("03.3", pack)
 #
 # - The guides to TRL's [SFTTrainer](https://huggingface.co/docs/trl/sft_trainer) and to
 #   [data collators](https://huggingface.co/docs/transformers/main_classes/data_collator).
+# - Raschka, [Build a large language model (from
+#   scratch)](https://www.manning.com/books/build-a-large-language-model-from-scratch): chapter 7
+#   writes a collator with masks by hand; the
+#   [code](https://github.com/rasbt/LLMs-from-scratch/tree/main/ch07) is free.
 # - Krell et al., [Efficient sequence packing without
 #   cross-contamination](https://arxiv.org/abs/2107.02027).
 # - Our sentences are made by a program. Many other courses use the *Harvard sentences* (IEEE
