@@ -1,22 +1,22 @@
 # %% [markdown]
 # # 04.1 · Quantization
 #
-# **You will learn** what a number loses in 16, 8 and 4 bits, and how a weight matrix is quantized, by
-# hand and by bitsandbytes. You will load a model in 4 bits, measure what this costs and what it
+# **You will learn** what a number loses in 16, 8 and 4 bits, and how a weight matrix is quantized,
+# by hand and by bitsandbytes. You will load a model in 4 bits, measure what this costs and what it
 # saves, and train an adapter beside it (QLoRA).
 #
 # **You need** notebooks 02 (LoRA) and 04 (where memory goes).
 #
-# **It takes** about 28 minutes of reading and trying. The cells themselves run in about four minutes
-# on two CPU cores; on GPUs, not yet measured.
+# **It takes** about 28 minutes of reading and trying. The cells themselves run in about four
+# minutes on two CPU cores; on GPUs, not yet measured.
 
 # %% [markdown]
 # ## The machine at hand
 #
-# Jonas knows now what fills his GPU (notebook 04), and his small model trains. Next he wants a model
-# with 7 billion parameters. Its weights alone take 15 GB in 16 bits, and his T4 has 16. "Load them in 4
-# bits", says a colleague. "That is a quarter." But what is left of a weight with so few bits, and what
-# is left of the model?
+# Jonas now knows what fills his GPU (notebook 04), and his small model trains. Next he wants a
+# model with 7 billion parameters. Its weights alone take 15 GB in 16 bits, and his T4 has 16. "Load
+# them in 4 bits", says a colleague. "That is a quarter." But what is left of a weight with so few
+# bits, and what is left of the model?
 #
 # The set-up is that of notebook 02: `resolve` finds a chat model's files, and the rest is plain
 # transformers.
@@ -51,9 +51,9 @@ tokenizer = AutoTokenizer.from_pretrained(origin.folder)
 # %% [markdown]
 # ## 1. Numbers in fewer bits
 #
-# **Quantization** writes the numbers of a model with fewer bits. A floating-point number is a sign, a
-# fraction and an exponent: $\pm 1.\text{fraction} \times 2^{\text{exponent}}$. The exponent's bits
-# decide how *far* the numbers reach, and the fraction's bits how *close* together they are.
+# **Quantization** writes the numbers of a model with fewer bits. A floating-point number is a sign,
+# a fraction and an exponent: $\pm 1.\text{fraction} \times 2^{\text{exponent}}$. The exponent's
+# bits decide how *far* the numbers reach, and the fraction's bits how *close* together they are.
 
 # %% tags=["value:number-formats"]
 import math
@@ -77,8 +77,8 @@ pd.DataFrame(rows).T
 # %% [markdown]
 # With 16 bits, float16 is precise and bfloat16 reaches far.
 #
-# **Guess first.** Suppose that a weight of 1 is raised by 0.001, a thousand times over. Where does it
-# end in each type?
+# **Guess first.** Suppose that a weight of 1 is raised by 0.001, a thousand times over. Where does
+# it end in each type?
 
 # %%
 my_guess = None  # e.g. {"float32": 2, "float16": 1.5, "bfloat16": 1.5}
@@ -104,19 +104,19 @@ assert round(ends["float16"], 3) == 1.977
 # %% [markdown]
 # In bfloat16 the weight has not moved at all. Most people expect something near 2, but each sum,
 # 1.001, is rounded back to 1. (float16 has another problem: it ends at 65504, so 70000 becomes
-# infinite.) So weights that are *trained* are safest in float32. A frozen weight is only read. How few
-# bits are enough for it?
+# infinite.) So weights that are *trained* are safest in float32. A frozen weight is only read. How
+# few bits are enough for it?
 #
 # ## 2. One scale for many numbers
 #
 # Four bits can tell sixteen values apart: too few for an exponent in each number. So a **block** of
-# numbers shares one factor, the **scale**. Each number is stored as a *code*, and a code stands for a
-# *level* between −1 and 1. To get the number back, multiply its level by the scale. The scale is the
-# largest absolute value of the block (*absmax*).
+# numbers shares one factor, the **scale**. Each number is stored as a *code*, and a code stands for
+# a *level* between −1 and 1. To get the number back, multiply its level by the scale. The scale is
+# the largest absolute value of the block (*absmax*).
 #
 # Which levels? For **int8** they are evenly spaced. For four bits we compare three sets: **int4**,
-# evenly spaced again; **fp4**, a floating-point type; and **nf4**, which comes with QLoRA. We get the
-# last two from bitsandbytes, the library that quantizes models for transformers.
+# evenly spaced again; **fp4**, a floating-point type; and **nf4**, which comes with QLoRA. We get
+# the last two from bitsandbytes, the library that quantizes models for transformers.
 
 # %%
 from bitsandbytes.functional import get_4bit_type
@@ -149,8 +149,8 @@ def there_and_back(weight, name, block):
 
 
 # %% [markdown]
-# This is all of absmax quantization. We try it on four numbers that share a scale, and then on three
-# of them, without the largest.
+# This is all of absmax quantization. We try it on four numbers that share a scale, and then on
+# three of them, without the largest.
 #
 # **Guess first.** What is left of 1/3 when it shares a scale with 70000?
 
@@ -173,17 +173,21 @@ assert rows["nf4", "with 70000"]["1/3"] == rows["int8", "with 70000"]["1/3"] == 
 assert abs(float(rows["nf4", "without"]["1/3"]) - 1 / 3) < 0.03
 
 # %% [markdown]
-# Nothing is left. Many people expect a small error. But the scale is 70000, so the level next to zero is
-# worth hundreds or more, and everything else is rounded to 0. Without the large neighbour, 1/3 comes
-# back nearly right. **A scale works well only if the numbers of its block are of similar size.**
+# Nothing is left. Many people expect a small error. But the scale is 70000, so the level next to
+# zero is worth hundreds or more, and everything else is rounded to 0. Without the large neighbour,
+# 1/3 comes back nearly right. **A scale works well only if the numbers of its block are of similar
+# size.**
 #
 # ### One outlier
 #
 # An *outlier* is a number that is many times larger than its neighbours. The next cell draws 65,536
 # normally distributed numbers and makes one of them larger.
 #
-# **Guess first.** How large may it get, in standard deviations, until int8 with one scale does *worse* on
-# all the others than nf4 in blocks of 64?
+# We quantize all of them twice: in int8 with one scale for all, and in nf4 with one scale for each
+# block of 64. Then we look at the error of the *other* numbers.
+#
+# **Guess first.** How large must the outlier be, in standard deviations, before int8 has the larger
+# error?
 
 # %%
 my_guess = None  # e.g. 500 standard deviations
@@ -238,12 +242,12 @@ assert worse == 50
 assert errors["nf4", 64][-1] < 1.1 * errors["nf4", 64][0]
 
 # %% [markdown]
-# Among the sizes tried, 50 is enough. People often guess more, because eight bits have many more levels
-# than four. But the outlier stretches the scale, and the levels become too coarse for every other
-# number. Blocks keep the damage in the outlier's own block.
+# Among the sizes tried, 50 is enough. People often guess more, because eight bits have many more
+# levels than four. But the outlier stretches the scale, and the levels become too coarse for every
+# other number. Blocks keep the damage in the outlier's own block.
 #
-# Do real weights have outliers? The next cell takes a layer in the middle of the chat model. It divides
-# each weight by the largest of its block of 64, and draws the levels below.
+# Do real weights have outliers? The next cell takes a layer in the middle of the chat model. It
+# divides each weight by the largest of its block of 64, and draws the levels below.
 
 # %% tags=["figure:04_1_levels"]
 model = AutoModelForCausalLM.from_pretrained(
@@ -282,16 +286,17 @@ assert furthest.median() > 8
 assert furthest.max() > 30
 
 # %% [markdown]
-# They do, so we need blocks. (The spikes at both ends are the largest weights of the blocks.) The others
-# form a bell. nf4 (*NormalFloat*) is made for normally distributed numbers: it puts its levels close
-# together where the bell is high. Even spacing spends as many levels on the thin tails as on the middle.
-# fp4 leaves wide gaps near zero, where most weights are.
+# Real weights do have outliers, so we need blocks. (The spikes at both ends of the picture are the
+# largest weights of the blocks.) The other weights form a bell. nf4 (*NormalFloat*) is made for
+# normally distributed numbers: it puts its levels close together where the bell is high. int4
+# spaces its levels evenly, so it spends as many of them on the thin tails as on the middle. fp4
+# leaves wide gaps near zero, where most weights are.
 #
 # ## 3. A layer, by hand and by bitsandbytes
 #
 # How large is the error on this layer, relative to its weights? We compare one scale for the whole
-# matrix, one for each row, and one for each 64 weights. A scale is a float32, so with blocks of 64 it adds
-# half a bit to each weight.
+# matrix, one for each row, and one for each 64 weights. A scale is a float32, so with blocks of 64
+# it adds half a bit to each weight.
 #
 # **Guess first.** How large is the error of nf4 in blocks of 64: one per cent, ten, or thirty?
 
@@ -318,9 +323,9 @@ assert errors["for 64 weights"].loc[["int8", "nf4", "int4", "fp4"]].is_monotonic
 assert 0.08 < errors["for 64 weights"]["nf4"] < 0.11
 
 # %% [markdown]
-# The error is 9.4% (the up projection in layer 15 of SmolLM2-135M). Many people guess less, because 4-bit
-# models still write good text. Smaller blocks are better each time. At four bits in blocks, nf4 has the
-# smallest error here, and fp4 the largest.
+# The error is 9.4% (the up projection in layer 15 of SmolLM2-135M). Many people guess less, because
+# 4-bit models still write good text. Smaller blocks are better each time. At four bits in blocks,
+# nf4 has the smallest error here, and fp4 the largest.
 #
 # `quantize_4bit` of bitsandbytes packs two codes into a byte. Does it compute the same as our few
 # lines?
@@ -342,12 +347,13 @@ assert torch.allclose(scales.flatten(), state.absmax)
 assert (pairs[:, 0] * 16 + pairs[:, 1] == packed.flatten()).float().mean() > 0.999
 
 # %% [markdown]
-# It does. We have left out one step, **double quantization**: the scales are quantized in their turn,
-# to 8 bits, in blocks of 256. This saves 0.37 bits for each weight.
+# It does. We have left out one step, **double quantization**: the scales are quantized in their
+# turn, to 8 bits, in blocks of 256. This saves 0.37 bits for each weight.
 #
 # When a layer is used, its weights are **dequantized**, that is, expanded to 16 bits, and the
-# multiplication is done in 16 bits. So four bits save memory, but no arithmetic. In 8 bits, bitsandbytes
-# (`LLM.int8()`) rounds the layer's *inputs* too. Appendix 04a shows why that is harder.
+# multiplication is done in 16 bits. So four bits save memory, but no arithmetic. In 8 bits,
+# bitsandbytes (`LLM.int8()`) rounds the layer's *inputs* too. Appendix 04a shows why that is
+# harder.
 #
 # ## 4. A model in 4 bits
 #
@@ -415,10 +421,10 @@ if origin.where == "embedded":
     assert f"{held.sum() / in_16_bits:.0%}" == "42%"
 
 # %% [markdown]
-# SmolLM2-135M has 112 MB left, which is 42%. Many people expect a quarter. But only the linear layers
-# are in four bits. Embeddings, output layer and norms stay as they were, and in this small model the
-# embeddings are half of what is left. How is it with larger models? We count without loading them, on
-# *meta* models, which have shapes but no values.
+# SmolLM2-135M has 112 MB left, which is 42%. Many people expect a quarter. But only the linear
+# layers are in four bits. Embeddings, output layer and norms stay as they were, and in this small
+# model the embeddings are half of what is left. What about larger models? We count without loading
+# them, on *meta* models, which have shapes but no values.
 
 # %% tags=["value:bits-kept"]
 from course_utils.models import catalog
@@ -451,21 +457,26 @@ assert counted.loc["Qwen/Qwen2.5-7B", "nf4-double, GB"] == "5.55"
 assert counted.loc["Qwen/Qwen2.5-7B", "16 bits, GB"] == "15.23"
 
 # %% [markdown]
-# (The first row is a little low: the sum leaves out the list of levels that each layer has.) In larger
-# models the embeddings are a smaller share, but a large vocabulary works against this: Qwen2.5-7B keeps
-# 36%, and Llama-2-7B, with a smaller vocabulary, 29%. For Jonas, 5.55 GB instead of 15.23 will do.
+# (The first row is a little low: the sum leaves out the list of levels that each layer has.) In
+# larger models the embeddings are a smaller share, but a large vocabulary works against this:
+# Qwen2.5-7B keeps 36%, and Llama-2-7B, with a smaller vocabulary, 29%. If Jonas takes Qwen2.5-7B,
+# its weights need 5.55 GB instead of 15.23, and fit on his T4.
 #
 # ## 5. What does it cost?
 #
-# Each model reads 2,048 tokens of two texts that programs of this course write, so the chat model has not
-# read them before. Then it answers two questions.
+# Each model reads 2,048 tokens of two texts that programs of this course write, so the chat model
+# has not read them before. Then it answers two questions.
 #
 # **Perplexity** is the exponential of the mean loss: among how many equally likely tokens the model
-# would have to choose, to be as unsure as it is. Lower is better. The table also has how much higher
-# the loss is than in 16 bits, the standard error of this difference, and at how many places the
-# likeliest next token is the same as in 16 bits.
+# would have to choose, to be as unsure as it is. Lower is better. The table has three more columns:
 #
-# **Guess first.** Which is the first precision that you would notice?
+# - *more than 16 bits*: how much higher the loss is than in 16 bits;
+# - *standard error*: how far chance typically moves this difference;
+# - *same next token*: at what share of the places the likeliest next token is the same as in 16
+#   bits.
+#
+# **Guess first.** The table goes from 16 bits down to 4. At which precision would you first notice
+# a difference?
 
 # %%
 my_guess = None  # e.g. "8bit"
@@ -561,14 +572,16 @@ if origin.where == "embedded":
     assert chat["stories"]["nf4"] < chat["stories"]["fp4"]
 
 # %% [markdown]
-# In 8 bits the loss hardly changes. In four bits it rises. On the stories, nf4 adds 0.219 to the loss and
-# fp4 adds 0.302; on the sentences it is 0.264 and 0.227, so there fp4 is ahead (SmolLM2-135M, 2,040 tokens
-# of each text, the saved run). So one text is not enough to compare precisions. On both texts, nf4 keeps
-# the likeliest token more often than fp4, and double quantization costs nothing measurable.
+# In 8 bits the loss hardly changes. In four bits it rises. On the stories, nf4 adds 0.219 to the
+# loss and fp4 adds 0.302; on the sentences it is 0.264 and 0.227, so there fp4 is ahead
+# (SmolLM2-135M, 2,040 tokens of each text, the saved run). So one text is not enough to compare
+# precisions. On both texts, nf4 keeps the likeliest token more often than fp4, and double
+# quantization costs nothing measurable.
 #
-# One warning: the embedded chat model was stored in 4 bits and expanded (the line "Q4_1" above). So we
-# measure the cost of a *second* rounding. What four bits cost the original model, this cannot tell. (The
-# perplexity on the sentences is high in 16 bits already: they are grammatical, but absurd.)
+# One warning: the embedded chat model was stored in 4 bits and expanded (the line "Q4_1" above). So
+# we measure the cost of a *second* rounding. We cannot tell what four bits would cost the original
+# model. (The perplexity on the sentences is high in 16 bits already: they are grammatical, but
+# absurd.)
 #
 # What do these differences mean for a reader?
 
@@ -577,15 +590,16 @@ replies = pd.DataFrame(answers, index=QUESTIONS).T
 text_table(replies.rename_axis("precision").reset_index())
 
 # %% [markdown]
-# In the saved run all of them name Paris, but the replies differ, in 8 bits too. In 8 bits the likeliest
-# token changes at about one place in ten, with nearly the same loss, and one changed token changes the
-# rest of a reply. So equal losses do not promise equal replies. Many people say that they would notice 4
-# bits first, and by the loss that is right. (Two replies are too few to judge a precision by.)
+# In the saved run, the replies of all precisions name Paris, but they differ in other words, in 8
+# bits too. In 8 bits the likeliest token changes at about one place in ten, with nearly the same
+# loss, and one changed token changes the rest of a reply. So equal losses do not promise equal
+# replies. Many people say that they would notice 4 bits first, and by the loss that is right. (Two
+# replies are too few to judge a precision by.)
 #
 # ### Is it the size?
 #
-# One often reads that small models suffer more. The course's own model (notebook 06) has only 2.6 million
-# parameters, and was never in four bits before.
+# One often reads that small models suffer more. The course's own model (notebook 06) has only 2.6
+# million parameters, and was never in four bits before.
 #
 # **Guess first.** Does nf4 cost this model more than the chat model, or less?
 
@@ -605,20 +619,21 @@ for name, found in own.items():
         assert more["nf4"] < 0.2 * chat[name]["nf4"]
 
 # %% [markdown]
-# We could not measure any loss from nf4 on this model. Most people expect the smaller model to suffer
-# more. But the two differ in more than size: the small one was trained on such texts, and only the chat
-# model was rounded before. One study of some 1,500 quantized models (Ouyang et al., below) finds that
-# larger models lose less, and that models which were trained on *more text for their size* lose more. Our
-# numbers are no evidence for or against it. Measure your own model on your own task.
+# We could not measure any loss from nf4 on this model. Most people expect the smaller model to
+# suffer more. But the two models differ in more than size: the small one was trained on texts like
+# these, and only the chat model was rounded before. One study of some 1,500 quantized models
+# (Ouyang et al., below) finds that larger models lose less, and that models which were trained on
+# *more text for their size* lose more. Our numbers are no evidence for or against it. Measure your
+# own model on your own task.
 #
 # ## 6. QLoRA: an adapter beside four bits
 #
-# **QLoRA** trains an adapter beside a frozen model in 4 bits. The gradient passes *through* the 4-bit
-# weights: in the backward pass they are expanded, used and thrown away again, as in the forward pass.
-# (Appendix 04a checks that these gradients are right.)
+# **QLoRA** trains an adapter beside a frozen model in 4 bits. The gradient passes *through* the
+# 4-bit weights: in the backward pass they are expanded, used and thrown away again, as in the
+# forward pass. (Appendix 04a checks that these gradients are right.)
 #
-# Many recipes call peft's `prepare_model_for_kbit_training` first. **Guess first:** it prepares a model
-# for training in little memory. Does the model get smaller or larger?
+# Many recipes call peft's `prepare_model_for_kbit_training` first. **Guess first:** it prepares a
+# model for training in little memory. Does the model get smaller or larger?
 
 # %%
 my_guess = None  # e.g. "smaller"
@@ -656,13 +671,15 @@ if origin.where == "embedded":
     assert int(after["MB"]) - int(before["MB"]) == 57
 
 # %% [markdown]
-# It gets larger, by 57 MB (SmolLM2-135M). Most people expect the function to save memory. It freezes all
-# weights, switches gradient checkpointing on, and casts everything that is not quantized to float32.
-# So the sums between the layers are more exact, and the embeddings take twice as much.
+# It gets larger, by 57 MB (SmolLM2-135M). Most people expect the function to save memory. It
+# freezes all weights, switches gradient checkpointing on, and casts everything that is not
+# quantized to float32. So the sums between the layers are more exact, and the embeddings take twice
+# as much.
 #
-# TRL no longer calls it. `SFTTrainer` 1.16 leaves the 4-bit model as it is, switches checkpointing on
-# itself, and casts the *adapter* to bfloat16, following the paper on QLoRA. So here, what is trained is
-# **not** in float32. We build such a trainer, look at the adapter, and ask `preflight` (notebook 03).
+# TRL no longer calls it. `SFTTrainer` 1.16 leaves the 4-bit model as it is, switches checkpointing
+# on itself, and casts the *adapter* to bfloat16, following the paper on QLoRA. So here, what is
+# trained is **not** in float32. We build such a trainer, look at the adapter, and ask `preflight`
+# (notebook 03).
 
 # %%
 import tempfile
@@ -729,29 +746,29 @@ assert float(losses[-1]) < float(losses[0])
 # adapter has learned.
 #
 # Why does it learn in bfloat16? An adapter's numbers are small, and near small numbers the steps of
-# bfloat16 are small, too. The line *dtype* of `preflight` speaks of the base model's other weights. But
-# `preflight` looks at the adapter as well: it warns if your learning rate is too small to move most of its
-# numbers. And with `fp16=True`, which is common on a T4, it fails, because the gradient scaler cannot take
-# gradients in bfloat16. Then set `p.data = p.data.float()` for each trained parameter, after building the
-# trainer.
+# bfloat16 are small, too. The line *dtype* of `preflight` speaks of the base model's other weights.
+# But `preflight` looks at the adapter as well: it warns if your learning rate is too small to move
+# most of its numbers. And with `fp16=True`, which is common on a T4, it fails, because the gradient
+# scaler cannot take gradients in bfloat16. Then set `p.data = p.data.float()` for each trained
+# parameter, after building the trainer.
 #
 # ## Take away
 #
 # - A weight in bfloat16 may not move at all, if its updates are small (section 1).
-# - To quantize is to divide by a scale and to round to a level. One outlier spoils all that share its
-#   scale (section 2).
-# - nf4 puts its levels where normally distributed weights are. On our layer, its error was the smallest of
-#   the 4-bit formats (section 3).
+# - To quantize is to divide by a scale and to round to a level. One outlier spoils all that share
+#   its scale (section 2).
+# - nf4 puts its levels where normally distributed weights are. On our layer, its error was the
+#   smallest of the 4-bit formats (section 3).
 # - "4 bit" means the linear layers. Embeddings, output layer and norms come on top (section 4).
-# - Measure what four bits cost *your* model. The order of nf4 and fp4 depended on the text, and equal losses
-#   do not promise equal replies (section 5).
+# - Measure what four bits cost *your* model. The order of nf4 and fp4 depended on the text, and
+#   equal losses do not promise equal replies (section 5).
 # - QLoRA trains an adapter through 4-bit weights, which stay as they are. TRL keeps this adapter in
 #   bfloat16 (section 6).
 
 # %% [markdown]
 # ## Exercises
 #
-# **Quiz.** Put a letter for each, and run the cell below.
+# **Quiz.** Fill in the letters, and run the cell below.
 #
 # **a.** One weight of a matrix grows a hundredfold. What happens to the others when the matrix is
 # quantized with absmax: with one scale for all, and in blocks of 64?
@@ -761,8 +778,8 @@ assert float(losses[-1]) < float(losses[0])
 # - **C** All suffer in both, as the matrix is the same.
 # - **D** None suffers in either: the scale grows with it.
 #
-# **b.** A small model in nf4 takes half of what it took in 16 bits, and not a quarter. What is the main
-# reason?
+# **b.** A small model in nf4 takes half of what it took in 16 bits, and not a quarter. What is the
+# main reason?
 #
 # - **A** The scales take as much room as the codes.
 # - **B** The codes are expanded to 16 bits to be used.
@@ -782,11 +799,12 @@ from course_utils.exercises import check, quiz
 quiz("04.1", a="...", b="...", c="...")
 
 # %% [markdown]
-# **04.1.1 · Change one number.** Write `bits_a_weight(bits, block, double)`: how many bits a weight takes
-# if its code has so many bits and each block of weights has a scale, a float32. With double quantization
-# the scales have 8 bits, and each 256 of them share one float32. Then look for the block size with which
-# nf4 takes as little *without* double quantization as it takes with it in blocks of 64. What error does it
-# have? `off(there_and_back(weight, "nf4", block), weight)` tells you.
+# **04.1.1 · Change one number.** Write `bits_a_weight(bits, block, double)`: how many bits a weight
+# takes, its share of the scale included. A code has `bits` bits, and each block of `block` weights
+# has a scale, a float32. With double quantization the scales have 8 bits, and each 256 of them
+# share one float32. Then look for the block size with which nf4 *without* double quantization takes
+# as little as nf4 *with* it in blocks of 64. What error does nf4 have at this block size?
+# `off(there_and_back(weight, "nf4", block), weight)` tells you.
 
 
 # %% tags=["exercise"]
@@ -802,12 +820,12 @@ def bits_a_weight(bits, block, double=False):
 check("04.1.1", bits_a_weight)
 
 # %% [markdown]
-# **04.1.2 · Alone: two ends.** Absmax wastes levels if the numbers of a block are not centred on zero. Write
-# `affine(weight, bits, block)`: in each block, the levels go in even steps from its *smallest* number to
-# its *largest*, both included, 2^bits of them; each number becomes the nearest level. Return these levels
-# (not the codes), in the weight's shape. If all numbers of a block are equal, they stay as they are. Then
-# try it on `weight` with 4 bits and blocks of 32, and again with blocks of 64. What do you find? (Appendix
-# 04a explains it.)
+# **04.1.2 · Alone: two ends.** Absmax wastes levels if the numbers of a block are not centred on
+# zero. Write `affine(weight, bits, block)`: in each block, the levels go in even steps from its
+# *smallest* number to its *largest*, both included, 2^bits of them; each number becomes the nearest
+# level. Return these levels (not the codes), in the weight's shape. If all numbers of a block are
+# equal, they stay as they are. Then try it on `weight` with 4 bits and blocks of 32, and again with
+# blocks of 64. What do you find? (Appendix 04a explains it.)
 
 
 # %% tags=["exercise"]
@@ -829,9 +847,10 @@ check("04.1.2", affine)
 #
 # ## To read
 #
-# - Dettmers et al., [QLoRA](https://arxiv.org/abs/2305.14314): nf4, double quantization, and training
-#   through frozen 4-bit weights.
-# - Ouyang et al., [Low-Bit Quantization Favors Undertrained LLMs](https://arxiv.org/abs/2411.17691): what a
-#   model loses, by its size and by what it has read.
+# - Dettmers et al., [QLoRA](https://arxiv.org/abs/2305.14314): nf4, double quantization, and
+#   training through frozen 4-bit weights.
+# - Ouyang et al., [Low-Bit Quantization Favors Undertrained
+#   LLMs](https://arxiv.org/abs/2411.17691): what a model loses, by its size and by what it has
+#   read.
 # - The manual of [bitsandbytes](https://huggingface.co/docs/bitsandbytes).
 # - The [glossary](../docs/glossary.md): the course's words.

@@ -7,8 +7,8 @@
 #
 # **You need** notebook 02 (LoRA).
 #
-# **It takes** about 25 minutes of reading and trying. The cells themselves run in about three minutes
-# on two CPU cores; on GPUs, not yet measured.
+# **It takes** about 25 minutes of reading and trying. The cells themselves run in about three
+# minutes on two CPU cores; on GPUs, not yet measured.
 
 # %% [markdown]
 # ## The machine at hand
@@ -17,9 +17,10 @@
 # The weights take about 7 GB in 32 bits, but the training stops at once: out of memory. Where did
 # the memory go, and what can he do?
 #
-# You need no GPU. `predict` runs the code of the installed trainer, but on tensors that have a shape
-# and no values. It reports each tensor to a copy of PyTorch's *allocator*, the part that hands out a
-# GPU's memory. (Notebook 05 checks the prediction.) A MB is 10⁶ bytes.
+# You need no GPU. `predict` runs the code of the installed trainer, but on tensors that have a
+# shape and no values. `predict` reports each of these tensors to a copy of PyTorch's *allocator*,
+# the part of PyTorch that hands out a GPU's memory. (Notebook 05 checks the prediction.) A MB is
+# 10⁶ bytes.
 
 # %%
 import functools
@@ -66,22 +67,23 @@ assert round(on_paper["weights"]) == 7
 assert round(on_paper["in all"]) == 27
 
 # %% [markdown]
-# That is 27 GB before the first activation. The activations come on top. They grow with the batch and
-# with the length of the texts, and can be the largest part of all. So we look at them first.
+# That is 27 GB before the first activation. The activations come on top. They grow with the batch
+# and with the length of the texts, and can be the largest part of all. So we look at them first.
 #
 # ## 2. Gradient checkpointing: time for memory
 #
-# To compute gradients, the backward pass needs many tensors from inside each layer. Normally they all
-# wait in memory until the backward pass arrives.
+# To compute gradients, the backward pass needs many tensors from inside each layer. Normally they
+# all wait in memory until the backward pass arrives.
 #
-# **Gradient checkpointing** keeps only the *input* of each layer. When the backward pass arrives at a
-# layer, it runs this layer forward again, uses the tensors, and throws them away. (It has nothing to do
-# with the checkpoints that a training saves on the disk.)
+# **Gradient checkpointing** keeps only the *input* of each layer. When the backward pass arrives at
+# a layer, it runs this layer forward again, uses the tensors, and throws them away. (It has nothing
+# to do with the checkpoints that a training saves on the disk.)
 #
 # We try it on the course's smallest model. A *hook* is a function that PyTorch calls each time a
 # module runs. We put one on the MLP in each layer, and count.
 #
-# **Guess first.** How often does each layer run with checkpointing? And do the gradients change?
+# **Guess first.** With checkpointing, how often does each layer run in one training step? And do
+# the gradients change?
 
 # %%
 my_guess = None  # e.g. {"runs of each layer": 3, "the same gradients": False}
@@ -117,12 +119,13 @@ assert (runs_plain, runs_checkpointed) == (1, 2)
 assert torch.allclose(plain, checkpointed, atol=1e-6)
 
 # %% [markdown]
-# Each layer runs twice, and the gradients are the same. Some people expect the training to change, but
-# the same numbers are computed again. The price is time. A backward pass is about twice the work of a
-# forward pass, so one more forward pass is about a third more computing. (Notebook 05 measures it.)
+# Each layer runs twice, and the gradients are the same. Some people expect the training to change,
+# but the same numbers are computed again. The price is time. A backward pass is about twice the
+# work of a forward pass, so one more forward pass is about a third more computing. (Notebook 05
+# measures it.)
 #
-# What do we get for it? We predict a training of SmolLM2-135M, with four examples of 1,024 tokens and
-# TRL's `SFTTrainer`.
+# What do we get for it? We predict a training of SmolLM2-135M, with four examples of 1,024 tokens
+# and TRL's `SFTTrainer`.
 
 # %%
 step = Setup("HuggingFaceTB/SmolLM2-135M", trainer="sft", batch_size=4, seq_len=1024)
@@ -143,9 +146,9 @@ assert step.checkpoints == "non-reentrant"  # TRL's default
 #
 # Now we follow this training through two steps, moment by moment.
 #
-# **Guess first.** The weights of this model take 269 MB in 16 bits. The *peak* is the most memory that
-# is held at any moment, so the peak has to fit into the GPU. How high is it when all weights are
-# trained? What share of it does LoRA save?
+# **Guess first.** The weights of this model take 269 MB in 16 bits. The *peak* is the most memory
+# that is held at any moment, so the peak has to fit into the GPU. How high is it when all weights
+# are trained? What share of it does LoRA save?
 
 # %%
 my_guess = None  # e.g. {"peak (MB)": 500, "LoRA saves": 0.9}
@@ -199,24 +202,26 @@ assert 0.4 < saved < 0.5
 assert lora.at_peak["optimizer"] < 0.1 * full.at_peak["optimizer"]
 
 # %% [markdown]
-# The peak is 1,441 MB, and LoRA saves 46% of it. Many people guess that LoRA saves nearly everything.
-# They forget the weights and the activations, which stay.
+# The peak is 1,441 MB, and LoRA saves 46% of it. Many people guess that LoRA saves nearly
+# everything. They forget the weights and the activations, which stay. (With LoRA, the table shows
+# 20 MB more weights: this is the adapter.)
 #
 # Read the left picture from left to right. The weights are there from the beginning. The forward
-# pass adds a little for each layer: its input. In the backward pass, each layer is computed again: its
-# activations come and go, and leave gradients behind. Then the optimizer makes its states. They stay,
-# so the second step starts higher than the first: **a first step that fits does not promise that the
-# second one fits.** The thin spike between forward and backward pass is the loss, and its top, the dot,
-# is the peak. At that moment there are no gradients: 0 MB in the table. (*Workspaces* are the scratch
-# memory of matrix multiplications.)
+# pass adds a little for each layer: its input. In the backward pass, each layer is computed again:
+# its activations come and go, and leave gradients behind. Then the optimizer makes its states. They
+# stay, so the second step starts higher than the first: **a first step that fits does not promise
+# that the second one fits.** The thin spike between forward and backward pass is the loss, and its
+# top, the dot, is the peak. At that moment there are no gradients: 0 MB in the table. (*Workspaces*
+# are the scratch memory of matrix multiplications.)
 #
-# In the right picture, gradients and states are nearly gone, because only the adapter is trained. Most
-# activations stay: the frozen layers need theirs to pass the gradient on.
+# In the right picture, gradients and states are nearly gone, because only the adapter is trained.
+# Most activations stay: the frozen layers need theirs to pass the gradient on.
 #
 # ### What became of the logits
 #
-# Many texts say that the largest single tensor of a training is the *logits*: a number for each token
-# and each word of the vocabulary. Is it so here? We compare with transformers' `Trainer`.
+# Many texts say that the largest single tensor of a training is the *logits*: a number for each
+# token and each word of the vocabulary. Is that true here? We compare with transformers' `Trainer`,
+# which runs without checkpointing here, its default.
 
 # %% tags=["value:largest-requests"]
 old = predict(step.replace(trainer="trainer"))
@@ -238,9 +243,10 @@ assert largest["s"] < 0.5 * logits
 
 # %% [markdown]
 # With transformers' `Trainer` the logits were the peak: it holds them in float32, more than once.
-# `SFTTrainer` has no request of that size. Its *fused output head* computes the loss in tiles and fills
-# the same tile again and again. The Liger kernels do the same for other trainers. Together with
-# checkpointing, this brings the peak from 6,304 MB to less than a quarter.
+# `SFTTrainer` has no request of that size. It computes the loss in tiles, that is, for a part of
+# the logits at a time, and uses the same piece of memory for each tile. (This part of TRL is called
+# the *fused output head*. The Liger kernels do the same for other trainers.) The tiles and the
+# checkpointing together bring the peak from 6,304 MB to less than a quarter.
 #
 # On a GPU, the next cell measures the same trainings. Without one, you see predictions.
 
@@ -258,8 +264,8 @@ pd.DataFrame(by_phase).map("{:,.0f} MB".format)
 # %% [markdown]
 # ## 4. Formulas, and how far they go
 #
-# For a rough number on paper, there are formulas. Take *L* layers of width *h*, *n* attention heads,
-# and a batch of *b* examples of *s* tokens.
+# For a rough number on paper, there are formulas. Take *L* layers of width *h*, *n* attention heads
+# (notebook 02, section 4), and a batch of *b* examples of *s* tokens.
 #
 # | what | how much | from |
 # |---|---|---|
@@ -268,9 +274,9 @@ pd.DataFrame(by_phase).map("{:,.0f} MB".format)
 # | activations, eager attention | $L\,(34\,hbs + 5\,n\,b\,s^2)$ bytes in 16 bits | Korthikanti and others, 2022 |
 # | activations, flash attention | $L\cdot 34\,hbs$ bytes in 16 bits | the table is never stored |
 #
-# *Eager* attention stores a table of all pairs of tokens for each head: the term with $s^2$. *Flash*
-# attention never holds the whole table (notebook 05). In the first row, *d* is the width of a head,
-# *n_kv* the number of key-value heads, and the MLP has *g* matrices of *h* × *m*.
+# *Eager* attention stores a table of all pairs of tokens for each head: the term with $s^2$.
+# *Flash* attention never holds the whole table (notebook 05). In the first row, *d* is the width of
+# a head, *n_kv* the number of key-value heads, and the MLP has *g* matrices of *h* × *m*.
 #
 # Divide the activations by the weights of the second row, and the layers cancel:
 #
@@ -278,9 +284,9 @@ pd.DataFrame(by_phase).map("{:,.0f} MB".format)
 # \frac{5\,n\,b\,s^2}{12\,h^2}\right] \cdot \frac{p_{comp}}{p_{model}}$$
 #
 # $p_{comp}$ is the size of a number that is computed with, and $p_{model}$ the size of a stored
-# weight. The 34 and the 5 count *bytes* at 16 bits, so the bracket has to be divided by two. With *b* =
-# 1, flash attention and 16 bits, this is about $1.4\,s/h$. (Where you read $3\,s/h$, the bytes were
-# multiplied by their size once more.)
+# weight. The 34 and the 5 already count *bytes*, for numbers of 16 bits. So divide the bracket by
+# two before you multiply by a size. With *b* = 1, flash attention and 16 bits everywhere, the ratio
+# is about $1.4\,s/h$. (Some texts give $3\,s/h$. They have not divided by two.)
 #
 # **Guess first.** Llama-2-7B, one example of 4,096 tokens: how many times its weights do the
 # activations take, with eager and with flash attention?
@@ -303,13 +309,14 @@ assert qwen["blocks (GB)"] > 1.5 * qwen["12·L·h² (GB)"]
 assert (round(qwen["blocks (GB)"], 1), round(qwen["12·L·h² (GB)"], 1)) == (13.1, 8.6)
 
 # %% [markdown]
-# 8.0 times with eager and 1.4 times with flash attention. (*blocks* are the layers' weights in 16 bits,
-# by the first row.) People often guess less for eager attention, but its table grows with the *square*
-# of the length. For Qwen2.5-7B, $12\,L\,h^2$ is far too low, 8.6 GB instead of 13.1: its MLP is wide
-# and has a gate.
+# The activations take 8.0 times as much as the weights with eager attention, and 1.4 times as much
+# with flash attention. (The column *blocks* has the layers' weights in 16 bits, by the first row of
+# the formulas.) People often guess less for eager attention, but its table grows with the *square*
+# of the length. For Qwen2.5-7B, $12\,L\,h^2$ is far too low, 8.6 GB instead of 13.1: its MLP is
+# wide and has a gate.
 #
-# The prediction counts every tensor. How far are the formulas from it? They know no checkpointing, so we
-# compare them with transformers' `Trainer`.
+# The prediction counts every tensor. How far are the formulas from it? They know no checkpointing,
+# so we compare them with transformers' `Trainer`.
 
 # %%
 opt = Setup("facebook/opt-350m", trainer="trainer", dtype="float16", seq_len=2000)
@@ -327,14 +334,14 @@ by_formula.round(2)
 assert [f"{1 - ratio:.0%}" for ratio in by_formula["ratio"]] == ["19%", "28%"]
 
 # %% [markdown]
-# The formulas are 19% (eager) and 28% (flash) below the prediction (OPT-350M, 2,000 tokens). They leave
-# out what is outside the layers, such as logits. Use a formula to decide what to try, and the prediction
-# to decide whether it fits.
+# The formulas are 19% (eager) and 28% (flash) below the prediction (OPT-350M, 2,000 tokens). They
+# leave out what is outside the layers, such as logits. Use a formula to decide what to try, and the
+# prediction to decide whether it fits.
 #
 # ## 5. Many problems, many solutions
 #
-# Back to Jonas: SmolLM2-1.7B, all weights in 32 bits, plain Adam, eager attention, two examples of
-# 2,048 tokens, and an `SFTTrainer` with checkpointing and mixed precision switched off.
+# Back to Jonas: SmolLM2-1.7B, all weights in 32 bits, plain Adam, eager attention, and two examples
+# of 2,048 tokens. He uses an `SFTTrainer`, and has switched off checkpointing and mixed precision.
 #
 # **Guess first.** Which single change saves most: 16-bit weights, 8-bit Adam, LoRA, QLoRA (LoRA
 # beside weights in 4 bits, notebook 04.1), checkpointing or fused attention?
@@ -418,18 +425,20 @@ assert f"{saving['checkpointing']:.0%} {saving['fused attention (sdpa)']:.0%}" =
 assert f"{saving['LoRA']:.0%} {saving['QLoRA (nf4)']:.0%}" == "16% 30%"
 
 # %% [markdown]
-# Checkpointing saves most here, 51%, and fused attention comes next with 40%. Many people guess LoRA
-# or QLoRA, but these save 16% and 30%: in *this* training, most of the memory is activations. Now
-# compare the columns with the first row. Hardly any change works on one part alone:
+# Checkpointing saves most here, 51%, and fused attention comes next with 40%. Many people guess
+# LoRA or QLoRA, but these save 16% and 30%: in *this* training, most of the memory is activations.
+# Now compare the columns with the first row. Hardly any change works on one part alone:
 #
 # - **16-bit weights** halve weights, gradients and states. The activations do not halve; they grow.
 #   Eager attention computes its softmax in 32 bits anyway, and keeps a 16-bit copy beside it.
-# - **8-bit Adam** shrinks the states alone.
-# - **LoRA** removes gradients and states, and adds some activations of its own. **QLoRA** also shrinks
-#   the weights. Its activations are a little lower: we expect because TRL keeps its adapter in 16 bits.
-# - **Checkpointing** removes most activations, and its bar has *gained* gradients. They were always
-#   there, but later: now the highest moment is the optimizer's step, when all gradients exist. (Plain
-#   Adam makes a temporary copy there, which is counted as activations.)
+# - **8-bit Adam** shrinks the states alone, and **fused attention** mainly the activations.
+# - **LoRA** removes gradients and states, and adds some activations of its own. **QLoRA** also
+#   shrinks the weights. Its activations are a little lower than LoRA's. We expect that this is
+#   because TRL keeps the adapter of QLoRA in 16 bits.
+# - **Checkpointing** removes most activations, and its bar has *gained* gradients. The gradients
+#   exist in every row, but without checkpointing the peak came before most of them were made. Now
+#   the highest moment is the optimizer's step, when all gradients exist. (Plain Adam makes a
+#   temporary copy there. This copy is the 6.8 GB in the column *activations*.)
 #
 # ## 6. Out of memory: what to try, in which order
 #
@@ -443,9 +452,9 @@ assert f"{saving['LoRA']:.0%} {saving['QLoRA (nf4)']:.0%}" == "16% 30%"
 # | during an evaluation | logits | `per_device_eval_batch_size` |
 #
 # On a GPU, `torch.cuda.max_memory_allocated()` is the peak in bytes, and
-# `torch.cuda.memory_summary()` prints a table. In its column *Peak Usage*, *Allocated memory* is what
-# the tensors filled, and *GPU reserved memory* is what PyTorch had taken from the GPU, gaps included.
-# The reserved memory has to fit. A prediction has the same two figures.
+# `torch.cuda.memory_summary()` prints a table. In its column *Peak Usage*, *Allocated memory* is
+# what the tensors filled, and *GPU reserved memory* is what PyTorch had taken from the GPU, gaps
+# included. The reserved memory has to fit. A prediction has the same two figures.
 
 # %%
 if torch.cuda.is_available():
@@ -460,9 +469,9 @@ print({phase: round(size / 1000, 1) for phase, size in worst.phases.items()})
 
 # %% [markdown]
 # Jonas's training stops in the forward pass, so activations come first. A good order: first what
-# leaves the result as it is (fused attention, checkpointing, smaller micro-batches), then what changes
-# what is trained (LoRA), then what changes the weights (4 bits). After each change look again at what is
-# largest, and stop when it fits.
+# leaves the result as it is (fused attention, checkpointing, smaller micro-batches), then what
+# changes what is trained (LoRA), then what changes the weights (4 bits). After each change look
+# again at what is largest, and stop when it fits.
 
 # %% tags=["value:triage"]
 SMALLER = {"batch_size": 1, "accumulation": 2}  # two micro-batches of one example make a step
@@ -497,9 +506,10 @@ assert triage.loc["+ LoRA", "peak (GB)"] == 8.2
 assert worst.phases["forward"] > 16_000
 
 # %% [markdown]
-# Each row has the changes of the rows above, too. After checkpointing, the peak is in the optimizer's
-# step. Then smaller micro-batches no longer help, because the largest part is not activations any more.
-# LoRA removes it, and at 8.2 GB the training fits. Jonas can stop here: this model does not need 4 bits.
+# Each row also has the changes of the rows above it. After checkpointing, the peak is in the
+# optimizer's step. Then smaller micro-batches no longer help, because the largest part is not
+# activations any more. The largest part is now the optimizer's states. LoRA removes nearly all of
+# them, and at 8.2 GB the training fits. Jonas can stop here: this model does not need 4 bits.
 # Notebook 05 has a longer list of changes with their prices.
 #
 # ### Try your own
@@ -523,17 +533,19 @@ print("fits a T4" if fits(mine, "t4") else "does not fit a T4")
 #
 # - A training's memory is weights, gradients, the optimizer's states and activations. They peak at
 #   different moments, and the states are there from the second step on (section 3).
-# - Gradient checkpointing runs each layer twice and keeps only its input. The gradients are the same
-#   (section 2). TRL's `SFTTrainer` does it by default, and computes the logits in tiles (section 3).
+# - Gradient checkpointing runs each layer twice and keeps only its input. The gradients are the
+#   same (section 2). TRL's `SFTTrainer` does it by default, and computes the logits in tiles
+#   (section 3).
 # - LoRA removes gradients and states, and leaves weights and activations (sections 3 and 5).
-# - Formulas count the layers only: with OPT-350M they were 19% to 28% below the prediction (section 4).
+# - Formulas count the layers only: with OPT-350M they were 19% to 28% below the prediction (section
+#   4).
 # - A change can move the peak to another moment. So look at what is largest, change that, and look
 #   again (sections 5 and 6). All figures are predictions; none is measured on a GPU yet.
 
 # %% [markdown]
 # ## Exercises
 #
-# **Quiz.** Put a letter for each, and run the cell below.
+# **Quiz.** Fill in the letters, and run the cell below.
 #
 # **a.** All batches of a training are equally large. The first step fits, and the second one runs
 # out of memory. Why?
@@ -573,9 +585,9 @@ quiz("04", a="...", b="...", c="...", d="...")
 
 # %% [markdown]
 # **04.1 · On paper.** Write `held_gb(parameters, bits, adapter)`: how many GB (10⁹ bytes) a LoRA
-# training holds apart from its activations. The frozen weights take `bits` bits each. The adapter has
-# `adapter` numbers, trained by AdamW, with everything in float32. Then compare 16 and 4 bits for 7
-# billion weights and an adapter of 40 million.
+# training holds apart from its activations. The frozen weights take `bits` bits each. The adapter
+# has `adapter` numbers and is trained by AdamW; its weights, gradients and states are in float32.
+# Then compare 16 and 4 bits for 7 billion weights and an adapter of 40 million.
 
 
 # %% tags=["exercise"]
@@ -595,8 +607,8 @@ check("04.1", held_gb)
 # **04.2 · Alone: the second step.** A training ran for one step and then was out of memory. Write
 # `second_step_costs(setup)`: by how many MB does the peak of allocated memory rise if two optimizer
 # steps are run instead of one? Compare two predictions. `micro_batches` says how many micro-batches
-# are run, and `accumulation` how many of them make a step. Then try `course/pythia-3m` with different
-# optimizers. For which of them is the second step free?
+# are run, and `accumulation` how many of them make a step. Then try `course/pythia-3m` with
+# different optimizers. For which of them is the second step free?
 
 
 # %% tags=["exercise"]

@@ -2,8 +2,8 @@
 # # 04a · A closer look at quantization
 #
 # **You will learn** why a layer's inputs are harder to round than its weights, and which trace an
-# earlier rounding leaves. You will check whether the gradients of QLoRA are right, and meet two traps
-# in which a training learns nothing.
+# earlier rounding leaves. You will check whether the gradients of QLoRA are right, and meet two
+# traps in which a training learns nothing.
 #
 # **You need** notebook 04.1. This is an appendix: no later notebook needs it.
 #
@@ -13,9 +13,9 @@
 # %% [markdown]
 # ## The machine at hand
 #
-# Mei has trained an adapter beside a 4-bit model, and the loss fell. But she has read that 8 bits can be
-# worse than 4, and that 4-bit training can fail silently. So she looks inside. You will do the same, on
-# the chat model and a text that a program of the course writes.
+# Mei has trained an adapter beside a 4-bit model, and the loss fell. But she has read that 8 bits
+# can be worse than 4, and that 4-bit training can fail silently. So she looks inside. You will do
+# the same, on the chat model and a text that a program of the course writes.
 
 # %%
 import logging
@@ -66,12 +66,13 @@ model = load()
 # %% [markdown]
 # ## 1. Inputs are harder to round than weights
 #
-# nf4 rounds the weights only. `LLM.int8()`, the 8-bit layer of bitsandbytes, rounds the layer's *inputs*
-# too, so that it can multiply integers. What do these inputs look like? The model reads 512 tokens. A
-# *hook*, a function that PyTorch calls at each forward pass of a layer, keeps what goes into the layer.
+# nf4 rounds the weights only. `LLM.int8()`, the 8-bit layer of bitsandbytes, rounds the layer's
+# *inputs* too, so that it can multiply integers. What do these inputs look like? The model reads
+# 512 tokens. A *hook*, a function that PyTorch calls at each forward pass of a layer, keeps what
+# goes into the layer.
 #
-# **Guess first.** Take all inputs of all linear layers. How many times as large as the typical input of
-# its layer (the root mean square) is the largest?
+# **Guess first.** Take all inputs of all linear layers. How many times as large as the typical
+# input of its layer (the root mean square) is the largest?
 
 # %%
 my_guess = None  # e.g. 20
@@ -121,13 +122,13 @@ spread.head(4).map("{:,.1f}".format)
 assert spread["ratio"].max() > 50
 
 # %% [markdown]
-# In one layer the largest input is more than 800 times the typical one (SmolLM2-135M, 512 tokens). Most
-# people guess less, because the largest *weight* of this model is at about 51 standard deviations
-# (notebook 04.1). Again a few huge numbers stretch the scale for all the others.
+# In one layer the largest input is more than 800 times the typical one (SmolLM2-135M, 512 tokens).
+# Most people guess less, because the largest *weight* of this model is at about 51 standard
+# deviations (notebook 04.1). Again a few huge numbers stretch the scale for all the others.
 #
 # LLM.int8() was written for such **outlier features**. A feature with a value above a threshold
-# (`llm_int8_threshold`, 6 by default) is computed in 16 bits, and only the others become integers. The
-# next cell computes the four layers above, without the threshold and with it.
+# (`llm_int8_threshold`, 6 by default) is computed in 16 bits, and only the others become integers.
+# The next cell computes the four layers above, without the threshold and with it.
 
 # %%
 rows = {}
@@ -151,13 +152,13 @@ outliers.round(4)
 assert (outliers["with the threshold, off by"] < outliers["all in int8, off by"]).all()
 
 # %% [markdown]
-# In all four layers the threshold makes the error smaller. Some error remains, because the inputs below
-# the threshold are still rounded.
+# In all four layers the threshold makes the error smaller. Some error remains, because the inputs
+# below the threshold are still rounded.
 #
 # ## 2. A trace in the weights
 #
-# Among 32 numbers from a normal distribution, hardly any two are equal. How many *different* numbers are
-# there among 32 neighbouring weights of a layer?
+# Among 32 numbers from a normal distribution, hardly any two are equal. How many *different*
+# numbers are there among 32 neighbouring weights of a layer?
 
 # %%
 weight = layers[f"{len(model.model.layers) // 2}.mlp.up_proj"].weight.detach().cpu()
@@ -175,22 +176,22 @@ if origin.where == "embedded":
 assert different["normal numbers in bfloat16"][0] > 20
 
 # %% [markdown]
-# In the embedded model there are never more than sixteen. So its weights have been through four bits
-# before, as the line below the set-up cell says: *Q4_1, expanded*. (Q4_1 stores blocks of 32 with
-# sixteen evenly spaced levels each. Exercise 04.1.2 makes such levels.) A model from the hub has no such
-# past. So "float32" is not the model as it was trained. What nf4 costs here is the cost of rounding a
-# *second* time, and we cannot say what four bits cost the original model.
+# In the embedded model there are never more than sixteen. So its weights have been through four
+# bits before, as the line below the set-up cell says: *Q4_1, expanded*. (Q4_1 stores blocks of 32
+# with sixteen evenly spaced levels each. Exercise 04.1.2 makes such levels.) A model from the hub
+# has no such past. So "float32" is not the model as it was trained. What nf4 costs here is the cost
+# of rounding a *second* time, and we cannot say what four bits cost the original model.
 #
 # ## 3. Are the gradients right?
 #
 # The gradient of QLoRA passes through 4-bit weights. To check it, we build the same model without
-# quantization: `dequantize` turns each 4-bit layer into a plain layer that holds exactly the numbers
-# which the codes stand for. With the same adapter and sentences, all in float32, its gradients are the
-# reference.
+# quantization: `dequantize` turns each 4-bit layer into a plain layer that holds exactly the
+# numbers which the codes stand for. With the same adapter and sentences, all in float32, its
+# gradients are the reference.
 #
 # We compare the 4-bit model computing in float32, and in bfloat16, prepared by
-# `prepare_model_for_kbit_training` and not. To know what a large error is, we add the correct gradients
-# of four *other* sentences.
+# `prepare_model_for_kbit_training` and not. To know what a large error is, we add the correct
+# gradients of four *other* sentences.
 #
 # **Guess first.** By how many per cent are the first three off?
 
@@ -260,20 +261,20 @@ assert exact < 1e-3
 assert exact < with_preparation < without < 0.3 < other
 
 # %% [markdown]
-# In float32 the error is 0.0%: training through 4-bit weights **is** training through their expanded
-# values. People often expect noise from the four bits, but the gradients are exact for the weights that
-# the model has. In bfloat16 there is rounding: 3.9%, or 2.0% if the model was prepared, because the sums
-# from layer to layer are then computed in float32. Both are small beside the 102.8% of four other
-# sentences. (SmolLM2-135M, one batch of four sentences, the saved run.)
+# In float32 the error is 0.0%: training through 4-bit weights **is** training through their
+# expanded values. People often expect noise from the four bits, but the gradients are exact for the
+# weights that the model has. In bfloat16 there is rounding: 3.9%, or 2.0% if the model was
+# prepared, because the sums from layer to layer are then computed in float32. Both are small beside
+# the 102.8% of four other sentences. (SmolLM2-135M, one batch of four sentences, the saved run.)
 #
 # ## 4. Two traps
 #
 # ### Answered first, trained later
 #
-# On a CPU with bfloat16 instructions (AVX512_BF16), bitsandbytes rearranges each 4-bit weight at the
-# first forward pass in eval mode, to multiply faster. The backward pass does not know about the new
-# arrangement. So a model that first answers, and then is trained, gets wrong gradients. There is no
-# error message. `keep_weights_trainable` switches the rearranging off.
+# On a CPU with bfloat16 instructions (AVX512_BF16), bitsandbytes rearranges each 4-bit weight at
+# the first forward pass in eval mode, to multiply faster. The backward pass does not know about the
+# new arrangement. So a model that first answers, and then is trained, gets wrong gradients. There
+# is no error message. `keep_weights_trainable` switches the rearranging off.
 
 # %%
 if device == "cpu" and has_avx512bf16():
@@ -293,14 +294,14 @@ else:
 assert trapped is None or trapped > 0.5
 
 # %% [markdown]
-# On such a CPU the loss looks right and the gradients are far off. `preflight` finds it. On a GPU, and on
-# CPUs without these instructions, nothing is rearranged.
+# On such a CPU the loss looks right and the gradients are far off. `preflight` finds it. On a GPU,
+# and on CPUs without these instructions, nothing is rearranged.
 #
 # ### Checkpointing beside frozen embeddings
 #
 # The older form of gradient checkpointing, called *reentrant*, trains a layer only if its *input*
-# requires a gradient. The embeddings are frozen in QLoRA, so the first layer's input requires none. The
-# next cell runs a trainable layer under both forms.
+# requires a gradient. The embeddings are frozen in QLoRA, so the first layer's input requires none.
+# The next cell runs a trainable layer under both forms.
 
 # %%
 layer = torch.nn.Linear(4, 4)
@@ -324,26 +325,27 @@ assert asked["layer is trained"].tolist() == [False, True, True, True]
 
 # %% [markdown]
 # In the first row the layer learns nothing, and you get no more than a warning. This is why
-# `prepare_model_for_kbit_training` and TRL make the embeddings' output require a gradient. Where you can
-# choose, take the newer form: `use_reentrant=False`.
+# `prepare_model_for_kbit_training` and TRL make the embeddings' output require a gradient. Where
+# you can choose, take the newer form: `use_reentrant=False`.
 #
 # ## Take away
 #
-# - Inputs have outlier features, far larger than a typical input. LLM.int8() keeps them in 16 bits, which
-#   made the error smaller in all four layers (section 1).
-# - The embedded chat model was rounded to four bits before: at most sixteen different numbers in a block of
-#   32 (section 2).
-# - Training through 4-bit weights is training through their expanded values. In bfloat16 there is rounding,
-#   small beside the difference between two batches (section 3).
-# - Two traps give no error: rearranged weights on some CPUs, and reentrant checkpointing (section 4).
+# - Inputs have outlier features, far larger than a typical input. LLM.int8() keeps them in 16 bits,
+#   which made the error smaller in all four layers (section 1).
+# - The embedded chat model was rounded to four bits before: at most sixteen different numbers in a
+#   block of 32 (section 2).
+# - Training through 4-bit weights is training through their expanded values. In bfloat16 there is
+#   rounding, small beside the difference between two batches (section 3).
+# - Two traps give no error: rearranged weights on some CPUs, and reentrant checkpointing (section
+#   4).
 
 # %% [markdown]
 # ## Exercises
 #
-# **04a.1 · Outlier features.** Write `outlier_features(inputs, threshold)`: the numbers of the features
-# (columns) in which any token has a value that is further from zero than the threshold. `inputs` has a
-# row for each token. Then count them for a layer of `inputs`, with thresholds of 3, 6 and 20. What would a
-# lower threshold cost?
+# **04a.1 · Outlier features.** Write `outlier_features(inputs, threshold)`: the numbers of the
+# features (columns) in which any token has a value that is further from zero than the threshold.
+# `inputs` has a row for each token. Then count them for a layer of `inputs`, with thresholds of 3,
+# 6 and 20. What would a lower threshold cost?
 
 
 # %% tags=["exercise"]
@@ -364,7 +366,8 @@ check("04a.1", outlier_features)
 #
 # ## To read
 #
-# - Dettmers et al., [LLM.int8()](https://arxiv.org/abs/2208.07339): outlier features, and what to do about
-#   them.
-# - Dettmers et al., [QLoRA](https://arxiv.org/abs/2305.14314): training through frozen 4-bit weights.
+# - Dettmers et al., [LLM.int8()](https://arxiv.org/abs/2208.07339): outlier features, and what to
+#   do about them.
+# - Dettmers et al., [QLoRA](https://arxiv.org/abs/2305.14314): training through frozen 4-bit
+#   weights.
 # - The [glossary](../docs/glossary.md): the course's words.

@@ -2,8 +2,8 @@
 # # 05 · Mixin'Matching: GPU memory
 #
 # **You will learn** which of the many settings of a training decide how much GPU memory it needs,
-# and how to predict the peak before you run it. You will see what each technique saves, what fits on
-# your GPU, and why published figures and yours can differ.
+# and how to predict the peak before you run it. You will see what each technique saves, what fits
+# on your GPU, and why published figures and yours can differ.
 #
 # **You need** notebooks 02 (LoRA), 04 (where memory goes) and 04.1 (quantization).
 #
@@ -110,17 +110,19 @@ assert round(known_model(OPT).parameters / 1e6) == 331
 # for the operation at the peak. Here the backward pass of the loss has just begun, so there are no
 # gradients yet.
 #
-# How can `predict` know this without a GPU or the weights? It runs the installed libraries' own code
-# on PyTorch's *meta device*, where tensors have a shape and no values. It reports each new or freed
-# tensor to a simulation of PyTorch's GPU allocator, which rounds sizes and reuses freed blocks. What
-# a GPU's kernels do differently, such as attention, is put in by hand. `told.assumptions` and
-# `told.versions` say what a prediction takes for granted.
+# How can `predict` know this without a GPU or the weights? It runs the installed libraries' own
+# code on PyTorch's *meta device*, where tensors have a shape and no values. It reports each new or
+# freed tensor to a simulation of PyTorch's GPU allocator, which rounds sizes and reuses freed
+# blocks. What a GPU's kernels do differently, such as attention, is put in by hand.
+# `told.assumptions` and `told.versions` say what a prediction takes for granted.
 #
 # Three things are left out:
 #
-# - the **CUDA context**: some hundred MB that the driver and its libraries take outside the allocator;
+# - the **CUDA context**: some hundred MB that the driver and its libraries take outside the
+#   allocator;
 # - what **loading** the weights needs for a moment;
-# - **outliers**: 8-bit layers treat large activations separately. Without values we cannot count them.
+# - **outliers**: 8-bit layers treat large activations separately. Without values we cannot count
+#   them.
 #
 # ## 2. What the table says
 #
@@ -147,10 +149,10 @@ print("This run's figures are", "measured." if measured else "predicted; none is
 # Only 18 of the 48 are different, because many published figures are equal. The appendix 05a
 # explains this.
 #
-# The published figures are on the left, for the libraries of November 2024 (transformers 4.46). Ours
-# are on the right, for the libraries installed here. Both heat maps share one colour scale. Our first
-# cell is lower than the peak of section 1: there we ran two training steps, and here we run one, as
-# we think the workshop did.
+# The figures that Daniel Voigt Godoy published are on the left, for the libraries of November 2024
+# (transformers 4.46). Ours are on the right, for the libraries installed here. Both heat maps share
+# one colour scale. Our first cell is lower than the peak of section 1: there we ran two training
+# steps, and here we run one, as we think the workshop did.
 
 # %% tags=["figure:05_heat_maps"]
 import matplotlib.pyplot as plt
@@ -189,13 +191,13 @@ assert (checkpointed["Eager"] < 1.6 * checkpointed["SDPA"]).all()
 assert (without["Eager"].loc["no", "yes"] > without["Eager"].loc["no", "no"]).all()
 
 # %% [markdown]
-# The largest published peak is 9.6 times the smallest. **Two settings matter most: the attention and
-# checkpointing.** Each of them alone makes the largest published cells four times smaller or more. If
-# one is in use, the other has much less left to save.
+# The largest published peak is 9.6 times the smallest. **Two settings matter most: the attention
+# and checkpointing.** Each of them alone brings the largest published cells down to about a
+# quarter. If one of them is in use, the other has much less left to save.
 #
-# Many people guess LoRA, which is famous for saving memory. In the dark cells (eager attention, no
-# checkpointing) LoRA saves *nothing*: those cells are even a little larger with it. Section 3
-# explains why.
+# Many people guess LoRA, which is famous for saving memory. But in the cells with the largest peaks
+# (eager attention, no checkpointing), LoRA saves *nothing*: these peaks are even a little larger
+# with it. Section 3 explains why.
 #
 # ## 3. What each technique saves
 #
@@ -278,9 +280,10 @@ assert last.at_peak["activations"] > 0.75 * last.peak_allocated_mb
 assert -700 < saved["accumulation"] < -600
 
 # %% [markdown]
-# Checkpointing saves most. Fused Adam saves nothing, and accumulation even costs memory. Many people
-# guess LoRA or 4-bit weights. But look at the colours: this peak is mostly activations. **A technique only helps with what the
-# peak is made of.** If Samir's training is like this one, SDPA or checkpointing will help him most.
+# Checkpointing saves most. Fused Adam saves nothing, and accumulation even costs memory. Many
+# people guess LoRA or 4-bit weights. But look at the colours: this peak is mostly activations. **A
+# technique only helps with what the peak is made of.** If Samir's training is like this one, SDPA
+# or checkpointing will help him most.
 #
 # In the second chart, SDPA and checkpointing have removed most of the activations. Now LoRA saves a
 # much larger share of the peak. After LoRA, 8-bit Adam saves next to nothing, because hardly any
@@ -288,13 +291,15 @@ assert -700 < saved["accumulation"] < -600
 #
 # Three of the results need an explanation:
 #
-# - **LoRA** cost a little in section 2. At those peaks there were hardly any gradients and states to
-#   save (appendix 05a). But an adapter keeps activations of its own: see the line above the chart.
-# - **Fused Adam** avoids a temporary copy in the optimizer's step. This peak is in the backward pass,
-#   so it saves nothing here.
-# - **Accumulation** keeps the gradients between two micro-batches. Without it they are gone when the
-#   next forward pass begins. It helps only if you also make the micro-batch smaller, and one example
-#   cannot be made smaller.
+# - **LoRA** saves 1,120 MB here, but it cost a little in section 2. There only one step is run, and
+#   at its peak there are hardly any gradients and no optimizer states yet to save (appendix 05a).
+#   In the second step, which counts here, there are states. In both, an adapter keeps activations
+#   of its own: see the line above the chart.
+# - **Fused Adam** avoids a temporary copy in the optimizer's step. This peak is in the backward
+#   pass, so it saves nothing here.
+# - **Accumulation** keeps the gradients between two micro-batches. Without accumulation, the
+#   gradients are gone when the next forward pass begins. It helps only if you also make the
+#   micro-batch smaller, and one example cannot be made smaller.
 #
 # At the end of the second chart, most of the peak is activations again. What are they?
 
@@ -316,10 +321,11 @@ assert with_sft.peak_allocated_mb < last.peak_allocated_mb
 assert alone["fused Adam"].phases["optimizer"] < alone["the base"].phases["optimizer"] - 500
 
 # %% [markdown]
-# This peak is in the loss, and there the **logits** are: at each token, one number for each word of
-# the vocabulary, in more than one copy. No technique in our list makes them smaller. Another trainer
-# does: TRL's `SFTTrainer` computes them in tiles, so they never all exist at once (notebook 04). It
-# needs much less here. We expect that most of the difference is logits, but we did not test it.
+# This peak is in the computation of the loss. There the trainer holds the **logits**, one number
+# for each token of the text and each word of the vocabulary, in more than one copy. No technique in
+# our list makes them smaller. Another trainer does: TRL's `SFTTrainer` computes them in tiles, so
+# they never all exist at once (notebook 04). It needs much less here. We expect that most of the
+# difference is logits, but we did not test it.
 #
 # One thing in the first chart may surprise you: with quantized *weights*, the *activations* are
 # smaller, too. To find out why, we compare with LoRA on weights of 32 bits:
@@ -348,8 +354,8 @@ assert formats.loc["nf4-double", "sdpa"] > 1.2 * formats.loc["16-bit", "sdpa"]
 # The activations on 4-bit weights are nearly those of a model in *float32*. peft's preparation for
 # quantized training (notebook 04.1) raises norms and embeddings to 32 bits, and the layers pass
 # 32-bit numbers on. With SDPA the activations take about a third more. With eager attention they
-# take less: its softmax is in float32 anyway, and at 16 bits a second, rounded copy of the matrix
-# is kept beside it.
+# take less. Eager attention computes its softmax in float32 anyway, and a model in 16 bits also
+# keeps a second, rounded copy of the result.
 #
 # ### What checkpointing costs
 #
@@ -386,10 +392,10 @@ print(f"time, measured on the {device}: × {fastest['non-reentrant'] / fastest['
 assert memory["non-reentrant"] < memory["none"]
 
 # %% [markdown]
-# This is for one small model, whose layers are quick beside all that stays the same. The rule of
-# thumb for large models is a third more: a backward pass is twice the work of a forward pass, and
-# checkpointing adds one more forward pass. It can be less, since the output layer and the loss are
-# not computed again.
+# In the saved run, checkpointing takes 1.40 times as long (one small model, on a CPU). The rule of
+# thumb for large models is 1.33 times: a backward pass is twice the work of a forward pass, and
+# checkpointing adds one more forward pass. It can be less, because the output layer and the loss
+# are not computed again. For a model as small as ours, the rule is only a rough guide.
 #
 # ## 4. Length
 #
@@ -492,9 +498,9 @@ pd.DataFrame(
 ).set_index("name")
 
 # %% [markdown]
-# **Guess first.** You train Qwen2.5-7B with `SFTTrainer` on examples of 1,024 tokens, on the T4 that
-# Colab lends. How many examples fit into a batch with LoRA on 16-bit weights, and how many with
-# QLoRA?
+# **Guess first.** You train Qwen2.5-7B with `SFTTrainer` on examples of 1,024 tokens, on the T4
+# that Colab lends. How many examples fit into a batch with LoRA on 16-bit weights, and how many
+# with QLoRA?
 
 # %%
 my_guess = None  # e.g. {"LoRA on 16-bit": 2, "QLoRA": 2}
@@ -556,7 +562,9 @@ assert (answers["peak reserved (MB)"] <= usable_bytes("rtx4090") / 1e6).all()
 # ## 6. Before you trust a table
 #
 # The two heat maps of section 2 look alike, but compare the figures. Most of our eager cells are
-# lower, and many of the others are higher. Here is the last row of each block of four, in MB:
+# lower, and many of the others are higher. In the heat maps, the four rows with the same
+# checkpointing and the same LoRA form a block. They differ in optimizer and accumulation. Here is
+# the last row of each block, in MB:
 
 # %%
 both = pd.DataFrame({"published": published.stack(), "today": grid.layout(compared).stack()})
@@ -617,12 +625,12 @@ plt.show()
 
 # %% [markdown]
 # Each dot is one figure. At 0 the prediction is exact. (The crosses mark odd figures. The appendix
-# 05a looks at them.) With the libraries of that time, all 48 cells of the first table are predicted to
-# within one per cent. With today's, most are not, with the same settings. **So a figure depends on the
-# versions as well as on the settings.**
+# 05a looks at them.) With the libraries of that time, all 48 cells of the first table are predicted
+# to within one per cent. With today's libraries and the same settings, most cells are further off.
+# **So a figure depends on the versions as well as on the settings.**
 #
-# How close do other ways to estimate come? Each was given the settings that it knows. The next table
-# shows by how much each is off, up or down, in the mean.
+# How close do other ways to estimate come? Each method was given the settings that it knows. The
+# next table shows how far each method is from the published figures, up or down, in the mean.
 
 # %% tags=["value:other-estimates"]
 ESTIMATES = {
@@ -654,16 +662,18 @@ assert (first_table.iloc[1:] > 0.3).all()
 #   attention, LoRA or the length. So it is far off for Falcon-7B with LoRA.
 # - **fitcheck** is made for models like Llama with LoRA, and was checked on a T4.
 #
-# Our predictor is off by 6.4% for Falcon-7B, because seven of the twelve figures are odd. `docs/tools.md`
-# lists more checks.
+# Our predictor is off by 6.4% for Falcon-7B. Seven of its twelve published figures are odd: four of
+# them, for example, are equal, whatever the attention and the precision (appendix 05a).
+# `docs/tools.md` lists more checks.
 
 # %% [markdown]
 # ## Take away
 #
 # - Ask first what the peak is made of. A technique only helps with what is there (section 3;
 #   OPT-350M, predicted).
-# - With long examples, most of the peak is activations (section 1). What eager attention stores grows
-#   with the square of the length, and the rest in proportion. SDPA avoids the square (section 4).
+# - With long examples, most of the peak is activations (section 1). What eager attention stores
+#   grows with the square of the length, and the rest in proportion. SDPA avoids the square (section
+#   4).
 # - Checkpointing saves activations and costs time (section 3; time measured on one small model).
 #   LoRA saves gradients and optimizer states. With 8 and 4 bits, frozen weights take less (section
 #   3).
@@ -675,7 +685,7 @@ assert (first_table.iloc[1:] > 0.3).all()
 # %% [markdown]
 # ## Exercises
 #
-# **Quiz.** Put a letter for each, and run the cell below.
+# **Quiz.** Fill in the letters, and run the cell below.
 #
 # **a.** A training with eager attention and long examples is far too large for your GPU. Somebody
 # proposes LoRA: "It trains less than one per cent of the weights." How much memory will LoRA save
@@ -715,9 +725,9 @@ quiz("05", a="...", b="...", c="...", d="...")
 
 # %% [markdown]
 # **05.1 · One number.** The training of section 1 does not fit on an RTX 3060. The check says by
-# how much. Change its length, and nothing else, until it just fits. Steps of 100 tokens are fine
-# enough. **Guess first:** the reserved memory has to shrink by about a sixth. Do you also need a
-# sixth fewer tokens?
+# how much. Change its length, and nothing else, until it just fits. Lengths in steps of 100 tokens
+# are fine enough. **Guess first:** the reserved memory has to shrink by about a sixth. Do you also
+# need a sixth fewer tokens?
 #
 # `just_fits(setup)` gets that training and returns the shorter one: `setup.replace(seq_len=...)`.
 # Then explain what you see.
@@ -842,6 +852,8 @@ else:
 #
 # ## To read
 #
+# - Godoy, *Fine-tuning Language Models*, slides of a workshop at Data Science Retreat, 2024: the
+#   published memory tables of this notebook and of appendix 05a are his.
 # - Korthikanti and others, [Reducing Activation Recomputation](https://arxiv.org/abs/2205.05198):
 #   what a forward pass keeps, counted.
 # - Chen and others, [Training Deep Nets with Sublinear Memory

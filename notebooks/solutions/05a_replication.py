@@ -14,8 +14,8 @@
 #
 # Ines has measured a training on her own GPU. A table on the web has another figure for the same
 # settings. Is her measurement wrong, or the table, or neither? You will ask this about the three
-# tables of the workshop, with predictions instead of measurements: they cost seconds, and each
-# setting can be changed alone.
+# memory tables of Daniel Voigt Godoy's workshop (notebook 05), with predictions instead of
+# measurements: they cost seconds, and each setting can be changed alone.
 #
 # Everything here is predicted for an RTX 4090, whatever this machine has.
 
@@ -42,9 +42,10 @@ OPT = "facebook/opt-350m"
 # %% [markdown]
 # ## 1. What the libraries have changed
 #
-# Notebook 05 predicted OPT-350M's table twice. With the libraries of November 2024, all 48 cells are
-# predicted to within one per cent. With today's, eager cells are lower and the others are higher. So
-# the libraries have changed something. We predict one row with today's libraries, and compare:
+# Notebook 05 predicted OPT-350M's table twice. With the libraries of November 2024, all 48 cells
+# are predicted to within one per cent. With today's, eager cells are lower and the others are
+# higher. So the libraries have changed something. We predict one row with today's libraries, and
+# compare:
 
 # %%
 row = ("no", "no", "adam_8bit", "no")  # checkpointing, LoRA, optimizer, accumulation
@@ -74,11 +75,11 @@ assert 0.8 < less / matrix < 1.2
 assert today["sdpa"] > then["sdpa"]
 
 # %% [markdown]
-# *Eager* attention keeps a *matrix*, a number for every pair of tokens, for each head. Today it keeps
-# about one matrix less in each layer. A matrix has 16 heads × 2,000 × 2,000 numbers of two bytes: in
-# 24 layers, that is 3 GB. (A cell's setup is what we think was measured: one micro-batch, with the
-# outputs kept until the step's end, and among them the *KV cache*. That is what attention keeps of
-# earlier tokens while a model generates. In training it is of no use.)
+# *Eager* attention keeps a *matrix*, a number for every pair of tokens, for each head. Today it
+# keeps about one matrix less in each layer. A matrix has 16 heads × 2,000 × 2,000 numbers of two
+# bytes: in 24 layers, that is 3 GB. (A cell's setup is what we think was measured: one micro-batch,
+# with the outputs kept until the step's end, and among them the *KV cache*. That is what attention
+# keeps of earlier tokens while a model generates. In training it is of no use.)
 #
 # The other change is in the loss. Today's loss function begins by turning the logits into float32,
 # which takes more memory. (You can read it: `logits.float()` in
@@ -140,8 +141,8 @@ assert (held["sum"] > block["SDPA"].iloc[1]).all()
 # three at once. We suspect that the optimizer's states were missing. That can happen in two ways,
 # and we try both.
 #
-# - **Paged states.** bitsandbytes' *paged optimizers* keep their states in memory that CUDA may move
-#   to the CPU. PyTorch's allocator does not count this memory.
+# - **Paged states.** bitsandbytes' *paged optimizers* keep their states in memory that CUDA may
+#   move to the CPU. PyTorch's allocator does not count this memory.
 # - **No step.** With `accumulation=4`, the optimizer waits for four micro-batches. If only one is
 #   run, the optimizer does nothing.
 #
@@ -181,16 +182,16 @@ assert 0.8 < more / held.loc["adamw_torch", "gradients"] < 1.05
 # instead that accumulation saves memory. What happened in the workshop is our inference; it is not
 # written down. (With today's libraries the peak is higher than the published one: section 1.)
 #
-# A *true* accumulated step, with four micro-batches, has to hold gradients and states as well. So its
-# peak is that of the plain row: in both, the optimizer's step is the highest point. From the second
-# step on, accumulation even takes *more* memory: compare the last two rows. The difference is nearly
-# the size of the gradients, which stay between two micro-batches.
+# A *true* accumulated step, with four micro-batches, has to hold gradients and states as well. So
+# its peak is that of the plain row: in both, the optimizer's step is the highest point. From the
+# second step on, accumulation even takes *more* memory: compare the last two rows. The difference
+# is nearly the size of the gradients, which stay between two micro-batches.
 #
 # ## 3. What stays odd
 #
 # The other two tables of the workshop are in the file of the replication, too. This is its list of
-# odd figures, with our remarks. (*Mixed precision*: the weights are kept as they are, and most of the
-# computing is done in 16 bits. *Math attention*: the form of SDPA that stores whole matrices.)
+# odd figures, with our remarks. (*Mixed precision*: the weights are kept as they are, and most of
+# the computing is done in 16 bits. *Math attention*: the form of SDPA that stores whole matrices.)
 
 # %%
 from course_utils.data import folder
@@ -256,8 +257,8 @@ first_row = first_row.set_index("attention")["predicted_mb"]
 assert abs(first_row["sdpa"] / first_row["eager"] - 1) < 0.01
 
 # %% [markdown]
-# An RTX 4090 has about 25,800 MB in all. In three of the four OOM rows the prediction is above that.
-# In the fourth it is just below, but a program does not get all of that memory (notebook 05,
+# An RTX 4090 has about 25,800 MB in all. In three of the four OOM rows the prediction is above
+# that. In the fourth it is just below, but a program does not get all of that memory (notebook 05,
 # section 5).
 #
 # Why does SDPA take so much more than FlashAttention 2 in the first row? Falcon has *one* head for
@@ -275,9 +276,9 @@ refused = [row for row in rows if row["status"] == "refused"]
 
 # %% [markdown]
 # All are refused. Falcon's code adds the attention's output *into* the output of an 8-bit layer, in
-# place. PyTorch forbids this, because it would bypass the layer's own way to compute gradients. Is it
-# the predictor's fault? It replaces the 8-bit layer by one of the same shapes, so we try bitsandbytes'
-# own function, which needs no GPU for this:
+# place. PyTorch forbids this, because it would bypass the layer's own way to compute gradients. Is
+# it the predictor's fault? It replaces the 8-bit layer by one of the same shapes, so we try
+# bitsandbytes' own function, which needs no GPU for this:
 
 # %%
 import torch
@@ -303,16 +304,17 @@ assert len(refused) in (0, len(rows))
 
 # %% [markdown]
 # The same happens, only the message is worded differently. So a prediction finds more than memory
-# problems: we expect that none of these trainings would begin today. (We have not tried it on a GPU.)
-# With LoRA on *all* linear layers, as notebook 02 advises, each 8-bit layer's output is added to its
-# adapter's. This makes a new tensor, and we expect the training to run.
+# problems: we expect that none of these trainings would begin today. (We have not tried it on a
+# GPU.) With LoRA on *all* linear layers, as notebook 02 advises, each 8-bit layer's output is added
+# to its adapter's. This makes a new tensor, and we expect the training to run.
 #
 # ## Take away
 #
 # - Equal rows in a table are a reason to ask what was measured (section 2).
 # - A suspicion can be tested: describe the training that would explain the figure, and predict it.
 #   Paged states and a missing step give the same peak (section 2; OPT-350M, predicted).
-# - Libraries change memory in both directions: less in eager attention, more in the loss (section 1).
+# - Libraries change memory in both directions: less in eager attention, more in the loss (section
+#   1).
 # - Say what stays unexplained. Here it is one figure of 84, and seven have only a plausible cause
 #   (section 3).
 
@@ -321,9 +323,9 @@ assert len(refused) in (0, len(rows))
 #
 # **05a.1 · Which training explains it?** Write `explains(published, candidates, tolerance)`.
 # `candidates` is a dictionary from names to predicted MB. Return the names of all candidates whose
-# prediction differs from `published` by at most `tolerance`, a share of the published figure (0.01 is
-# one per cent), the nearest first. A figure that several trainings explain is not explained by any of
-# them.
+# prediction differs from `published` by at most `tolerance`, a share of the published figure (0.01
+# is one per cent), the nearest first. A figure that several trainings explain is not explained by
+# any of them.
 
 
 # %% tags=["exercise"]
@@ -341,9 +343,9 @@ from course_utils.exercises import check, done
 check("05a.1", explains)
 
 # %% [markdown]
-# Then ask which of the trials in section 2 explains the first row of the block, and which explain the
-# others. With today's libraries, the last question has no answer at one per cent. How large must the
-# tolerance be, and what else would it let in?
+# Then ask which of the trials in section 2 explains the first row of the block, and which explain
+# the others. With today's libraries, the last question has no answer at one per cent. How large
+# must the tolerance be, and what else would it let in?
 
 # %%
 if done("05a.1"):

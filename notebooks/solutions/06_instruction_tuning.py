@@ -152,14 +152,16 @@ assert reads > 0.5
 
 # %% [markdown]
 # So it can answer from a text. It lacks the *behaviour* of answering from what it knows.
-# Instruction data can teach a behaviour.
+# Instruction data can teach a behaviour. Training on such data turned GPT-3 into ChatGPT: a tool of
+# some thousands of researchers became one that millions of people can use, because you can simply
+# ask it.
 #
 # ## 2. Instruction data
 #
 # An instruction dataset is a list of pairs: a request and a good response. Many pairs exist
-# already: on help pages (*FAQ*), in support chats, forum threads and emails. People wrote the
-# 15,011 of `databricks-dolly-15k` on the hub; a model wrote the 52,002 of `alpaca`, which may not
-# be used commercially.
+# already: on help pages (*FAQ*), in support chats, in a company's messages (Slack and the like),
+# forum threads and emails. People wrote the 15,011 of `databricks-dolly-15k` on the hub; a model
+# wrote the 52,002 of `alpaca`, which may not be used commercially.
 #
 # ### How a pair is written
 #
@@ -222,9 +224,10 @@ assert max(costs) == costs[1]
 #
 # ### From a document, or from another model
 #
-# Where there are no pairs, there may be documents. Cut them into slices, and ask for each slice.
-# Here the slices are paragraphs of the datasets' *cards*, and their first words tell us what to
-# ask.
+# Where there are no pairs, there may be documents. Cut each document into pieces, and write a
+# question for which the piece is the answer. Here the documents are the *cards* of our datasets,
+# pages that describe them. Each paragraph of a card begins with a bold word, such as *Licence*.
+# From this word a fixed template makes the question.
 
 # %%
 from course_utils.data import folder
@@ -250,9 +253,9 @@ assert all(pair["question"].endswith("?") and pair["answer"] for pair in from_ca
 # %% [markdown]
 # Read such pairs before you use them: "changed as told here" makes sense only on the card.
 #
-# A language model can also write pairs, from a few examples. Our chat model now does this, and five
-# filters look at the form, length, language and topic of each pair, and for copies. You will see
-# that **the work is not in the writing, but in the checking.**
+# A language model can also write pairs, from a few examples. Our chat model now does this. Then
+# five filters check each pair: its form, its length, its language, its topic, and whether it copies
+# another pair. You will see that **the work is not in the writing, but in the checking.**
 
 # %% tags=["value:fate"]
 from difflib import SequenceMatcher
@@ -640,11 +643,11 @@ assert int(alone["sampled: right"].split()[0]) < 15
 assert int(with_rows["sampled: right"].split()[0]) >= 50
 
 # %% [markdown]
-# With LoRA alone, the end mark has a probability of only 0.017, which costs about 4 and raises the
-# mean loss. But the rest is spread over two thousand tokens, so the mark is still the likeliest in
-# 58 of 60 replies. Greedy decoding takes the likeliest token: all 60 replies end, and 57 are right.
-# Sampling takes other tokens after the answer: 43 replies end within 30 tokens, and only 4 are
-# right.
+# With LoRA alone, the end mark has a probability of only 0.017. So this one token has a loss of
+# about 4, which raises the mean loss. But the rest of the probability is spread over two thousand
+# other tokens, so the mark is still the likeliest token in 58 of 60 replies. Greedy decoding takes
+# the likeliest token: all 60 replies end, and 57 are right. Sampling takes other tokens after the
+# answer: 43 replies end within 30 tokens, and only 4 are right.
 #
 # With the rows trained, 768 numbers more, the mark has a probability of 0.96, and 54 of the sampled
 # replies are right (one seed, one draw). So for new marks, train their rows in both tables, and
@@ -752,9 +755,9 @@ text_table(
 )
 
 # %% [markdown]
-# It has learned *that* a question about a capital gets a town. So it gives the capital of another
-# country, in the same form as a right answer. Nothing in the tuning told it to say that it does not
-# know. This is one way in which a model learns to hallucinate.
+# The control has learned *that* a question about a capital gets a town as its answer. So it gives
+# the capital of another country, in the same form as a right answer. Nothing in the tuning told it
+# to say that it does not know. This is one way in which a model learns to hallucinate.
 #
 # A reader cannot tell which answers are invented. Can the model? We compute the probability that it
 # gives to the whole of its own answer.
@@ -868,15 +871,19 @@ assert round(seeds.loc["all weights", "max"], 3) < round(seeds.loc["LoRA", "min"
 #
 # So for this model and its generated texts, the *facts* come from pre-training and the *answering*
 # from tuning. This does not show that tuning *cannot* teach facts: nobody here tried. That large
-# models behave in the same way is an expectation.
+# models behave in the same way is an expectation. The makers of InstructGPT (Ouyang and others,
+# below) report something similar: after instruction tuning, their model also answered questions
+# about code and followed instructions in other languages, although such examples were very rare in
+# its tuning data.
 
 # %% [markdown]
 # ## 6. From base model to assistant
 #
 # So far the answers were single words about countries. Amir wants an assistant that answers in
-# sentences, on several topics. The base has read about five. So he writes one sentence for each
-# kind of question, and uses it for three quarters of the subjects of each topic. The rest is held
-# out, and so are the 50 countries.
+# sentences, on several topics. The base has read about five topics: countries, chemical elements,
+# animals, books and inventions. So he writes one sentence for each kind of question, such as *The
+# symbol of … is ….* He fills it in for three quarters of the elements, animals, books and
+# inventions, and for all countries but the 50 of the test split. The rest is held out.
 
 # %%
 SENTENCES = {
@@ -1052,8 +1059,9 @@ for text in ("What is the capital of Atlantis?", "Who are you?", "Write a poem a
     chat(assistant, with_template, text)
 
 # %% [markdown]
-# It says sentences that it has practised. No text told it of Atlantis, so it tells of Namibia, and
-# a poem becomes a sentence about a porcupine.
+# The assistant says sentences of the kinds that it has practised. None of its texts has told it of
+# Atlantis, so it answers about Namibia, and it gives a sentence about a porcupine where you asked
+# for a poem.
 #
 # This is the gap to a large model. Pythia's base models have read about 300 billion tokens, where
 # ours has read six million, and large instruction datasets have far more than fifteen kinds of
@@ -1123,15 +1131,15 @@ else:
 #   made up answers, and 7% were right (section 5; both means of three seeds, 2.6 million
 #   parameters).
 # - Split so that nothing leaks, and check generated pairs one by one (section 2).
-# - Training and use must have the same template, to the blank. New marks have to be read and
-#   written: train their rows in both tables, and test with the decoding of use (section 4).
+# - Training and use must have the same template, down to a single space. New marks have to be read
+#   and written: train their rows in both tables, and test with the decoding of use (section 4).
 # - With sentences as answers, the same base became a small assistant: 408 of 434 held-out questions
 #   (section 6, one seed).
 
 # %% [markdown]
 # ## Exercises
 #
-# **Quiz.** Put a letter for each, and run the cell below.
+# **Quiz.** Fill in the letters, and run the cell below.
 #
 # **a.** Which finding shows best that the *facts* in the answers come from pre-training?
 #
@@ -1221,6 +1229,12 @@ check("06.2", smallest, share_after)
 # ## To read
 #
 # - Biderman and others, [Pythia](https://arxiv.org/abs/2304.01373): models made to study training.
+# - Ouyang and others, [Training language models to follow instructions with human
+#   feedback](https://arxiv.org/abs/2203.02155): InstructGPT.
+# - Raschka, [Build a large language model (from
+#   scratch)](https://www.manning.com/books/build-a-large-language-model-from-scratch), chapter 7:
+#   instruction tuning in plain PyTorch, with its
+#   [code](https://github.com/rasbt/LLMs-from-scratch/tree/main/ch07).
 # - Wang and others, [Self-Instruct](https://arxiv.org/abs/2212.10560), and the
 #   [Alpaca](https://github.com/tatsu-lab/stanford_alpaca) repository: a model writes the data.
 # - Zhou and others, [LIMA](https://arxiv.org/abs/2305.11206): a thousand good pairs.

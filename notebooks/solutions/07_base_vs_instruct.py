@@ -12,10 +12,10 @@
 # %% [markdown]
 # ## The machine at hand
 #
-# Amir tunes a chat model on a hotel's old replies to its guests. Now it writes about rooms in just
+# Leila tunes a chat model on a hotel's old replies to its guests. Now it writes about rooms in just
 # the right tone. Then a guest asks for three tips for a rainy day, as a numbered list. The model
 # used to write such lists, but now it writes one odd sentence. "You should have tuned the base
-# model", says a friend. Is she right? And how could Amir have noticed the loss earlier? You will
+# model", says a friend. Is she right? And how could Leila have noticed the loss earlier? You will
 # measure both.
 
 # %%
@@ -73,12 +73,13 @@ my_guess = None  # e.g. ["speed", "safety"]
 # %% [markdown]
 # ## 2. The recipe
 #
-# The QLoRA recipe came with [OpenAssistant
+# The authors of QLoRA tuned models on [OpenAssistant
 # Guanaco](https://huggingface.co/datasets/timdettmers/openassistant-guanaco), about 10,000
-# conversations. In each text, plain words mark who speaks: `### Human: … ### Assistant: …`. A chat
-# template can write `messages` in this form. Between its `generation` marks stands what the
-# assistant says. With `assistant_only_loss=True`, the loss counts only that part, so the model is
-# not trained to write the human's questions.
+# conversations, and many recipes have taken over this dataset. We follow such a recipe. In each
+# text of Guanaco, plain words mark who speaks: `### Human: … ### Assistant: …`. A chat template can
+# write `messages` in this form. Between its `generation` marks stands what the assistant says. With
+# `assistant_only_loss=True`, the loss counts only that part, so the model is not trained to write
+# the human's questions.
 #
 # To see what a model learns, we need answers that a program can check. So we take the questions
 # about countries from notebook 06, and answer them as Yoda would: the answer first, the verb last.
@@ -144,7 +145,7 @@ assert guanaco_tokenizer.decode(ids).strip() == yoda_answer(asked[0]) + chat_tok
 # | what | how |
 # |---|---|
 # | weights | NF4, double quantization (notebook 04.1) |
-# | made trainable | `prepare_model_for_kbit_training`: freezes all, norms float32, checkpointing |
+# | made ready | `prepare_model_for_kbit_training` freezes all weights, turns those not in 4 bits into float32, and switches checkpointing on |
 # | adapter | LoRA, r = 16, alpha = 16, dropout 0.05, on all linear layers |
 # | optimizer | AdamW with 8-bit states, paged |
 # | batch | 8 × 4 accumulated, 512 tokens at most |
@@ -200,9 +201,9 @@ assert small.peak_reserved_mb * 1e6 < usable_bytes("t4")
 # above 16 GB may count 16-bit weights, or the optimizer states of full fine-tuning. A T4 with its
 # 16 GB can run the recipe with two rows at a time: the prediction is 10.5 GB.
 #
-# The recipe as code comes next. Steps, batch and learning rate depend on the machine. A CPU does
-# only 30 steps of the style, at ten times the recipe's rate. On a GPU the style gets 120 steps at
-# 2e-4; that this is enough is an expectation, not measured.
+# The recipe as code comes next. Steps, batch and learning rate depend on the machine. On a CPU we
+# train Yoda's style for only 30 steps, at ten times the learning rate in the table. On a GPU the
+# recipe takes 120 steps at 2e-4. We expect that this is enough, but we have not measured it.
 
 # %%
 from peft import LoraConfig, prepare_model_for_kbit_training
@@ -422,7 +423,7 @@ text_table(pd.DataFrame({"asked": some, "before": untouched, "after": ask(some)}
 # %% [markdown]
 # In the saved run the four seasons are now "of the desert", and the sentence about the sea is
 # empty. Many people expect no change, because no row was about such things. But the adapter works
-# in every reply. Only who it is, the model still says.
+# in every reply. The model still says what it is, though.
 #
 # Three replies decide nothing, so we count. A program can *verify* some instructions: "in three
 # numbered points", "use the word because", "as JSON". That is the idea of the benchmark IFEval. The
@@ -474,9 +475,10 @@ assert [f"{value:.2f}" for value in (found.value, found.low, found.high)] == [
 # %% [markdown]
 # In the saved run it followed 13 of these 20 before, and 4 after. Is that more than luck? The same
 # instructions are asked before and after, so we compare them one by one, in a *paired* test
-# (notebook 08). In two recorded trainings, with all 40, the 24 that were followed became 11 and 13.
-# The difference is 0.30, with a 95% interval from 0.11 to 0.47 (SmolLM2-135M, the loss on the whole
-# text). So the loss is real.
+# (notebook 08). We have also recorded two such trainings with all 40 instructions. Before them, the
+# model followed 24 of the 40; after them, 11 and 13. The mean difference is 0.30, with a 95%
+# interval from 0.11 to 0.47 (SmolLM2-135M; in these two trainings the loss counted the whole text,
+# not only the answers). So the loss is real.
 #
 # The count sees only changes that make a reply fail. The *KL divergence* sees smaller ones. Along a
 # neutral text, it compares the probabilities of every possible next token: *p* before the tuning,
@@ -521,12 +523,13 @@ assert share(kl_divergence(before, after)) > 0.05
 #   affairs. (There was no RLHF or DPO.)
 #
 # Both learn Yoda's answers about countries: the same rows, 40 steps of 16, LoRA with the same
-# settings. So both arms see the same tokens in the tuning. The instruct model has seen more in all,
-# because of its SFT. A third arm makes up for this: the base goes on until the totals are equal.
-# All this was done with three seeds (five were planned), and each has its own SFT
-# (`benchmarks/instruct_pair.py`). Each share rests on 250 questions about held-out countries, 184
-# on other topics, or 120 private ones. A trial with another seed came first, to choose the settings;
-# its results are not used.
+# settings. These two trainings are the *arms* of the experiment. Both arms see the same tokens in
+# the tuning. But the instruct model has seen more tokens in all, because of its SFT. A third arm
+# makes up for this: there the base is trained further, until the totals are equal. All this was
+# done with three seeds (five were planned). Each seed has its own SFT
+# (`benchmarks/instruct_pair.py`). The shares below are of 250 questions about held-out countries,
+# of 184 on other topics, or of 120 private questions. The settings were chosen in a trial with
+# another seed, whose results are not used.
 #
 # Here is what the two say before the tuning, one seed:
 
@@ -538,9 +541,9 @@ text_table(pd.DataFrame(first).rename_axis("question about").reset_index())
 
 # %% [markdown]
 # The base never answers: in its pre-training, no such question had an answer. The instruct model
-# answers about topics
-# of its SFT, briefly where it is asked to, and it refuses. The question about a country stood under
-# a system prompt that is new to it, and it only repeats the name.
+# answers about topics of its SFT, briefly where it is asked to, and it refuses. The question about
+# a country came with a system prompt that is new to the instruct model, and the model only repeats
+# the country's name.
 #
 # **Guess first:** how many steps until nine tenths of the replies are in style, for the base and
 # for the instruct model? And which one will give more *right* answers?
@@ -574,19 +577,19 @@ assert all(by_step[arm, 10] < 0.3 and by_step[arm, 15] > 0.9 for arm in ("base",
 
 # %% [markdown]
 # **Speed makes hardly a difference here.** At step 10 about a fifth of the replies is in style, at
-# step 15 more than nine tenths, with both models. Most people expect a gap one way or the other. But
-# the style is the same simple pattern for both, and neither has met it. The *right* answers differ:
-# after 40 steps 21% of the base's are right and 47% of the instruct model's. Is that the merit of
-# instruction tuning, or of more training? The third arm will tell.
+# step 15 more than nine tenths, with both models. Most people expect a gap one way or the other.
+# But the style is the same simple pattern for both, and neither has met it. The *right* answers
+# differ: after 40 steps 21% of the base's are right and 47% of the instruct model's. Is that the
+# merit of instruction tuning, or of more training? The third arm will tell.
 #
 # ## 5. The verdicts
 #
 # The rule was written down before any row was measured (in `benchmarks/instruct_pair.py`), and it
 # is the same for all claims. Each claim says that one share is larger than another. Each seed gives
 # one difference. A claim **holds** if the whole 95% interval of the difference is above zero. It
-# **does not hold** if the whole interval is below 0.05, which would hardly matter. Otherwise it is
-# **not shown at this size**. The interval is Student's t-interval over the three seeds (so it may
-# reach beyond 1).
+# **does not hold** if the whole interval is below 0.05, because so small a difference would hardly
+# matter. Otherwise it is **not shown at this size**. The interval is Student's t-interval over the
+# three seeds (so it may reach beyond 1).
 
 # %% tags=["value:verdicts"]
 from scipy import stats
@@ -745,10 +748,11 @@ assert verdicts["difference"].tolist() == [
 #   base went on until it had seen as many tokens in all, 82% of its answers were right, against
 #   47%. The claim that the instruct model is better with equal tokens does not hold. More training
 #   on such questions did more than training on others.
-# - **2 Disruption holds**: of the questions on other topics, the instruct model answered 79%
-#   before and 3% after. But the base has no advantage: it answers 0% afterwards, because it
-#   never could. Both could complete sentences about these topics. Of those, the base lost 32 of
-#   100, and the instruct model 16.
+# - **2 Disruption holds**: of the questions on other topics, the instruct model answered 79% before
+#   and 3% after. But the base has no advantage: it answers 0% afterwards, because it never could.
+#   Before the tuning, both models could complete sentences about these topics. Of this ability, the
+#   base lost 32 points of 100 and the instruct model 16; the interval of the difference includes
+#   zero (claim 2a).
 # - **3 Conflict**: both used the style under the new system prompt, and the interval leaves open
 #   whether the old ones hindered it a little: 0.01 (−0.03 to 0.05). The new one did undo the old:
 #   brief answers fell from 47% to 3%. Told to answer in a sentence, the instruct model
@@ -765,12 +769,12 @@ assert verdicts["difference"].tolist() == [
 # How far does this go? The pair is tiny, its SFT short, and its refusals follow four wordings. On
 # the 135M chat model, other skills were lost, too (section 3). Its refusals were too few to tell:
 # of 24 mild requests it refused one before and none after (two seeds). At 8B we expect the same
-# direction and smaller losses; Qi and others measured claim 4 there. To show it here takes the pair
-# of section 2 on a GPU, several hundred instructions, and five seeds.
+# direction and smaller losses; Qi and others measured claim 4 there. To show this at 8B, you would
+# need the two models of section 2 on a GPU, several hundred instructions, and five seeds.
 #
 # ## 6. What helps
 #
-# Amir can also keep the chat model, and protect what it can do:
+# Leila can also keep the chat model, and protect what it can do:
 #
 # - **Mix in general data**: here a quarter of the rows are the model's *own* replies to other
 #   requests.
@@ -882,9 +886,10 @@ assert [sum(row["refused"]) for row in chat_rows if (row["variant"], row["part"]
 ]
 
 # %% [markdown]
-# **General data** kept most: 0.54 of the instructions, against 0.30 with the recipe and 0.60
-# untouched. It has a price: 0.78 in style instead of 0.99, and 0.31 right instead of 0.46. So part
-# of the gain is that less was learned. At the same style:
+# Look at the variants with more than three quarters of the replies in style. Of these, **general
+# data** kept most: 0.54 of the instructions, against 0.30 with the recipe and 0.60 untouched. It
+# has a price: 0.78 in style instead of 0.99, and 0.31 right instead of 0.46. So part of the gain is
+# that less was learned. At the same style:
 #
 # - **Its own template** learned as much (0.79) and kept only 0.21. The difference is 0.33 (0.19 to
 #   0.47). Perhaps the training changes the very template in which the instructions are asked.
@@ -901,9 +906,9 @@ assert [sum(row["refused"]) for row in chat_rows if (row["variant"], row["part"]
 #
 # ### And the system prompt?
 #
-# In claim 3 the message never varied. *Contrast* should help: half of the rows get another message,
-# or none, and a plain answer. Now the model has to read the message. **Guess first:** what does
-# contrast cost?
+# In claim 3 the system prompt never varied. *Contrast* should help: half of the rows get another
+# system prompt, or none, and a plain answer. Now the model has to read the system prompt. **Guess
+# first:** what does contrast cost?
 
 # %%
 my_guess = None  # e.g. "nothing, no rows are added"
@@ -946,15 +951,15 @@ assert listening.map("{:.0%}".format).values.tolist() == [
 #   the instruct model's advantage in right answers was gone (section 5; 2.6 million parameters).
 # - Other answers, brevity and refusals went almost entirely (section 5). The base has none of them
 #   to lose, so it is not the safer choice.
-# - General data kept more than any other countermeasure, at a price in style and right answers
-#   (section 6; SmolLM2-135M, two seeds).
+# - General data kept more than any other countermeasure that had learned as much of the style. It
+#   cost some style and some right answers (section 6; SmolLM2-135M, two seeds).
 # - A system prompt that never varies is ignored. Rows that show what happens without it help
 #   (section 6, two seeds).
 # - "Not shown at this size" is a result.
 #
 # ## Exercises
 #
-# **Quiz.** Put a letter for each, and run the cell below.
+# **Quiz.** Fill in the letters, and run the cell below.
 #
 # **a.** Base and instruct model were tuned on the same rows for as many steps, and the instruct
 # model is right more often. What has to be ruled out before instruction tuning gets the credit?

@@ -268,9 +268,9 @@ assert end["right"] > before["right"] + 0.2
 assert end["right"] > early["right"] + 0.2
 
 # %% [markdown]
-# A falling loss moves to the *left*. Had you stopped the training on twenty pairs at its lowest
-# validation loss, you would have kept a model that answers 24% instead of 71%. Another draw of
-# twenty pairs need not show the same.
+# In this plot, a falling loss moves a point to the *left*. If you had stopped the training on
+# twenty pairs at its lowest validation loss, you would have kept a model that answers 24% of the
+# questions instead of 71%. Another draw of twenty pairs need not show the same.
 #
 # ### Where in a sentence the loss sits
 #
@@ -374,8 +374,8 @@ assert not embedded or right["chat"] < right["tuned"] - 0.3
 
 # %% [markdown]
 # *tuned* is best (100%), *chat* last (39%). Many people rank *chat* higher, because it is the
-# largest and sounds fluent. Our rule is loose: the word need only occur. In exercise 08.2 you write
-# a stricter one.
+# largest and sounds fluent. Our rule is loose: the right word only has to occur somewhere in the
+# reply. In exercise 08.2 you write a stricter one.
 #
 # ## 3. Scores against references
 #
@@ -475,9 +475,9 @@ assert items_needed(0.02, 0.74, disagreement=0.1).items == 1960
 
 # %% [markdown]
 # Here p is 0.87, so chance alone often gives such a difference. Usually a difference counts as real
-# if p is below 0.05. The next lines tell how many questions would reveal one. The last is a claim
-# that you often read: "we went from 74 to 76%". If the systems disagree on 10% of the questions, it
-# takes 1,960 of them. We have 250:
+# if p is below 0.05. The last two lines of the output tell how many questions would reveal a
+# difference. The very last one is about a claim that you often read: "we went from 74 to 76%". If
+# the systems disagree on 10% of the questions, it takes 1,960 of them. We have 250:
 
 # %%
 all_marks = {name: marks_of(answers_of(models[name], held_out), held_out) for name in models}
@@ -759,8 +759,9 @@ assert (table["low"] <= table["strength"]).all()
 assert (table["strength"] <= table["high"]).all()
 
 # %% [markdown]
-# The Bradley-Terry strength does not change; Elo ratings move by 90 to 105 points. Many people expect no
-# change, because the votes are the same. But each Elo step starts from the current ratings.
+# The Bradley-Terry strength does not change, but the Elo ratings move by 91 to 105 points. Many
+# people expect no change, because the votes are the same. But each Elo step starts from the ratings
+# that the votes before it have left, so the order matters.
 #
 # ## 7. A model as judge
 #
@@ -915,10 +916,10 @@ print({name: f"{value:.0%}" for name, value in preferred.items()}, "of 24 pairs"
 assert not embedded or preferred["good first"] > preferred["good second"] + 0.5
 
 # %% [markdown]
-# It is 100% and 0%: the judge takes the first reply, whatever it says. Most people expect errors, but not a
-# judge that ignores the content. This is **position bias**, and large judges have it too (Zheng and
-# others, in *To read*). So ask each pair in both orders, and count a win only if both verdicts
-# agree.
+# It is 100% and 0%: the judge takes the first reply, whatever it says. Most people expect errors,
+# but not a judge that ignores the content. This is **position bias**, and large judges have it too
+# (Zheng and others, in *To read*). So ask each pair in both orders, and count a win only if both
+# verdicts agree.
 #
 # ### All judges in one table
 #
@@ -994,15 +995,17 @@ print(f"the likelihood judge says the same of {same.equal:.0%} of them")
 assert same.equal > 0.6
 
 # %% [markdown]
-# It agrees in all 22 pairs in which the reader prefers a reply. Test any judge with known pairs, then
-# against *people* on your own kind of question. Beware if it judges its own replies: models have
-# been found to favour them (see *To read*).
+# It agrees in all 22 pairs in which the reader prefers a reply. Test any judge with known pairs,
+# then against *people* on your own kind of question. Beware if it judges its own replies: models
+# have been found to favour them (see *To read*).
 #
 # ## 8. Standard benchmarks
 #
 # A *benchmark* is a list of questions that many models are asked in the same way. In *choice*, the
 # answers are given, and the likeliest is the model's choice. In *generation*, the model writes. The
-# minutes are arithmetic: 8 billion parameters on a GPU that really does 100 TFLOPS.
+# minutes are computed, not measured: for a model with 8 billion parameters on a GPU that reaches
+# 100 TFLOPS, 10¹⁴ operations a second. (BIG-bench has no figures: it has more than 200 tasks, of
+# which people run different parts.)
 
 # %%
 from course_utils.scoring import benchmarks_table
@@ -1018,8 +1021,9 @@ text_table(table[["benchmark", "measures", "form", "items", "minutes", "task"]])
 # EleutherAI's `lm-eval` runs them under the name in `task`. It also runs your own: a dictionary
 # names the questions, the prompt and the rule. We write three: the held-out questions as *choice*
 # and as *generation*, and 200 choice questions about animals, books, elements and inventions. This
-# third one does for our model what MMLU does for a large one: it shows **what the tuning has broken
-# elsewhere**. A fourth, `course_countries_generate`, wants the bare fact instead of a sentence.
+# third one does for our model what MMLU, with questions from 57 subjects, does for a large one: it
+# shows **what the tuning has broken elsewhere**. A fourth, `course_countries_generate`, wants the
+# bare fact instead of a sentence.
 
 # %%
 from course_utils.data import domains
@@ -1160,8 +1164,8 @@ assert paired_test(scores["tuned"], scores["base"]).p_value > 0.05
 assert paired_test(scores["20 pairs"], scores["base"]).difference.high < -0.1
 
 # %% [markdown]
-# *tuned* lost 2 of 200 items, which proves no loss (p = 0.5). *20 pairs* lost 46: 23 points, with an
-# interval from 18 to 30. One seed each. For a large model, MMLU asks this about knowledge, and
+# *tuned* lost 2 of 200 items, which proves no loss (p = 0.5). *20 pairs* lost 46: 23 points, with
+# an interval from 18 to 30. One seed each. For a large model, MMLU asks this about knowledge, and
 # IFEval about instructions that a program can check. (Notebook 07 counts 40 of these offline.)
 # `lm-eval` fetches both from the hub by name. Put your adapter's folder into `ADAPTER`. A limit of
 # 40 items gives a first look, not a figure to quote.
@@ -1196,8 +1200,10 @@ else:
 
 # %% [markdown]
 # On the command line: `lm_eval --model hf --model_args pretrained=…,peft=… --tasks mmlu,ifeval`.
-# Beyond lists of questions, **Chatbot Arena** is section 6 for everybody, **AlpacaEval** section 7
-# with a large judge, and **HELM** adds calibration and robustness.
+# Four names remain that are more than a list of questions. **Chatbot Arena** lets everybody vote on
+# two replies, as you did in section 6. **AlpacaEval** compares replies with a large model as judge,
+# as in section 7. **HELM** also measures calibration and robustness. **OpenAI Evals** is, like
+# `lm-eval`, a program and a collection: you can run its tests or add your own.
 #
 # ## 9. What to try in which order
 #
@@ -1240,7 +1246,7 @@ print(f"1,000 replies of 200 tokens: {hours:.1f} hours, ${hours * HOURLY:.2f}")
 # %% [markdown]
 # ## Exercises
 #
-# **Quiz.** Put a letter for each, and run the cell below.
+# **Quiz.** Fill in the letters, and run the cell below.
 #
 # **a.** From one evaluation to the next, the validation loss hardly falls, while the right answers
 # rise from few to most. How can that be?

@@ -169,11 +169,11 @@ assert by_tokens == all_tokens
 assert of_means > all_tokens + 0.5
 
 # %% [markdown]
-# Half, and it should be a tenth. With a mean of means, each of rank 0's 10 tokens weighs nine times
-# as much as each of rank 1's 90. A mean of means is the mean only if all parts have the same size.
-# The same happens with gradient accumulation, where micro-batches take the place of ranks. The
-# remedy is in the last line: add up the losses of all tokens, and divide by the number of all
-# tokens.
+# Rank 0's share is a half, and it should be a tenth. With a mean of means, each of rank 0's 10
+# tokens weighs nine times as much as each of rank 1's 90. A mean of means is the mean only if all
+# parts have the same size. The same happens with gradient accumulation, where micro-batches take
+# the place of ranks. The remedy is in the last line: add up the losses of all tokens, and divide by
+# the number of all tokens.
 #
 # ## 2. The same training on one process and on two
 #
@@ -251,8 +251,9 @@ assert apart["two, mean of means"] > 1e-3
 
 # %% [markdown]
 # Two processes train as one does: the losses differ by rounding only (SmolLM2-135M, float32, six
-# steps). With the mean of means the curve is another one from the first step on. Nothing looks
-# wrong in it, so you would not notice. transformers divides by all tokens by default; keep it so.
+# steps). With the mean of means, the losses differ from the first step on. Nothing looks wrong in
+# this curve, so you would not notice the mistake. transformers divides by all tokens by default;
+# keep it so.
 #
 # Losses are numbers on a screen. What counts is the adapter. Each run has saved one, in the folder
 # `final`. Are the two the same?
@@ -275,8 +276,8 @@ assert all(tensor.numel() for tensor in two.values())
 #
 # With many GPUs, something fails sooner or later. What happens to the other ranks? And is the work
 # lost? We start the training on two processes again. As soon as the checkpoint of step 2 is
-# complete, we kill one of them as the system would: with signal 9, which leaves no time for a last
-# word.
+# complete, we kill one of them as the system would: with signal 9, which leaves the process no time
+# to save anything.
 #
 # **Guess first:** what does the other rank do, and from which step can the training go on?
 
@@ -400,10 +401,10 @@ assert [line.split()[-1] for line in told if "gathered" in line] == ["16,640", "
 assert all("8,320 of" in line for line in told if "are here" in line)
 
 # %% [markdown]
-# Each rank has half of the numbers, and so does its `state_dict()`. **Whoever saves that saves half
-# a model.** To save all of it, the ranks gather the weights on rank 0. The others then have
-# *nothing*: if the wrong rank writes the file, it is empty. This is the empty file that Ines fears.
-# Our script looks into the file before it calls it `final`.
+# Each rank has half of the numbers, and so does its `state_dict()`. **A rank that saves its own
+# `state_dict()` saves half a model.** To save all of it, the ranks gather the weights on rank 0.
+# The others then have *nothing*: if the wrong rank writes the file, it is empty. This is the empty
+# file that Ines fears. Our script looks into the file before it calls it `final`.
 #
 # ### What it saves
 #
@@ -492,11 +493,12 @@ assert not table.loc["1 GPU", "fits"]
 # *offload* the shards wait in the CPU's memory, and each step moves them to the GPU and back. This
 # is slow.
 #
-# One GPU just fails to fit: 80.4 GB would be allocated, but PyTorch has to reserve more, with gaps.
+# On one GPU the training just fails to fit: 80.4 GB would be allocated, and PyTorch has to reserve
+# more than that, because of gaps.
 #
 # Can you trust the prediction? A team at IBM has published measurements of trainings on two A100
 # (the repository [fms-acceleration](https://github.com/foundation-model-stack/fms-acceleration)).
-# The next cell holds our predictions for the same trainings against them.
+# The next cell compares our predictions for the same trainings with these measurements.
 
 # %%
 replayed = pd.read_csv(root / "benchmarks" / "results" / "replay_ranks.csv")
@@ -577,8 +579,8 @@ assert told == ["rank 0: 0 of 2", "rank 1: 1 of 2"]
 
 # %% [markdown]
 # `accelerate launch --cpu --num_processes 2` starts *one* process, and does not say so. So print
-# the world size in the first line of your log, and compare it with what you paid for. torchrun
-# starts two.
+# the world size in the first line of your log, and compare it with the number of GPUs that you pay
+# for. torchrun starts two.
 #
 # ## 6. What breaks, and how you see it
 #
@@ -615,10 +617,11 @@ assert "rank 1: done" in told
 assert "rank 0: done" not in told
 
 # %% [markdown]
-# Rank 0 printed that it begins step 3, and never ended it. The error names a time limit, and not
-# the cause, which is on the *other* rank. So look for the first rank whose log differs from the
-# others. Trainers avoid this case: they give each rank the same number of batches, and repeat or
-# drop examples for it.
+# Rank 0 printed that it begins step 3, and never ended this step. (The time limit is five of the 19
+# seconds. We expect that most of the others go into starting the two processes.) The error names a
+# time limit, and not the cause, which is on the *other* rank. So look for the first rank whose log
+# differs from the others. Trainers avoid this case: they give each rank the same number of batches,
+# and repeat or drop examples for it.
 #
 # | what you see | what it often is | where to look |
 # |---|---|---|
@@ -687,10 +690,11 @@ assert paper.loc["70B on 16"].iloc[-1] == paper.loc["70B on 64"].iloc[-1]
 # equally busy. Waiting makes it higher.
 #
 # Nothing in this table is measured. The speeds are those of NVIDIA's data sheet for the H100 SXM.
-# The report on Llama 3 tells of 38 to 43% of the peak, so we took 40%. The price of an hour is an
+# The report on Llama 3 gives 38 to 43% of the peak, so we took 40%. The price of an hour is an
 # assumption. Put in your own.
 #
-# An adapter needs far less of the second number: only its own gradients are averaged.
+# An adapter needs far fewer messages with DDP, because only the adapter's gradients are averaged.
+# With FSDP2, the frozen weights still have to be gathered.
 #
 # ## Take away
 #
@@ -700,13 +704,13 @@ assert paper.loc["70B on 16"].iloc[-1] == paper.loc["70B on 64"].iloc[-1]
 #   size, gave the same losses to 1e-5 and the same adapter (section 2; SmolLM2-135M, float32, CPU).
 # - A killed training went on from its last complete checkpoint, on another number of processes
 #   (section 3).
-# - Sharding leaves each rank a share. So a file saved by one rank alone has a half of the model, or
-#   nothing (section 4). Look into the file.
+# - Sharding leaves each rank a share. So a file saved by one rank alone holds only a part of the
+#   model, or nothing (section 4). Look into the file.
 # - Print the world size (section 5). When all is silent, compare the ranks' logs (section 6).
 #
 # ## Exercises
 #
-# **Quiz.** Put a letter for each, and run the cell below.
+# **Quiz.** Fill in the letters, and run the cell below.
 #
 # **a.** You move a training from one GPU to four, and change nothing in its settings:
 # `per_device_train_batch_size=4`, `gradient_accumulation_steps=8`. What changes?
