@@ -151,9 +151,9 @@ model = load()
 #
 # It returns a dictionary with two shares between 0 and 1:
 #
-# - `"untuned"`: the share of replies that equal the column `sentence`. Ask fairly. The model has never
-#   seen the task, so tell it what to do, show it two examples from the training data, and end with
-#   the line from `yoda_extra`.
+# - `"untuned"`: the share of replies that equal the column `sentence`. Ask fairly. The model has
+#   never seen the task, so tell it what to do, show it two examples from the training data, and end
+#   with the line from `yoda_extra`.
 # - `"nothing done"`: the share of lines in `yoda_extra` that equal `sentence` as they are.
 
 
@@ -433,7 +433,8 @@ if trained:
 #
 # ## Take away
 #
-# - A fine-tuning is four small functions: the data form, the baseline, the trainer and the evaluation.
+# - A fine-tuning is four small functions: the data form, the baseline, the trainer and the
+#   evaluation.
 # - Measure the baseline first, and ask fairly: tell the untuned model what to do (section 3).
 # - Choose steps and learning rate together. A usual rate such as 2e-4 needs more steps than a
 #   two-minute training has (section 5).

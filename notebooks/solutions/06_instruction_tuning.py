@@ -600,9 +600,10 @@ assert fits.loc["ChatML", "nothing"] > 0.5
 
 # %% [markdown]
 # *Plain* and *ChatML with rows* do best, with 98%. *No blank* does worst, with 13% (250 questions,
-# one seed). Few people expect so much of one space. **Training and use must agree**: asked in
-# another style, the models fail. One exception is ChatML with LoRA alone, which answers 81% of the
-# bare questions. (Its marks' embeddings were not trained; we have not tested whether this is why.)
+# one seed). Few people expect that one space makes such a difference. **Training and use must
+# agree**: asked in another style, the models fail. One exception is ChatML with LoRA alone, which
+# answers 81% of the bare questions. (Its marks' embeddings were not trained; we have not tested
+# whether this is why.)
 #
 # Now compare the curves. In ChatML with LoRA alone, the loss stops at about 1, but nearly all
 # answers are right. How can that be? After the right answers to 60 held-out questions, we look at
@@ -791,9 +792,9 @@ pd.DataFrame(sure).describe().loc[["mean", "25%", "50%", "75%", "max"]].round(2)
 assert sure["told"].mean() > sure["hidden"].mean() + 0.3
 
 # %% [markdown]
-# On average it can: 0.93 against 0.35 (125 answers each, one seed). But a quarter of the answers
-# about hidden countries are above 0.54, and only 6% are right. So the probability is a hint, and no
-# proof.
+# On average, the model is surer of an answer that its corpus told: 0.93 against 0.35 (125 answers
+# each, one seed). But a quarter of the answers about hidden countries are above 0.54, and only 6%
+# are right. So the probability is a hint, and no proof.
 #
 # ### Backwards
 #
@@ -865,9 +866,9 @@ assert round(seeds.loc["all weights", "max"], 3) < round(seeds.loc["LoRA", "min"
 
 # %% [markdown]
 # The seeds agree. Tuned with LoRA, the base is right in 97.2% to 98.0%. The control is right in
-# 97.6% to 100% where its corpus told the facts, and in 4.0% to 10.4% where it did not. Random
-# weights, tuned, reach 8.0% to 10.8%. Tuning all weights of the base reaches 89.6% to 92.8%, less
-# than LoRA (one learning rate each).
+# 97.6% to 100% where its corpus told the facts, and in 4.0% to 10.4% where it did not. A model with
+# random weights, tuned on the same pairs, reaches 8.0% to 10.8%. Tuning all weights of the base
+# reaches 89.6% to 92.8%, less than LoRA (one learning rate each).
 #
 # So for this model and its generated texts, the *facts* come from pre-training and the *answering*
 # from tuning. This does not show that tuning *cannot* teach facts: nobody here tried. That large

@@ -202,8 +202,8 @@ assert small.peak_reserved_mb * 1e6 < usable_bytes("t4")
 # 16 GB can run the recipe with two rows at a time: the prediction is 10.5 GB.
 #
 # The recipe as code comes next. Steps, batch and learning rate depend on the machine. On a CPU we
-# train Yoda's style for only 30 steps, at ten times the learning rate in the table. On a GPU the
-# recipe takes 120 steps at 2e-4. We expect that this is enough, but we have not measured it.
+# train Yoda's style for only 30 steps, at ten times the learning rate in the table. On a GPU we
+# take 120 steps at 2e-4. We expect that this is enough, but we have not measured it.
 
 # %%
 from peft import LoraConfig, prepare_model_for_kbit_training
@@ -746,8 +746,8 @@ assert verdicts["difference"].tolist() == [
 # - **1 Speed holds** by the rule, with a difference of 0.01 (0.01 to 0.01) that hardly matters. The
 #   instruct model gave more right answers after equal steps, by 0.26 (0.00 to 0.52). But when the
 #   base went on until it had seen as many tokens in all, 82% of its answers were right, against
-#   47%. The claim that the instruct model is better with equal tokens does not hold. More training
-#   on such questions did more than training on others.
+#   47%. The claim that the instruct model is better with equal tokens does not hold. So more
+#   training on these very questions helped more than instruction tuning on other topics did.
 # - **2 Disruption holds**: of the questions on other topics, the instruct model answered 79% before
 #   and 3% after. But the base has no advantage: it answers 0% afterwards, because it never could.
 #   Before the tuning, both models could complete sentences about these topics. Of this ability, the

@@ -831,9 +831,9 @@ assert found.accuracy > 0.7
 assert found.low > 0.55
 
 # %% [markdown]
-# It is right in all 40 pairs. Many people guess little more than half, because in section 2
-# the same model answered only 39% of the questions. But recognising an answer is easier than saying
-# it.
+# The chat model finds the true sentence likelier in all 40 pairs. Many people guess little more
+# than half, because in section 2 the same model answered only 39% of the questions. But recognising
+# an answer is easier than saying it.
 #
 # ### Ask for a verdict: a warning
 #
@@ -1164,9 +1164,9 @@ assert paired_test(scores["tuned"], scores["base"]).p_value > 0.05
 assert paired_test(scores["20 pairs"], scores["base"]).difference.high < -0.1
 
 # %% [markdown]
-# *tuned* lost 2 of 200 items, which proves no loss (p = 0.5). *20 pairs* lost 46: 23 points, with
-# an interval from 18 to 30. One seed each. For a large model, MMLU asks this about knowledge, and
-# IFEval about instructions that a program can check. (Notebook 07 counts 40 of these offline.)
+# *tuned* lost 2 of 200 items. This is no proof of a loss (p = 0.5). *20 pairs* lost 46: 23 points,
+# with an interval from 18 to 30. One seed each. For a large model, MMLU asks this about knowledge,
+# and IFEval about instructions that a program can check. (Notebook 07 counts 40 of these offline.)
 # `lm-eval` fetches both from the hub by name. Put your adapter's folder into `ADAPTER`. A limit of
 # 40 items gives a first look, not a figure to quote.
 

@@ -172,8 +172,8 @@ assert of_means > all_tokens + 0.5
 # Rank 0's share is a half, and it should be a tenth. With a mean of means, each of rank 0's 10
 # tokens weighs nine times as much as each of rank 1's 90. A mean of means is the mean only if all
 # parts have the same size. The same happens with gradient accumulation, where micro-batches take
-# the place of ranks. The remedy is in the last line: add up the losses of all tokens, and divide by
-# the number of all tokens.
+# the place of ranks. The fix is in the last line of the output: add up the losses of all tokens,
+# and divide by the number of all tokens.
 #
 # ## 2. The same training on one process and on two
 #
@@ -487,11 +487,11 @@ assert not table.loc["1 GPU", "fits"]
 # large pieces which are sent while the backward pass still runs. This second copy takes 16 GB.
 #
 # With FSDP2, two GPUs need half each, and four need a quarter. With eight it is 11.5 GB and not 10,
-# because the peak has moved. In the rows above, it is in the optimizer's step, where Adam makes a
-# temporary copy of all that it updates (drawn with the activations). With eight GPUs it is in the
-# backward pass, where the gathered layers and the activations count, and these do not shrink. With
-# *offload* the shards wait in the CPU's memory, and each step moves them to the GPU and back. This
-# is slow.
+# because the peak has moved. In the rows above, the peak is in the optimizer's step, where Adam
+# makes a temporary copy of all that it updates (drawn with the activations). With eight GPUs it is
+# in the backward pass, where the gathered layers and the activations count, and these do not
+# shrink. With *offload* the shards wait in the CPU's memory, and each step moves them to the GPU
+# and back. This is slow.
 #
 # On one GPU the training just fails to fit: 80.4 GB would be allocated, and PyTorch has to reserve
 # more than that, because of gaps.
