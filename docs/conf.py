@@ -53,6 +53,7 @@ html_theme = "sphinx_book_theme"
 html_title = project
 html_static_path = ["_static"]
 html_css_files = ["course.css"]
+html_favicon = "_static/favicon.svg"
 html_show_sphinx = False
 html_last_updated_fmt = None
 html_extra_path = [str(ROOT / "build" / "site-source" / "_extra")]

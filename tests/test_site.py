@@ -497,13 +497,54 @@ def test_pages_in_a_browser(page: Page, address: str, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["light", "dark"])
 @pytest.mark.parametrize(
     ("query", "found"),
-    [("perplexity", "04.1_quantization"), ("predict", "api/memory"), ("merge", "glossary")],
+    [
+        ("perplexity", "04.1_quantization"),
+        ("predict", "api/memory"),
+        ("merge", "glossary"),
+        ("catastrophic forgetting", "glossary"),
+        ("DPO", "glossary"),
+        ("QLoRA", "glossary"),
+        ("out of memory", "glossary"),
+    ],
 )
 def test_the_search_finds(page: Page, address: str, query: str, found: str, mode: str) -> None:
     """A word of a notebook, a name of the package, and a term of the glossary."""
     visit(page, f"{address}/search.html?q={query}", mode)
     page.locator(f"#search-results li a[href*='{found}']").first.wait_for()
     assert page.evaluate(_CONTRAST, "#search-results li a") > _READABLE
+
+
+def test_all_links_lead_somewhere(built: Path) -> None:
+    """Of every page, the API's and the deck's too: the file is there, and the place in it."""
+    pages = {path: path.read_text(encoding="utf-8") for path in built.rglob("*.html")}
+    places = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in pages.items()}
+    dead = []
+    for path, text in pages.items():
+        for link in set(re.findall(r'<a [^>]*?href="([^"]+)"', text)):
+            address, _, place = html.unescape(link).partition("#")
+            if re.match(r"[a-z]+:|//", address):
+                continue
+            target = (path.parent / address).resolve() if address else path
+            lost = place and target in places and place not in places[target]
+            if lost or not target.exists():
+                dead.append(f"{path.name}: {link}")
+    assert not dead, dead[:20]
+
+
+def test_no_page_is_wider_than_a_phone(page: Page, address: str, built: Path) -> None:
+    """At 390 pixels, text wraps, and what cannot wrap scrolls inside itself."""
+    before = page.viewport_size
+    page.set_viewport_size({"width": 390, "height": 844})
+    wide = {}
+    for path in sorted(built.rglob("*.html")):
+        if "_static" in path.parts or path.stem == "deck":
+            continue
+        visit(page, f"{address}/{path.relative_to(built)}", "light")
+        width = page.evaluate("document.documentElement.scrollWidth")
+        if width > 390:
+            wide[path.name] = width
+    page.set_viewport_size(before)
+    assert not wide
 
 
 def test_clicking_through(page: Page, address: str) -> None:

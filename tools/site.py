@@ -688,6 +688,14 @@ def slides_page() -> None:
         for path in (DECK, DECK.with_suffix(".pdf")):
             if path.exists():
                 copy(path, SOURCE / "_extra" / "slides" / path.name)
+        # In the deck the notebooks are beside the course's folder; here they are pages.
+        deck = SOURCE / "_extra" / "slides" / DECK.name
+        pages = re.sub(
+            r'href="\.\./\.\./notebooks/([^"]+)\.ipynb"',
+            r'href="../notebooks/\1.html"',
+            deck.read_text(encoding="utf-8"),
+        )
+        deck.write_text(pages, encoding="utf-8")
         text = (
             "The slides follow the notebooks, and their figures are the notebooks' own.\n\n"
             '<p><a href="slides/deck.html">Open the slides</a></p>'
