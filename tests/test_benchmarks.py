@@ -12,6 +12,7 @@ from conftest import ROOT
 
 from benchmarks import (
     base_vs_instruct,
+    handoff,
     instruct_pair,
     lora_rates,
     memory,
@@ -338,3 +339,27 @@ def test_memory_tells_how_far_it_is_off() -> None:
     assert "model facebook/opt-350m" in told
     assert "peak of phase forward" in told
     assert "OOM: tiiuae/falcon-7b" in told
+
+
+def test_handoff_names_what_it_can_measure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is loaded."""
+    with pytest.raises(SystemExit):
+        handoff.main(["GGUF, 3 bits"])
+    assert "GGUF, 4 bits" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        handoff.main(["--adapter", str(tmp_path)])
+    assert "no adapter_config.json" in capsys.readouterr().err
+
+
+def test_handoff_was_measured_alike() -> None:
+    """Each step once, on the same prompts, whose tokens are all equal; exact merging is exact."""
+    rows = {row["step"]: row for row in whole_rows(handoff.RESULTS)}
+    assert rows.keys() <= set(handoff.NAMES)
+    assert len(rows) == len(whole_rows(handoff.RESULTS))
+    assert {(row["prompts"], row["same_prompts"]) for row in rows.values()} == {(200, 200)}
+    assert rows["merged, float32"]["same_replies"] == 200
+    for name in ("saved in bfloat16", "GGUF, 16 bits"):
+        if name in rows:
+            assert rows[name]["same_replies"] + rows[name]["near_ties"] == 200
