@@ -1753,7 +1753,7 @@ def test_right_names_of_faults(right: Callable) -> None:
             lambda mine, its, bos: (
                 "bos twice" if its[:2] == [bos, bos] else by_cutting(mine, its, 1)
             ),
-            "",
+            "'bos twice' is not what differs",
         ),
         (lambda mine, its, bos: by_cutting(its, mine, bos), "is not what differs"),
         (

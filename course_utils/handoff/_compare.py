@@ -256,7 +256,20 @@ class Reference:
                 return SAME, ""
             return UNKNOWN, "this server does not tell probabilities; look at the replies"
         if found.kl < _SAME_KL:
-            return SAME, ""
+            apart = len(replies) - found.same_replies - found.near_ties
+            if apart <= len(replies) / 4:
+                return SAME, ""
+            pairs = [(own.strip(), reply) for own, reply in zip(self.replies, replies, strict=True)]
+            early = sum(
+                reply.finished and own.startswith(reply.text.strip()) and own != reply.text.strip()
+                for own, reply in pairs
+            )
+            if early > len(replies) / 4:
+                return OTHER, f"another EOS token: {early} replies end too early"
+            return OTHER, (
+                f"the same probabilities, and {apart} other replies: one side samples, or has a "
+                "penalty for repetition (generation_config.json)"
+            )
         name, nearest = self._suspect(there)
         if nearest < _NEARER * found.kl:
             return OTHER, f"{name} (with this fault, the reference is {nearest:.5f} nats away)"
@@ -381,7 +394,7 @@ def _faults(
             yield "the adapter's scale, lora_alpha / r, is left out", lambda: scaled(None)
         yield (
             "the base was in 4 bits (nf4) when the adapter was merged",
-            lambda: _rounded(layers, model),
+            lambda: _rounded(model),
         )
     elif base is not None:
         yield "the adapter is not applied", lambda: as_is(base)
@@ -398,15 +411,20 @@ def _rope_theta(model: torch.nn.Module) -> float | None:
 
 
 @contextlib.contextmanager
-def _rounded(layers: list, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """With the base's matrices rounded to nf4, as merging into a 4-bit model finds them."""
+def _rounded(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """With the base's matrices rounded to nf4, as merging into a 4-bit model finds them.
+
+    All linear layers but the output layer, whether they have an adapter or not.
+    """
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    kept = []
+    output, kept = model.get_output_embeddings(), []
     try:
-        for layer in layers:
-            weight = layer.get_base_layer().weight
-            if weight.dim() == 2 and weight.is_floating_point():
+        for name, module in model.named_modules():
+            if not isinstance(module, torch.nn.Linear) or ".lora_" in name or module is output:
+                continue
+            weight = module.weight
+            if weight.is_floating_point():
                 kept.append((weight, weight.data))
                 packed, state = quantize_4bit(weight.data.contiguous(), quant_type="nf4")
                 weight.data = dequantize_4bit(packed, state).to(weight.dtype)

@@ -3,22 +3,54 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import gguf
 import numpy as np
-from jinja2 import TemplateSyntaxError
+from jinja2 import TemplateSyntaxError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from course_utils._core import checks
 from course_utils._core.files import locked, make_folder, saying_why
-from course_utils.errors import CourseError, DamagedFile, ImpossibleSetup
+from course_utils.errors import CourseError, DamagedFile, ImpossibleSetup, NotEnoughDisk
 from course_utils.models._converter import converter
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+# What Python and NumPy say of a write that failed for want of room.
+_FULL = re.compile(r"No space left|quota exceeded|File too large|requested and \d+ written")
+
+
+class _Generation(Extension):
+    """The tag by which templates mark the model's own words; transformers and llama.cpp know it."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Read on to the end of the tag."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def parse_template(text: str) -> None:
+    """Parse a chat template in the sandboxed Jinja, and do not run it.
+
+    Raises:
+        ValueError: it does not parse.
+    """
+    try:
+        ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(
+            text
+        )
+    except TemplateSyntaxError as error:
+        raise ValueError(f"{error.message}, in line {error.lineno}") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def check_gguf(path: str | Path) -> gguf.GGUFReader:
@@ -63,11 +95,11 @@ def check_gguf(path: str | Path) -> gguf.GGUFReader:
         ) from None
     if text is not None:
         try:
-            ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(str(text))
-        except TemplateSyntaxError as error:
+            parse_template(str(text))
+        except ValueError as error:
             raise DamagedFile(
-                f"The chat template in {file} does not parse: {error.message}, in line "
-                f"{error.lineno}. Convert the model again from a tokenizer whose template works."
+                f"The chat template in {file} does not parse: {error}. Convert the model again "
+                "from a tokenizer whose template works."
             ) from None
     return reader
 
@@ -83,9 +115,16 @@ def _convert(script: str, what: str, target: str | Path, *arguments: str) -> Pat
             done = subprocess.run(command, capture_output=True, text=True, env=_environment())
             if done.returncode:
                 told = done.stderr.strip().splitlines()
-                full = next((line for line in told if "No space left" in line), None)
+                if full := next((line for line in told if _FULL.search(line)), None):
+                    raise NotEnoughDisk(
+                        f"{what} could not be converted: the disk is full ({full}). {file} is "
+                        "unchanged. Free some space, and try again."
+                    )
+                said = (told or ["nothing was said"])[-1]
+                if done.returncode < 0:
+                    said = f"the system ended it (signal {-done.returncode}). Is the memory full?"
                 raise CourseError(
-                    f"{what} could not be converted: {full or (told or ['nothing was said'])[-1]}\n"
+                    f"{what} could not be converted: {said}\n"
                     f"{file} is unchanged. The command was: {' '.join(command)}"
                 )
             check_gguf(partial)
@@ -145,6 +184,7 @@ def lora_to_gguf(folder: str | Path, base: str | Path, target: str | Path) -> Pa
 
     Raises:
         BadValue: not the folder of an adapter, or no such base.
+        DamagedFile: one of their files is not whole.
         ImpossibleSetup: the adapter's matrices do not fit those of the base.
         CourseError: the converter fails, with what it said.
         NotEnoughDisk: the disk is full.
@@ -154,8 +194,9 @@ def lora_to_gguf(folder: str | Path, base: str | Path, target: str | Path) -> Pa
     model = checks.path("base", base, folder=True)
     if not all((source / name).is_file() for name in _ADAPTER):
         raise checks.refuse("folder", str(folder), f"a folder with {' and '.join(_ADAPTER)}")
-    if not (model / "config.json").is_file():
-        raise checks.refuse("base", str(base), "the folder of the base model, with its config.json")
+    if not (model / "config.json").is_file() or not list(model.glob("*.safetensors")):
+        kind = "the folder of the base model, with config.json and *.safetensors"
+        raise checks.refuse("base", str(base), kind)
     _check_fits(source, model)
     arguments = (str(source), "--base", str(model), "--outtype", "f16")
     return _convert("convert_lora_to_gguf.py", source.name, target, *arguments)
@@ -163,26 +204,32 @@ def lora_to_gguf(folder: str | Path, base: str | Path, target: str | Path) -> Pa
 
 def _check_fits(adapter: Path, base: Path) -> None:
     """Hold each of the adapter's matrices against the one that it is added to."""
-    from safetensors import safe_open
-
     shapes: dict[str, list[int]] = {}
     for file in base.glob("*.safetensors"):
+        shapes |= _shapes(file)
+    for name, shape in _shapes(adapter / _ADAPTER[1]).items():
+        if not name.endswith((".lora_A.weight", ".lora_B.weight")):
+            continue
+        matrix = name.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] + ".weight"
+        side = 1 if ".lora_A." in name else 0
+        if matrix not in shapes or shapes[matrix][side] != shape[side]:
+            there = f"there it is {shapes[matrix]}" if matrix in shapes else "there it is not"
+            raise ImpossibleSetup(
+                f"The adapter {adapter} is for another model than {base}: its {name} is {shape}, "
+                f"to be added to {matrix}, and {there}. Its adapter_config.json names the model "
+                "that it was trained on."
+            )
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    """The shape of each tensor in a file of safetensors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
         with safe_open(file, "pt") as opened:
-            shapes |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
-    with safe_open(adapter / _ADAPTER[1], "pt") as opened:
-        for name in opened.keys():  # noqa: SIM118
-            if not name.endswith((".lora_A.weight", ".lora_B.weight")):
-                continue
-            matrix = name.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] + ".weight"
-            side = 1 if ".lora_A." in name else 0
-            size = opened.get_slice(name).get_shape()[side]
-            if matrix not in shapes or shapes[matrix][side] != size:
-                there = f"{matrix} is {shapes[matrix]}" if matrix in shapes else f"has no {matrix}"
-                raise ImpossibleSetup(
-                    f"The adapter {adapter} is for another model than {base}: its {name} has "
-                    f"{size} on that side, and the base {there}. Its adapter_config.json names the "
-                    "model that it was trained on."
-                )
+            return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise DamagedFile(f"{file} is not whole ({error}). Save or copy it again.") from None
 
 
 def to_4_bits(source: str | Path, target: str | Path) -> Path:
@@ -200,11 +247,13 @@ def to_4_bits(source: str | Path, target: str | Path) -> Path:
 
     Raises:
         BadValue: no such file.
-        DamagedFile: it is not whole.
+        DamagedFile: it is not whole, or does not name its architecture.
         ImpossibleSetup: its weights are rounded already.
         NotEnoughDisk: the disk is full.
     """
     reader = check_gguf(source)
+    if "general.architecture" not in reader.fields:
+        raise DamagedFile(f"{source} has no general.architecture, so it is no model.")
     file = checks.path("target", target, folder=False)
     kinds = gguf.GGMLQuantizationType
     rounded = {t.tensor_type for t in reader.tensors} - {kinds.F32, kinds.F16, kinds.BF16}
@@ -229,6 +278,7 @@ def _write_rounded(reader: gguf.GGUFReader, target: Path) -> None:
     kinds = gguf.GGMLQuantizationType
     architecture = str(reader.fields["general.architecture"].contents())
     writer = gguf.GGUFWriter(target, architecture)
+    writer.data_alignment = reader.alignment
     for name, field in reader.fields.items():
         if name.startswith("GGUF.") or name == "general.architecture":
             continue

@@ -10,12 +10,10 @@ from typing import Any
 
 import torch
 from gguf import GGUFReader
-from jinja2 import TemplateSyntaxError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from course_utils._core import checks
 from course_utils.errors import BadValue, CourseError, ImpossibleSetup
-from course_utils.handoff._gguf import check_gguf
+from course_utils.handoff._gguf import check_gguf, parse_template
 
 
 def serve_gguf(
@@ -61,12 +59,11 @@ def serve_gguf(
     for adapter in files:
         _check_adapter(adapter, path, reader)
     if template is not None:
+        checks.text("template", template)
         try:
-            ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(
-                checks.text("template", template)
-            )
-        except TemplateSyntaxError as error:
-            raise ImpossibleSetup(f"The template does not parse: {error.message}.") from None
+            parse_template(template)
+        except ValueError as error:
+            raise ImpossibleSetup(f"The template does not parse: {error}.") from None
     if port:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -109,7 +106,8 @@ def _serving(settings: Any, path: str | Path) -> Iterator[str]:
     except RuntimeError as error:
         raise CourseError(
             f"llama.cpp could not load {path}: {error} Its architecture may be too new for the "
-            "installed xllamacpp, or the memory too small."
+            "installed xllamacpp, its chat template may fail when it is filled in, or the memory "
+            "may be too small."
         ) from None
     try:
         yield server.listening_address
@@ -120,7 +118,8 @@ def _serving(settings: Any, path: str | Path) -> Iterator[str]:
 def _check_adapter(adapter: str | Path, path: str | Path, model: GGUFReader) -> None:
     """Refuse an adapter whose matrices the model does not have, before llama.cpp does."""
     reader = check_gguf(adapter)
-    if str(reader.fields["general.type"].contents()) != "adapter":
+    kind = reader.fields.get("general.type")
+    if kind is None or kind.contents() != "adapter":
         raise ImpossibleSetup(f"{adapter} is not an adapter, but a model of its own.")
     shapes = {tensor.name: [int(size) for size in tensor.shape] for tensor in model.tensors}
     for tensor in reader.tensors:

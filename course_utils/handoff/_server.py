@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,6 +16,7 @@ from course_utils.errors import BadValue, CourseError, shown
 from course_utils.handoff._deployment import LISTED, Answer, Messages, Position
 
 _SECONDS = 120.0
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Server:
@@ -53,25 +56,37 @@ class Server:
             address = httpx.URL("")
         if address.scheme not in ("http", "https") or not address.host:
             raise checks.refuse("url", url, "an address such as http://127.0.0.1:8080")
+        if address.userinfo:
+            raise BadValue("url holds a name or a password. Put the key into key_variable's.")
         if model is not None:
             checks.text("model", model, empty=False)
         if key_variable is not None:
             checks.text("key_variable", key_variable, empty=False)
         self.adapters = _strengths(adapters)
-        key = os.environ.get(key_variable) if key_variable else None
+        key = os.environ.get(key_variable, "").strip() if key_variable else ""
         if key_variable and not key:
             raise BadValue(f"The environment variable {key_variable} is not set.")
-        if key and address.scheme == "http" and address.host not in ("127.0.0.1", "localhost"):
+        if not (key.isascii() and key.isprintable()):
+            raise BadValue(f"What {key_variable} holds is no key: not all of it is plain ASCII.")
+        if key and address.scheme == "http" and address.host not in _LOOPBACK:
             raise BadValue(
                 f"A key would go to {address.host} unencrypted. Use https, or leave "
                 "key_variable out."
             )
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(base_url=self.url, headers=headers, timeout=_SECONDS)
-        known = self._get("/v1/models") or {}
-        listed = [entry for entry in known.get("data") or [] if isinstance(entry, dict)]
-        self._meta: dict[str, Any] = (listed[0].get("meta") or {}) if listed else {}
-        self.model = model or (listed[0].get("id") if listed else None) or "model"
+        self._client = httpx.Client(
+            base_url=self.url,
+            headers=headers,
+            timeout=_SECONDS,
+            # A proxy has no business between this machine and itself.
+            trust_env=address.host not in _LOOPBACK,
+        )
+        data = (self._get("/v1/models") or {}).get("data")
+        listed = [e for e in data if isinstance(e, dict)] if isinstance(data, list) else []
+        entry = next((e for e in listed if e.get("id") == model), listed[0] if listed else {})
+        meta = entry.get("meta")
+        self._meta: dict[str, Any] = meta if isinstance(meta, dict) else {}
+        self.model = model or str(entry.get("id") or "model")
         props = self._get("/props") or {}
         self._ftype = props.get("model_ftype")
         self._is_llama_cpp = "chat_template" in props and "total_slots" in props
@@ -84,7 +99,8 @@ class Server:
     @property
     def vocabulary(self) -> int | None:
         """The number of tokens, where the server says it."""
-        return self._meta.get("n_vocab")
+        told = self._meta.get("n_vocab")
+        return told if isinstance(told, int) else None
 
     def _get(self, path: str) -> dict[str, Any] | None:
         try:
@@ -113,9 +129,26 @@ class Server:
             said = told.get("message", told) if isinstance(told, dict) else told
             raise CourseError(
                 f"{self.name} at {self.url}{path} answered with status {answer.status_code}: "
-                f"{shown(said)}"
+                f"{self._shown(said)}"
             )
         return found
+
+    def _shown(self, told: Any) -> str:
+        """What a server told, without the key: some repeat it."""
+        key = self._client.headers.get("Authorization", "").removeprefix("Bearer ")
+        if key and key in (said := told if isinstance(told, str) else repr(told)):
+            told = said.replace(key, "…")
+        return shown(told)
+
+    @contextlib.contextmanager
+    def _reading(self, answer: dict[str, Any], like: str) -> Iterator[None]:
+        """Say what came where an answer has another form."""
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            raise CourseError(
+                f"{self.name} at {self.url} did not answer as {like} do: {self._shown(answer)}"
+            ) from None
 
     def _lost(self, error: httpx.HTTPError) -> CourseError:
         kind = "did not answer in time" if isinstance(error, httpx.TimeoutException) else "is gone"
@@ -128,15 +161,19 @@ class Server:
     def prompt_ids(self, messages: Messages) -> list[int] | None:
         """The tokens of a conversation, as the server makes them."""
         if self._is_llama_cpp:
-            text = self._post("/apply-template", {"messages": list(messages)})["prompt"]
-            body = {"content": text, "add_special": True, "parse_special": True}
-            return [int(token) for token in self._post("/tokenize", body)["tokens"]]
+            found = self._post("/apply-template", {"messages": list(messages)})
+            with self._reading(found, "llama.cpp's servers"):
+                body = {"content": found["prompt"], "add_special": True, "parse_special": True}
+            found = self._post("/tokenize", body)
+            with self._reading(found, "llama.cpp's servers"):
+                return [int(token) for token in found["tokens"]]
         try:
             found = self._post("/tokenize", {"model": self.model, "messages": list(messages)})
         except CourseError:
             return None
         tokens = found.get("tokens")
-        return [int(token) for token in tokens] if isinstance(tokens, list) else None
+        is_told = isinstance(tokens, list) and all(isinstance(token, int) for token in tokens)
+        return tokens if is_told else None
 
     def replies(self, prompts: Sequence[Messages], max_tokens: int) -> list[Answer]:
         """Greedy replies, one after the other."""
@@ -151,16 +188,17 @@ class Server:
             if self._is_llama_cpp:
                 body["cache_prompt"] = False
             answer = self._post("/v1/chat/completions", body)
-            try:
+            with self._reading(answer, "OpenAI's chat.completions"):
                 choice = answer["choices"][0]
-                text, ended = choice["message"]["content"] or "", choice["finish_reason"]
-            except (KeyError, IndexError, TypeError):
-                raise CourseError(
-                    f"{self.name} at {self.url} did not answer as OpenAI's chat.completions do: "
-                    f"{shown(answer)}"
-                ) from None
-            used = (answer.get("usage") or {}).get("prompt_tokens")
-            found.append(Answer(text, ended == "stop", used))
+                text = checks.text("content", choice["message"]["content"] or "")
+                used = (answer.get("usage") or {}).get("prompt_tokens")
+                found.append(
+                    Answer(
+                        text,
+                        choice["finish_reason"] == "stop",
+                        used if isinstance(used, int) else None,
+                    )
+                )
         return found
 
     def positions(self, prompt: list[int], reply: list[int]) -> list[Position] | None:
@@ -177,13 +215,15 @@ class Server:
                 # What another adapter has read must not be gone on from.
                 "cache_prompt": done > 0,
             }
-            listed = self._post("/completion", body)["completion_probabilities"][0]["top_logprobs"]
-            found.append(
-                Position(
-                    np.asarray([entry["id"] for entry in listed], dtype=np.int64),
-                    np.asarray([entry["logprob"] for entry in listed], dtype=np.float64),
+            answer = self._post("/completion", body)
+            with self._reading(answer, "llama.cpp's servers"):
+                listed = answer["completion_probabilities"][0]["top_logprobs"]
+                found.append(
+                    Position(
+                        np.asarray([entry["id"] for entry in listed], dtype=np.int64),
+                        np.asarray([entry["logprob"] for entry in listed], dtype=np.float64),
+                    )
                 )
-            )
         return found
 
 
@@ -227,25 +267,29 @@ def _pieces(client: Any, retries: int, request: dict[str, Any]) -> Iterator[str]
     from openai import APIConnectionError
 
     given = ""
-    for attempt in range(retries + 1):
-        again = ""
+    for _ in range(retries + 1):
+        again, ended, why = "", False, "without a finish_reason"
         try:
             for chunk in client.chat.completions.create(stream=True, **request):
-                piece = (chunk.choices[0].delta.content or "") if chunk.choices else ""
-                again += piece
+                if not chunk.choices:
+                    continue
+                again += chunk.choices[0].delta.content or ""
+                ended = ended or chunk.choices[0].finish_reason is not None
                 if not (again.startswith(given) or given.startswith(again)):
-                    raise CourseError(
-                        f"The connection broke after {shown(given)}, and the reply to the same "
-                        "request now begins differently. Ask with temperature=0, or take the new "
-                        "reply whole."
-                    )
+                    break
                 if len(again) > len(given):
                     yield again[len(given) :]
                     given = again
+        except (APIConnectionError, httpx.TransportError, json.JSONDecodeError) as error:
+            why = type(error).__name__
+        if not given.startswith(again) or (ended and again != given):
+            raise CourseError(
+                f"The connection broke after {shown(given)}, and the reply to the same request now "
+                "begins differently. Ask with temperature=0, or take the new reply whole."
+            )
+        if ended:
             return
-        except (APIConnectionError, httpx.TransportError) as error:
-            if attempt == retries:
-                raise CourseError(
-                    f"The server ended the connection {attempt + 1} times "
-                    f"({type(error).__name__}); the reply so far was {shown(given)}."
-                ) from None
+    raise CourseError(
+        f"The server ended the connection {retries + 1} times ({why}); the reply so far was "
+        f"{shown(given)}."
+    )
