@@ -1661,7 +1661,7 @@ def gguf_mb(matrices: int, embeddings: int, others: int, fmt: str, **changed: ob
     return (size + changed.get("each", 4) * others) / changed.get("unit", 1e6)
 
 
-def by_bits(matrices: int, embeddings: int, others: int, fmt: str) -> float:
+def size_by_bits(matrices: int, embeddings: int, others: int, fmt: str) -> float:
     """10.1 by bits a weight."""
     bits = {"f16": 16, "q8_0": 8.5, "q4_0": 4.5}
     large = 8.5 if fmt == "q4_0" else bits[fmt]
@@ -1675,7 +1675,7 @@ def by_table(matrices: int, embeddings: int, others: int, fmt: str) -> Fraction:
     return whole / 1_000_000
 
 
-@pytest.mark.parametrize("right", [gguf_mb, by_bits, by_table])
+@pytest.mark.parametrize("right", [gguf_mb, size_by_bits, by_table])
 def test_right_sizes(right: Callable) -> None:
     """By blocks, by bits, in fractions."""
     verdict = exercises.grade("10.1", right)

@@ -775,14 +775,14 @@ def what_differs(mine, its, bos):
 check("10.2", what_differs)
 
 # %% [markdown]
-# **10.3 · Alone: how far apart?** Write `kl(p, q)` for two lists of probabilities of the same tokens:
+# **10.3 · Alone: how far apart?** Write `divergence(p, q)` for two lists of probabilities of the same tokens:
 # the sum of `p * log(p / q)`, in nats. Where `p` is 0, the term is 0. Where `q` is 0 and `p` is not,
 # the result is infinite. Then find the mistake in the sentence "The KL from the server to the
 # reference is the same as the other way round".
 
 
 # %% tags=["exercise"]
-def kl(p, q):
+def divergence(p, q):
     """The Kullback-Leibler divergence of q from p, in nats."""
     ### BEGIN SOLUTION
     import math
@@ -798,7 +798,7 @@ def kl(p, q):
 
 
 # %%
-check("10.3", kl)
+check("10.3", divergence)
 
 # %% [markdown]
 # Solutions: `notebooks/solutions/10_hand_off.py`.
