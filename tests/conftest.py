@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 COSTS = {
     "notebook": ("test_faults_cells", "test_solved_notebooks"),
     "browser": ("test_site", "test_slides", "test_atlas"),
-    "network": ("test_setup", "test_notebooks", "test_package", "test_lab"),
+    "network": ("test_setup", "test_notebooks", "test_package", "test_lab", "test_handoff"),
     "training": (
         *("test_memory_predict", "test_memory_trainers", "test_memory_loading", "test_preflight"),
         *("test_preflight_use", "test_pretraining", "test_replay", "test_silent_faults"),

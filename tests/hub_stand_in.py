@@ -6,6 +6,7 @@ course's hub code runs unchanged against it.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -81,6 +82,8 @@ class HubStandIn:
         hang: every answer waits; with a pattern, those to paths that fit it.
         answers: by a pattern of the path, a status with headers and a body to answer with instead.
         trickle: files come a byte a second.
+        uploaded: what was uploaded: by repository, the files by name.
+        private: the repositories that were made private.
     """
 
     def __init__(self, port: int):
@@ -90,6 +93,9 @@ class HubStandIn:
         self.hang: bool | str = False
         self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
         self.trickle = False
+        self.uploaded: dict[str, dict[str, bytes]] = {}
+        self.private: set[str] = set()
+        self._stored: dict[str, bytes] = {}
         self.release = threading.Event()
         stand_in = self
 
@@ -105,6 +111,12 @@ class HubStandIn:
 
             def do_GET(self) -> None:
                 stand_in.answer(self)
+
+            def do_POST(self) -> None:
+                stand_in.take(self)
+
+            def do_PUT(self) -> None:
+                stand_in.take(self)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.server.daemon_threads = True
@@ -132,6 +144,48 @@ class HubStandIn:
         """An error as the hub sends it: the client reads the code from a header."""
         body = json.dumps({"error": code}).encode()
         self.send(request, status, body, {"X-Error-Code": code, "X-Error-Message": code})
+
+    def take(self, request: BaseHTTPRequestHandler) -> None:
+        """Take an upload: a new repository, large files one by one, and the commit of all."""
+        path = unquote(urlsplit(request.path).path)
+        self.requests.append(path)
+        body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
+        answer: dict = {}
+        if request.command == "PUT":
+            self._stored[path.removeprefix("/large/")] = body
+        elif path == "/api/validate-yaml":
+            answer = {"errors": [], "warnings": []}
+        elif path == "/api/repos/create":
+            told = json.loads(body)
+            name = f"{told['organization']}/{told['name']}"
+            self.uploaded[name] = {}
+            self.private |= {name} if told.get("visibility") == "private" else set()
+            answer = {"url": f"http://{request.headers['Host']}/{name}"}
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+            names = [file["path"] for file in json.loads(body)["files"]]
+            modes = {name: "lfs" if name.endswith(LARGE) else "regular" for name in names}
+            told = [{"path": n, "uploadMode": m, "shouldIgnore": False} for n, m in modes.items()]
+            answer = {"files": told}
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            for entry in objects:
+                href = f"http://{request.headers['Host']}/large/{entry['oid']}"
+                entry["actions"] = {"upload": {"href": href}}
+            answer = {"transfer": "basic", "objects": objects}
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+            for entry in map(json.loads, body.splitlines()):
+                value, files = entry["value"], self.uploaded[found[1]]
+                if entry["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif entry["key"] == "lfsFile":
+                    files[value["path"]] = self._stored[value["oid"]]
+            url = f"http://{request.headers['Host']}/{found[1]}/commit/{'0' * 40}"
+            answer = {"commitUrl": url, "commitOid": "0" * 40}
+        else:
+            self.error(request, 404, "RepoNotFound")
+            return
+        kind = {"Content-Type": "application/json"}
+        self.send(request, 200, json.dumps(answer).encode(), kind)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         """Answer one request."""

@@ -46,7 +46,8 @@ class Comparison:
             reference's, in nats per token; None where the other does not tell them. Tokens that
             either does not list count together, so it is a lower bound.
         worst_kl: the largest of one token.
-        loss: the reference's mean loss on the compared texts, in nats per token.
+        loss: the reference's mean loss on the compared texts, in nats per token. A token that is
+            not among the 200 likeliest counts as the last of them.
         loss_change: the other's loss less the reference's, with its 95% interval over prompts.
         verdict: "the same model", "rounded", "another model" or "not told".
         cause: the likely cause, or "".

@@ -55,9 +55,6 @@ def serve_gguf(
     checks.whole("parallel", parallel, least=1, most=64)
     checks.whole("context", context, least=16, most=10**6)
     files = checks.items("adapters", adapters, "files")
-    reader = check_gguf(path)
-    for adapter in files:
-        _check_adapter(adapter, path, reader)
     if template is not None:
         checks.text("template", template)
         try:
@@ -74,6 +71,9 @@ def serve_gguf(
                     f"Port {port} cannot be had ({error.strerror}). Stop the program that has it, "
                     "name another port, or leave it out."
                 ) from None
+    reader = check_gguf(path)
+    for adapter in files:
+        _check_adapter(adapter, path, reader)
     try:
         import xllamacpp
     except ImportError:

@@ -37,8 +37,8 @@ def modelfile(
         The Modelfile's text: FROM, TEMPLATE, SYSTEM, and PARAMETER stop and temperature.
 
     Raises:
-        BadValue: no chat template, one that drops or changes what it is given, or three quotation
-            marks in a row, which would end the Modelfile's own quotation.
+        BadValue: no chat template, one that drops or changes what it is given, or quotation marks
+            that would end the Modelfile's own quotation.
     """
     checks.a("tokenizer", tokenizer, PreTrainedTokenizerBase, "a tokenizer of transformers")
     checks.path("gguf", gguf)
@@ -50,7 +50,8 @@ def modelfile(
     whole = tokenizer.apply_chat_template(messages, tokenize=False)
     asked = tokenizer.apply_chat_template(messages[:2], tokenize=False, add_generation_prompt=True)
     begun = whole.find(_MARKS["assistant"])
-    if any(whole.count(mark) != 1 for mark in _MARKS.values()) or whole[:begun] != asked:
+    alone = all(whole.count(mark) == 1 for mark in _MARKS.values())
+    if not alone or whole.count("{{") != len(_MARKS) or whole[:begun] != asked:
         raise BadValue(
             "The chat template does not write a system prompt, a message and a reply one after the "
             "other, each once, so Ollama's {{ .System }}, {{ .Prompt }} and {{ .Response }} "
@@ -58,6 +59,8 @@ def modelfile(
         )
     if any('"""' in text or text.endswith('"') for text in (whole, system)):
         raise BadValue('The template or the system prompt has """ in it, which ends a quotation.')
+    if any('"' in text for text in stops if text):
+        raise BadValue('stop has " in it, which ends a quotation.')
     lines = [f"FROM {gguf}", f'TEMPLATE """{whole}"""', f'SYSTEM """{system}"""']
     lines += [f'PARAMETER stop "{text}"' for text in dict.fromkeys(stops) if text]
     return "\n".join([*lines, "PARAMETER temperature 0", ""])
