@@ -47,6 +47,7 @@ import openai
 import pandas as pd
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -59,7 +60,8 @@ use_style()
 print(describe())
 root = folder().parent  # the course's folder
 LOCAL = root / "notebooks/models/SmolLM2-135M-Instruct"
-MODEL = str(LOCAL) if LOCAL.exists() else "HuggingFaceTB/SmolLM2-135M-Instruct"
+# The converter needs a folder, so we fetch the model where the set-up has not.
+MODEL = str(LOCAL) if LOCAL.exists() else snapshot_download("HuggingFaceTB/SmolLM2-135M-Instruct")
 work = Path(tempfile.mkdtemp())
 
 # %% [markdown]
